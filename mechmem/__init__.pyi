@@ -1,0 +1,1 @@
+from .data.paragraphs import Paragraphs as Paragraphs

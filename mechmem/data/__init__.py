@@ -1,0 +1,1 @@
+"""Paragraphs, corpora and the synthetic corpus: everything that exists before a model is loaded."""
