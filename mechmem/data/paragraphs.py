@@ -89,6 +89,23 @@ class Paragraphs:
         table = None if self.table is None else self.table.select(index.tolist())
         return Paragraphs(self.tokens[torch.as_tensor(index, dtype=torch.long)], self.prefix_len, table)
 
+    def split_by_cluster(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Paragraphs, Paragraphs]:
+        """Two parts that share no cluster (column `cluster`), so that no near-duplicate of one is in the other.
+
+        Clusters are taken in random order until the first part holds at least `fraction` of the paragraphs.
+
+        Raises:
+            InputError: no column `cluster`, or a fraction outside 0..1.
+        """
+        if not 0 <= fraction <= 1:
+            raise InputError(f"fraction is {fraction}; wanted the first part's share of the paragraphs, 0 to 1")
+        labels, members = np.unique(self.column("cluster"), return_inverse=True)
+        order = np.random.default_rng(seed).permutation(len(labels))
+        sizes = np.bincount(members, minlength=len(labels))[order]
+        needed = np.cumsum(sizes) - sizes < fraction * len(self)
+        first = np.isin(members, order[needed])
+        return self.select(first), self.select(~first)
+
     def column(self, name: str) -> np.ndarray:
         """One column of the table as an array, [paragraph].
 

@@ -1,0 +1,167 @@
+"""Masks: which single weights an intervention may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mechmem.data.atomic import replacing
+from mechmem.data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Chosen weights of a model.
+
+    Attributes:
+        indices: parameter name -> sorted, distinct flat indices (row-major), int64 [chosen]. Parameters without any
+            chosen weight are not listed.
+        shapes: parameter name -> shape, for every parameter the choice was made among, chosen weights or not.
+
+    Raises:
+        InputError: an index is out of range, unsorted or doubled, or belongs to a parameter without a shape.
+    """
+
+    indices: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        for name, chosen in self.indices.items():
+            if name not in self.shapes:
+                raise InputError(f"the mask has indices for '{name}' and no shape; give the parameter's shape too")
+            size = _size(self.shapes[name])
+            if len(chosen) and (int(chosen[0]) < 0 or int(chosen[-1]) >= size or bool((chosen.diff() <= 0).any())):
+                raise InputError(f"indices of '{name}' must be sorted, distinct and within 0..{size - 1}: sort them first")
+        object.__setattr__(self, "indices", {n: i for n, i in sorted(self.indices.items()) if len(i)})
+
+    @property
+    def count(self) -> int:
+        """How many weights are chosen."""
+        return sum(len(chosen) for chosen in self.indices.values())
+
+    @property
+    def total(self) -> int:
+        """How many weights the choice was made among."""
+        return sum(_size(shape) for shape in self.shapes.values())
+
+    @staticmethod
+    def top(weights: Mapping[str, Tensor], *, fraction: float) -> Mask:
+        """The weights with the largest absolute value of a score, usually of the gradient, over all tensors together.
+
+        Of equal scores the one that comes first, by parameter name and flat index, is taken. The count is exact:
+        `round(fraction * total)`, at least one.
+
+        Args:
+            weights: parameter name -> score, element by element, as `weight_gradients` gives.
+            fraction: share of all the weights, 0 < fraction <= 1.
+
+        Raises:
+            InputError: the fraction is out of range, or a score is NaN.
+        """
+        if not 0 < fraction <= 1:
+            raise InputError(f"fraction is {fraction}; wanted 0 < fraction <= 1, for example 0.001 for one in a thousand")
+        names = sorted(weights)
+        total = sum(weights[name].numel() for name in names)
+        wanted = max(1, round(fraction * total))
+        # 1. No tensor can give more than `wanted`: a candidate list of that length for each keeps the memory small.
+        candidates = []
+        for name in names:
+            score = weights[name].detach().abs().flatten().float()
+            if bool(score.isnan().any()):
+                raise InputError(f"the scores of '{name}' hold NaN; weights cannot be ranked: find where the loss broke")
+            kept = _largest(score, min(wanted, score.numel()))
+            candidates.append((name, kept, score[kept]))
+        # 2. The largest among the candidates, which stand in the order of names and indices.
+        best = _largest(torch.cat([scores for _, _, scores in candidates]), wanted)
+        chosen: dict[str, Tensor] = {}
+        start = 0
+        for name, kept, _ in candidates:
+            here = best[(best >= start) & (best < start + len(kept))] - start
+            chosen[name] = kept[here]
+            start += len(kept)
+        return Mask(chosen, {name: tuple(weights[name].shape) for name in names})
+
+    @staticmethod
+    def random_like(mask: Mask, *, seed: int) -> Mask:
+        """As many weights of every tensor as `mask` has there, drawn uniformly: the fair control for it."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = {
+            name: torch.randperm(_size(mask.shapes[name]), generator=generator)[: len(indices)].sort().values
+            for name, indices in mask.indices.items()
+        }
+        return Mask(chosen, mask.shapes)
+
+    def union(self, other: Mask) -> Mask:
+        """Weights chosen by either.
+
+        Raises:
+            InputError: the masks are of models with different shapes; so too for `intersection` and `overlap`.
+        """
+        return Mask({n: torch.cat([a, b]).unique() for n, a, b in self._pairs(other)}, self.shapes)
+
+    def intersection(self, other: Mask) -> Mask:
+        """Weights chosen by both."""
+        return Mask({n: a[torch.isin(a, b)] for n, a, b in self._pairs(other)}, self.shapes)
+
+    def overlap(self, other: Mask) -> float:
+        """Jaccard index: weights chosen by both, over weights chosen by either, 0 to 1."""
+        either = self.union(other).count
+        return self.intersection(other).count / either if either else 0.0
+
+    def _pairs(self, other: Mask) -> Iterator[tuple[str, Tensor, Tensor]]:
+        if dict(self.shapes) != dict(other.shapes):
+            raise InputError("the two masks are over parameters of different names or shapes; make both on one model")
+        none = torch.zeros(0, dtype=torch.long)
+        for name in self.shapes:
+            yield name, self.indices.get(name, none), other.indices.get(name, none)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; the shapes go along."""
+        tensors = {f"indices.{name}": chosen.contiguous() for name, chosen in self.indices.items()}
+        tensors |= {f"shape.{name}": torch.tensor(shape) for name, shape in self.shapes.items()}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
+
+    @staticmethod
+    def load(path: str | Path) -> Mask:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or not a mask.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; wanted a mask that Mask.save wrote")
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a whole safetensors file ({error}); save the mask again") from error
+        split = {key: key.split(".", 1) for key in tensors}
+        if {kind for kind, *_ in split.values()} - {"indices", "shape"}:
+            raise InputError(f"{path}: holds tensors that no mask has; wanted a file that Mask.save wrote")
+        return Mask(
+            {name: tensors[key] for key, (kind, name) in split.items() if kind == "indices"},
+            {name: tuple(tensors[key].tolist()) for key, (kind, name) in split.items() if kind == "shape"},
+        )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _largest(scores: Tensor, count: int) -> Int[Tensor, " chosen"]:
+    """Sorted indices of the `count` largest; among equals the first ones, so that no tie is left to the library."""
+    if count == 0:
+        return torch.zeros(0, dtype=torch.long)
+    threshold = torch.topk(scores, count).values[-1]
+    above = (scores > threshold).nonzero().flatten()
+    level = (scores == threshold).nonzero().flatten()[: count - len(above)]
+    return torch.cat([above, level]).sort().values

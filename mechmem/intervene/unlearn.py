@@ -1,0 +1,202 @@
+"""Unlearning: raise the NLL of chosen paragraphs and hold the model's predictions everywhere else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.masks import Mask
+from mechmem.intervene.support import verify_support
+from mechmem.model.forward import continuation_logits
+from mechmem.model.hooks import frozen
+from mechmem.model.load import HookedTransformer
+from mechmem.model.sites import editable_parameters
+
+
+def unlearn(
+    model: HookedTransformer,
+    memorized: Paragraphs,
+    keep: Paragraphs,
+    *,
+    mask: Mask | None = None,
+    steps: int = 10,
+    seed: int = 0,
+    learning_rate: float = 1e-5,
+    weight_decay: float = 0.0,
+    keep_weight: float = 1.0,
+    batch_size: int = 16,
+    stop: Callable[[dict[str, float]], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[HookedTransformer, xr.Dataset]:
+    """Return an edited copy of the model, and what happened at each step; the model given is unchanged.
+
+    Each step draws up to `batch_size` paragraphs of both sets and minimizes, by AdamW on the masked weights alone,
+
+        keep_weight * KL(p_0 || p on keep) - NLL(memorized)
+
+    both as means over paragraphs and continuation tokens, in nats (the contrastive objective of Stoehr et al. 2024,
+    arXiv 2403.19851, section 5). The optimizer holds nothing but the masked weights, so its state is as small as the
+    mask and neither weight decay nor momentum can reach another weight; `verify_support` proves it before returning.
+
+    Args:
+        model: raw weights if the edit is to be exported.
+        memorized: paragraphs to unlearn.
+        keep: paragraphs whose predictions are held; no paragraph of `memorized` among them.
+        mask: weights that may move; None for all attention and MLP weights.
+        steps: at most this many updates.
+        seed: order of the batches.
+        learning_rate: of AdamW; the paper's is 1e-5 on GPT-Neo 125M.
+        weight_decay: decoupled, on masked weights only.
+        keep_weight: of the KL term.
+        batch_size: paragraphs of each set in a step.
+        stop: asked before each update with that step's `memorized_nll`, `keep_kl` and `objective`; True ends the run.
+        progress: called with (steps done, steps).
+
+    Returns:
+        The edited model and a Dataset [step] of the values before each update: `memorized_nll`, `keep_kl` (nats a
+        token), `objective` (lower is better).
+
+    Raises:
+        InputError: an empty set, a paragraph in both sets, a mask that is empty or of another model.
+        FloatingPointError: the objective is not finite; the learning rate is too high.
+    """
+    _check(model, memorized, keep, mask)
+    edited = copy.deepcopy(model)
+    with frozen(edited):
+        history = _optimize(
+            _Objective(model, edited, keep_weight),
+            _MaskedWeights(edited, mask, learning_rate, weight_decay),
+            zip(_batches(memorized, batch_size, seed), _batches(keep, batch_size, seed + 1), strict=False),
+            steps,
+            stop,
+            progress,
+        )
+    if mask is not None:
+        verify_support(model, edited, mask)
+    return edited, history
+
+
+def _optimize(
+    objective: _Objective,
+    weights: _MaskedWeights,
+    batches: Iterator[tuple[tuple[int, Paragraphs], tuple[int, Paragraphs]]],
+    steps: int,
+    stop: Callable[[dict[str, float]], bool] | None,
+    progress: Callable[[int, int], None] | None,
+) -> xr.Dataset:
+    rows: list[dict[str, float]] = []
+    for step in range(steps):
+        (_, forget), (key, hold) = next(batches)
+        loss, row = objective(forget, hold, key)
+        if not np.isfinite(row["objective"]):
+            raise FloatingPointError(f"the objective is {row['objective']} at step {step}; lower the learning rate")
+        rows.append(row)
+        if stop is not None and stop(row):
+            break
+        weights.update(loss)
+        if progress is not None:
+            progress(step + 1, steps)
+    names = {"memorized_nll": "nats per token", "keep_kl": "nats per token", "objective": "nats per token, minimized"}
+    columns = {n: ("step", np.array([row[n] for row in rows], dtype=np.float64), {"units": u}) for n, u in names.items()}
+    return xr.Dataset(columns, coords={"step": np.arange(len(rows))}, attrs={"values": "before the step's update"})
+
+
+@dataclass
+class _Objective:
+    """The contrastive objective of one batch; what the original model predicts is computed once a batch."""
+
+    original: HookedTransformer
+    edited: HookedTransformer
+    keep_weight: float
+
+    def __post_init__(self) -> None:
+        self.reference: dict[int, Tensor] = {}
+
+    def __call__(self, memorized: Paragraphs, keep: Paragraphs, key: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        if key not in self.reference:
+            with torch.no_grad():
+                self.reference[key] = _log_probs(self.original, keep)
+        targets = memorized.continuation.to(self.edited.cfg.device)
+        nll = -_log_probs(self.edited, memorized).gather(-1, targets[..., None]).mean()
+        reference = self.reference[key]
+        difference = functional.kl_div(_log_probs(self.edited, keep), reference, log_target=True, reduction="none")
+        kl = difference.sum(-1).mean()
+        loss = self.keep_weight * kl - nll
+        return loss, {"memorized_nll": nll.item(), "keep_kl": kl.item(), "objective": loss.item()}
+
+
+class _MaskedWeights:
+    """AdamW over the masked weights alone, gathered from their tensors and scattered back after each step."""
+
+    def __init__(self, model: HookedTransformer, mask: Mask | None, learning_rate: float, weight_decay: float) -> None:
+        parameters = editable_parameters(model)
+        names = list(parameters) if mask is None else list(mask.indices)
+        self.parameters = [parameters[name].requires_grad_() for name in names]
+        self.indices = [None if mask is None else mask.indices[name].to(parameters[name].device) for name in names]
+        self.values = [
+            self._gather(parameter.detach(), index).clone()
+            for parameter, index in zip(self.parameters, self.indices, strict=True)
+        ]
+        self.optimizer = torch.optim.AdamW(self.values, lr=learning_rate, weight_decay=weight_decay)
+
+    @staticmethod
+    def _gather(tensor: Tensor, index: Int[Tensor, " chosen"] | None) -> Tensor:
+        return tensor if index is None else tensor.reshape(-1)[index]
+
+    @torch.no_grad()
+    def update(self, loss: Float[Tensor, ""]) -> None:
+        """One step down the loss."""
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(loss, self.parameters)
+        for value, gradient, index in zip(self.values, gradients, self.indices, strict=True):
+            value.grad = self._gather(gradient, index)
+        self.optimizer.step()
+        for parameter, value, index in zip(self.parameters, self.values, self.indices, strict=True):
+            if index is None:
+                parameter.copy_(value)
+            else:
+                parameter.view(-1)[index] = value
+
+
+def _log_probs(model: HookedTransformer, paragraphs: Paragraphs) -> Float[Tensor, "paragraph pos d_vocab"]:
+    return continuation_logits(model, paragraphs.tokens, paragraphs.prefix_len).log_softmax(-1)
+
+
+def _batches(paragraphs: Paragraphs, size: int, seed: int) -> Iterator[tuple[int, Paragraphs]]:
+    """Fixed batches of a shuffled set, round and round, each with its number."""
+    order = np.random.default_rng(seed).permutation(len(paragraphs))
+    batches = [paragraphs.select(order[start : start + size]) for start in range(0, len(order), size)]
+    while True:
+        yield from enumerate(batches)
+
+
+def _check(model: HookedTransformer, memorized: Paragraphs, keep: Paragraphs, mask: Mask | None) -> None:
+    for name, paragraphs in (("memorized", memorized), ("keep", keep)):
+        if len(paragraphs) == 0:
+            raise InputError(f"the {name} set is empty; give at least one paragraph")
+    shared = set(map(tuple, memorized.tokens.tolist())) & set(map(tuple, keep.tokens.tolist()))
+    if shared:
+        raise InputError(
+            f"{len(shared)} paragraphs are both in memorized and in keep; what is to go cannot be held: remove them from keep"
+        )
+    if mask is None:
+        return
+    if mask.count == 0:
+        raise InputError("the mask is empty, so nothing could be unlearned; choose a larger fraction")
+    shapes = {name: tuple(parameter.shape) for name, parameter in editable_parameters(model).items()}
+    for name in mask.indices:
+        if shapes.get(name) != tuple(mask.shapes[name]):
+            raise InputError(
+                f"the mask's '{name}' has shape {mask.shapes[name]} and the model's {shapes.get(name)}; "
+                "the mask is of another model: make it from this model's gradients"
+            )
