@@ -112,6 +112,4 @@ def _sample(
 
 def _concatenate(parts: list[Paragraphs]) -> Paragraphs:
     tables = [part.table for part in parts if part.table is not None]
-    return Paragraphs(
-        torch.cat([part.tokens for part in parts]), PREFIX_LEN, datasets.concatenate_datasets(tables)
-    )
+    return Paragraphs(torch.cat([part.tokens for part in parts]), PREFIX_LEN, datasets.concatenate_datasets(tables))

@@ -9,7 +9,21 @@ from mechmem.data.lexicon import ADVERBS, Lexicon, Topic, gerund, past, third_pe
 
 SLOT = re.compile("\x02([a-z]+)([0-9]*)\x03")
 MONTHS = "January February March April May June July August September October November December".split()
-PREPOSITIONS = ["of", "of", "for", "in", "with", "from", "on", "under", "near", "between", "after", "without", "against"]
+PREPOSITIONS = [
+    "of",
+    "of",
+    "for",
+    "in",
+    "with",
+    "from",
+    "on",
+    "under",
+    "near",
+    "between",
+    "after",
+    "without",
+    "against",
+]
 DETERMINERS = ["the", "the", "the", "a", "this", "any", "each", "its", "their", "our", "every", "no", "such"]
 
 
@@ -43,7 +57,9 @@ class Writer:
 
     def name(self) -> str:
         """A name that belongs to the template itself: a person, a place or a company."""
-        bag = self.rng.choice([self.lexicon.surnames, self.lexicon.surnames, self.lexicon.places, self.lexicon.companies])
+        bag = self.rng.choice(
+            [self.lexicon.surnames, self.lexicon.surnames, self.lexicon.places, self.lexicon.companies]
+        )
         return bag.draw(self.rng)
 
     def noun_phrase(self) -> str:

@@ -53,13 +53,50 @@ ADVERBS = """again already also carefully clearly directly early entirely finall
 immediately initially jointly largely lately mainly merely often only partly promptly properly quickly quietly rarely
 really recently separately slowly solely soon still strictly subsequently suddenly then together usually widely
 """.split()
-ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kr l m n p pl pr qu r s sh sk sl st str t th tr v w wr y z".split()
+ONSETS = (
+    "b bl br c ch cl cr d dr f fl fr g gl gr h j k kr l m n p pl pr qu r s sh sk sl st str t th tr v w wr y z".split()
+)
 NUCLEI = "a e i o u ai ea ee ie oa oo ou au ei".split()
-CODAS = ["", "", "", "", "b", "ck", "d", "l", "ll", "m", "n", "nd", "ng", "nt", "p", "r", "rd", "rk", "rn", "s", "st", "t", "x"]
+CODAS = [
+    "",
+    "",
+    "",
+    "",
+    "b",
+    "ck",
+    "d",
+    "l",
+    "ll",
+    "m",
+    "n",
+    "nd",
+    "ng",
+    "nt",
+    "p",
+    "r",
+    "rd",
+    "rk",
+    "rn",
+    "s",
+    "st",
+    "t",
+    "x",
+]
 NOUN_ENDINGS = ["", "", "er", "ion", "ment", "ance", "ity", "ist", "age", "or"]
 ADJECTIVE_ENDINGS = ["al", "ic", "ous", "ive", "ary", "ant", "ish", "ular"]
 PLACE_ENDINGS = ["ton", "ville", "burg", "mouth", "ford", "by", "ham", "stead", "holm", "a", "ia", "dale"]
-COMPANY_ENDINGS = ["Systems", "Holdings", "Labs", "Partners", "Press", "Media", "Foundation", "Group", "Software", "Bank"]
+COMPANY_ENDINGS = [
+    "Systems",
+    "Holdings",
+    "Labs",
+    "Partners",
+    "Press",
+    "Media",
+    "Foundation",
+    "Group",
+    "Software",
+    "Bank",
+]
 
 
 def zipf_weights(count: int, exponent: float, offset: float = 2.0) -> list[float]:
@@ -95,7 +132,9 @@ def _syllable(rng: random.Random) -> str:
     return rng.choice(ONSETS) + rng.choice(NUCLEI) + rng.choice(CODAS)
 
 
-def _invented(rng: random.Random, count: int, syllables: Sequence[int], endings: Sequence[str], taken: set[str]) -> list[str]:
+def _invented(
+    rng: random.Random, count: int, syllables: Sequence[int], endings: Sequence[str], taken: set[str]
+) -> list[str]:
     words: list[str] = []
     while len(words) < count:
         word = "".join(_syllable(rng) for _ in range(rng.choice(syllables))) + rng.choice(endings)

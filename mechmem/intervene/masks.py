@@ -38,7 +38,9 @@ class Mask:
                 raise InputError(f"the mask has indices for '{name}' and no shape; give the parameter's shape too")
             size = _size(self.shapes[name])
             if len(chosen) and (int(chosen[0]) < 0 or int(chosen[-1]) >= size or bool((chosen.diff() <= 0).any())):
-                raise InputError(f"indices of '{name}' must be sorted, distinct and within 0..{size - 1}: sort them first")
+                raise InputError(
+                    f"indices of '{name}' must be sorted, distinct and within 0..{size - 1}: sort them first"
+                )
         object.__setattr__(self, "indices", {n: i for n, i in sorted(self.indices.items()) if len(i)})
 
     @property
@@ -66,7 +68,9 @@ class Mask:
             InputError: the fraction is out of range, or a score is NaN.
         """
         if not 0 < fraction <= 1:
-            raise InputError(f"fraction is {fraction}; wanted 0 < fraction <= 1, for example 0.001 for one in a thousand")
+            raise InputError(
+                f"fraction is {fraction}; wanted 0 < fraction <= 1, for example 0.001 for one in a thousand"
+            )
         names = sorted(weights)
         total = sum(weights[name].numel() for name in names)
         wanted = max(1, round(fraction * total))
@@ -75,7 +79,9 @@ class Mask:
         for name in names:
             score = weights[name].detach().abs().flatten().float()
             if bool(score.isnan().any()):
-                raise InputError(f"the scores of '{name}' hold NaN; weights cannot be ranked: find where the loss broke")
+                raise InputError(
+                    f"the scores of '{name}' hold NaN; weights cannot be ranked: find where the loss broke"
+                )
             kept = _largest(score, min(wanted, score.numel()))
             candidates.append((name, kept, score[kept]))
         # 2. The largest among the candidates, which stand in the order of names and indices.

@@ -107,7 +107,9 @@ def _optimize(
         if progress is not None:
             progress(step + 1, steps)
     names = {"memorized_nll": "nats per token", "keep_kl": "nats per token", "objective": "nats per token, minimized"}
-    columns = {n: ("step", np.array([row[n] for row in rows], dtype=np.float64), {"units": u}) for n, u in names.items()}
+    columns = {
+        n: ("step", np.array([row[n] for row in rows], dtype=np.float64), {"units": u}) for n, u in names.items()
+    }
     return xr.Dataset(columns, coords={"step": np.arange(len(rows))}, attrs={"values": "before the step's update"})
 
 
@@ -187,7 +189,8 @@ def _check(model: HookedTransformer, memorized: Paragraphs, keep: Paragraphs, ma
     shared = set(map(tuple, memorized.tokens.tolist())) & set(map(tuple, keep.tokens.tolist()))
     if shared:
         raise InputError(
-            f"{len(shared)} paragraphs are both in memorized and in keep; what is to go cannot be held: remove them from keep"
+            f"{len(shared)} paragraphs are both in memorized and in keep; what is to go cannot be held: "
+            "remove them from keep"
         )
     if mask is None:
         return

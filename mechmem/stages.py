@@ -1,0 +1,230 @@
+"""The stages of a study: each reads the folder's earlier files and writes its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from mechmem.data.atomic import replacing
+from mechmem.data.bundled import bundled_paragraphs, bundled_unigram_counts
+from mechmem.data.corpora import read_corpus
+from mechmem.data.counts import unigram_counts
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.ablate import ablate_heads
+from mechmem.localize.gradients import layer_shares, parameter_gradients
+from mechmem.localize.heads import head_patterns, rare_token_attention
+from mechmem.measure.scores import memorized_other, score
+from mechmem.model.load import HookedTransformer, load_model
+
+Progress = Callable[[int, int], None]
+SETS = ("memorized", "other")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a study's numbers.
+
+    Attributes:
+        model: hub name, folder or "bundled".
+        corpus: a file that `read_corpus` reads; None for the bundled paragraphs, which need the bundled model's ids.
+        seed: every sample and split.
+        limit: score no more paragraphs than this.
+        gradient_sample: paragraphs of each set for gradients and attention.
+        ablation_sample: paragraphs of each set for head ablation.
+        targets: memorized paragraphs to unlearn; as many of each other set are evaluated, at least 100.
+        fraction: share of the attention and MLP weights that the sparse edits may move.
+        steps: most updates of an edit.
+        learning_rate: of every edit.
+        forgotten_nll: an edit stops when the mean NLL of its batch of targets, in nats a token, reaches this.
+    """
+
+    model: str = "bundled"
+    corpus: str | None = None
+    seed: int = 0
+    limit: int | None = None
+    gradient_sample: int = 160
+    ablation_sample: int = 48
+    targets: int = 32
+    fraction: float = 0.001
+    steps: int = 30
+    learning_rate: float = 2e-3
+    forgotten_nll: float = 1.0
+
+
+@dataclass
+class Run:
+    """One study folder while its stages run."""
+
+    folder: Path
+    settings: Settings
+    device: str | None = None
+    progress: Progress = field(default=lambda *_: None)
+
+    @cached_property
+    def model(self) -> HookedTransformer:
+        """The model, raw weights, loaded on first use."""
+        return load_model(self.settings.model, processing="raw", device=self.device)
+
+    @cached_property
+    def paragraphs(self) -> Paragraphs:
+        """The scored paragraphs."""
+        return Paragraphs.load(self.folder / "paragraphs.parquet")
+
+    def subset(self, name: str, count: int | None = None) -> Paragraphs:
+        """A set by name, or a random sample of it."""
+        members = np.flatnonzero(self.paragraphs.column("set") == name)
+        if count is not None and count < len(members):
+            rng = np.random.default_rng([self.settings.seed, len(name)])
+            members = np.sort(rng.choice(members, count, replace=False))
+        return self.paragraphs.select(members)
+
+    def save(self, result: xr.Dataset, name: str) -> None:
+        """Write one result, whole or not at all."""
+        with replacing(self.folder / name) as temporary:
+            result.to_netcdf(temporary, engine="h5netcdf")
+
+
+def part_of(progress: Progress, number: int, count: int) -> Progress:
+    """A callback for part `number` of `count` equal parts, which reports to the callback of the whole."""
+
+    def report(done: int, total: int) -> None:
+        progress(number * total + done, count * total)
+
+    return report
+
+
+def corpus_paragraphs(settings: Settings, model: HookedTransformer) -> Paragraphs:
+    """The paragraphs that a study scores, before any score."""
+    if settings.corpus is not None:
+        return read_corpus(settings.corpus, model.tokenizer, limit=settings.limit)
+    if settings.model != "bundled":
+        raise InputError(
+            f"no corpus came for {settings.model}; the bundled paragraphs are token ids of the bundled model alone: "
+            "name text or tokens that the model was trained on with --corpus FILE"
+        )
+    paragraphs = bundled_paragraphs()
+    return paragraphs.select(np.arange(len(paragraphs))[: settings.limit])
+
+
+def score_stage(run: Run) -> None:
+    """Score every paragraph; label the sets; -> paragraphs.parquet."""
+    paragraphs = corpus_paragraphs(run.settings, run.model)
+    scores = score(run.model, paragraphs, progress=run.progress)
+    memorized, other = memorized_other(scores)
+    tokenizer, split = run.model.tokenizer, paragraphs.prefix_len
+
+    def texts(tokens: torch.Tensor) -> list[str]:
+        return [str(ids) if tokenizer is None else tokenizer.decode(ids) for ids in tokens.tolist()]
+
+    scored = paragraphs.with_columns(
+        em=scores.em.values,
+        nll=scores.nll.values,
+        match_fraction=scores.match.mean("pos").values,
+        set=np.select([memorized, other], SETS, default="between"),
+        prefix_text=texts(paragraphs.tokens[:, :split]),
+        continuation_text=texts(paragraphs.tokens[:, split:]),
+    )
+    scored.save(run.folder / "paragraphs.parquet")
+
+
+def gradient_stage(run: Run) -> None:
+    """Max |gradient| of the mean NLL in every component, for both sets; -> gradients.nc."""
+    results = [
+        parameter_gradients(
+            run.model, run.subset(name, run.settings.gradient_sample), progress=part_of(run.progress, number, len(SETS))
+        )
+        for number, name in enumerate(SETS)
+    ]
+    gradients = xr.concat(results, dim=_set_axis(SETS), combine_attrs="override")
+    run.save(xr.Dataset({"max_gradient": gradients, "layer_share": layer_shares(gradients)}), "gradients.nc")
+
+
+def head_stage(run: Run) -> None:
+    """Ablate every head alone, for both sets; -> heads.nc."""
+    results = [
+        ablate_heads(
+            run.model,
+            run.subset(name, run.settings.ablation_sample),
+            method="mean",
+            seed=run.settings.seed,
+            progress=part_of(run.progress, number, len(SETS)),
+        )
+        for number, name in enumerate(SETS)
+    ]
+    run.save(xr.concat(results, dim=_set_axis(SETS), combine_attrs="override"), "heads.nc")
+
+
+def attention_stage(run: Run) -> None:
+    """Rare-token attention of every head, and patterns of the heads to look at; -> rare.nc, attention.nc."""
+    counts = token_frequencies(run)
+    sample = run.subset("memorized", run.settings.gradient_sample)
+    rare = rare_token_attention(
+        run.model, sample, torch.as_tensor(counts), seed=run.settings.seed, progress=run.progress
+    )
+    heads = xr.load_dataset(run.folder / "heads.nc", engine="h5netcdf")
+    run.save(attention_views(run, heads, rare), "attention.nc")
+    run.save(rare, "rare.nc")
+
+
+def token_frequencies(run: Run) -> np.ndarray:
+    """How often each token occurs in the bundled training text, or else in the paragraphs of the corpus, [d_vocab]."""
+    if run.settings.model == "bundled" and run.settings.corpus is None:
+        return bundled_unigram_counts()
+    return unigram_counts(run.paragraphs.tokens.numpy().reshape(-1), run.model.cfg.d_vocab)
+
+
+def attention_views(run: Run, heads: xr.Dataset, rare: xr.Dataset, *, views: int = 3, slots: int = 4) -> xr.Dataset:
+    """Patterns of the most needed heads, and of those most drawn to rare tokens, on a few memorized paragraphs."""
+    memorized = run.subset("memorized")
+    _, first = np.unique(memorized.column("cluster"), return_index=True)
+    chosen = memorized.select(np.random.default_rng(run.settings.seed).permutation(first)[:views])
+    needed = heads.em_drop.sel(set="memorized")
+    findings = {
+        "memorized": (needed, "heads whose removal costs the most exact match"),
+        "rare": (rare.excess, "heads that attend most to the rarest tokens of the prefix"),
+    }
+    parts = []
+    for finding, (values, sentence) in findings.items():
+        pairs = top_heads(values, slots)
+        patterns = head_patterns(run.model, chosen.tokens, pairs)
+        count = len(chosen)
+        parts.append(
+            xr.Dataset(
+                {
+                    "pattern": (("view", "head_slot", "query_pos", "key_pos"), patterns.numpy().astype(np.float32)),
+                    "token": (("view", "query_pos"), np.array(_token_texts(run.model, chosen.tokens), dtype=object)),
+                    "layer": (("view", "head_slot"), np.tile([layer for layer, _ in pairs], (count, 1))),
+                    "head": (("view", "head_slot"), np.tile([head for _, head in pairs], (count, 1))),
+                    "paragraph_id": (("view",), chosen.column("id")),
+                    "caption": (
+                        ("view",),
+                        np.array([f"Paragraph {i}: {sentence}" for i in chosen.column("id")], object),
+                    ),
+                    "finding": (("view",), np.array([finding] * count, dtype=object)),
+                }
+            )
+        )
+    return xr.concat(parts, dim="view")
+
+
+def top_heads(values: xr.DataArray, count: int) -> list[tuple[int, int]]:
+    """The (layer, head) pairs with the largest values, largest first."""
+    order = np.argsort(-values.transpose("layer", "head").values, axis=None, kind="stable")[:count]
+    return [(int(index // values.sizes["head"]), int(index % values.sizes["head"])) for index in order]
+
+
+def _token_texts(model: HookedTransformer, tokens: torch.Tensor) -> list[list[str]]:
+    if model.tokenizer is None:
+        return [[str(token) for token in row] for row in tokens.tolist()]
+    return [[model.tokenizer.decode([token]) for token in row] for row in tokens.tolist()]
+
+
+def _set_axis(names: tuple[str, ...]) -> xr.DataArray:
+    return xr.DataArray(list(names), dims="set", name="set")
