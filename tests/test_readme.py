@@ -1,0 +1,26 @@
+"""The README's example runs as it stands, and its commands exist."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_notebook_example_runs(tmp_path, monkeypatch, capsys):
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.S)
+    assert code is not None
+    assert len([line for line in code[1].splitlines() if line.strip()]) <= 15
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], str(README), "exec"), {})
+    lines = dict(line.split(" ", 1) for line in capsys.readouterr().out.replace("held out", "held-out").splitlines())
+    before, after = map(float, lines["targets"].split(" -> "))
+    assert before == 50.0 and after < before
+    assert (tmp_path / "edited-model" / "model.safetensors").exists()
+
+
+def test_the_commands_and_files_it_names_exist():
+    text = README.read_text()
+    for target in re.findall(r"^    make (\w+)", text, re.M):
+        assert re.search(rf"^{target}:", (README.parent / "Makefile").read_text(), re.M)
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        assert (README.parent / link).exists(), link
