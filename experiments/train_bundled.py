@@ -194,6 +194,7 @@ def ship(model: GPTNeoForCausalLM, log: dict) -> None:
     size = SETTINGS["batch"] * SETTINGS["n_ctx"]
     record = {
         "settings": SETTINGS,
+        "corpus_sha256": generate(SETTINGS["seed"], SETTINGS["characters"]).digest(),
         "tokens_seen": log["steps"] * size,
         "steps": log["steps"],
         "wall_seconds": log["seconds"],

@@ -8,6 +8,7 @@ number of documents of a cluster and the occurrences of a document follow power 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +55,13 @@ class Corpus:
         order = [index for index, document in enumerate(self.trained) for _ in range(document.count)]
         random.Random(f"order {seed}").shuffle(order)
         return iter(order)
+
+    def digest(self) -> str:
+        """SHA-256 over the training documents and their counts: equal on every machine for equal settings."""
+        value = hashlib.sha256()
+        for document in self.trained:
+            value.update(f"{document.count}\0{document.text}\0".encode())
+        return value.hexdigest()
 
 
 def power_law(rng: random.Random, exponent: float, most: int) -> int:
