@@ -1,1 +1,102 @@
-"""Fixtures and helpers that several stages' tests share."""
+"""Fixtures that several stages' tests share."""
+
+import dataclasses
+
+import pytest
+import torch
+import transformers
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import convert_neo_weights
+
+from mechmem.data.paragraphs import Paragraphs
+
+VOCABULARY = 61
+WINDOW = 19
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyPair:
+    """One random GPT-Neo, as transformers and as TransformerLens run it."""
+
+    reference: transformers.GPTNeoForCausalLM
+    hooked: HookedTransformer
+
+
+def reference_neo(seed: int = 0) -> transformers.GPTNeoForCausalLM:
+    """A random GPT-Neo of 4 layers x 3 heads whose sizes differ, with weights large enough to tell tokens apart."""
+    config = transformers.GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+        hidden_size=21,
+        num_layers=4,
+        num_heads=3,
+        intermediate_size=44,
+        attention_types=[[["global", "local"], 2]],
+        window_size=WINDOW,
+        initializer_range=0.25,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.GPTNeoForCausalLM(config).eval()
+        # Fresh biases are zero and fresh norms one: a program that forgot them would pass.
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "ln_" in name:
+                parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model
+
+
+def hooked_config(reference: transformers.GPTNeoForCausalLM) -> HookedTransformerConfig:
+    config = reference.config
+    return HookedTransformerConfig(
+        n_layers=config.num_layers,
+        n_heads=config.num_heads,
+        d_model=config.hidden_size,
+        d_head=config.hidden_size // config.num_heads,
+        d_mlp=config.intermediate_size,
+        n_ctx=config.max_position_embeddings,
+        d_vocab=config.vocab_size,
+        act_fn="gelu_new",
+        eps=config.layer_norm_epsilon,
+        use_attn_scale=False,
+        use_local_attn=True,
+        attn_types=config.attention_layers,
+        window_size=config.window_size,
+        original_architecture="GPTNeoForCausalLM",
+        device="cpu",
+    )
+
+
+def hooked_neo(reference: transformers.GPTNeoForCausalLM) -> HookedTransformer:
+    """The same weights, raw, as a HookedTransformer."""
+    config = hooked_config(reference)
+    model = HookedTransformer(config)
+    model.load_and_process_state_dict(
+        convert_neo_weights(reference, config),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_pair() -> TinyPair:
+    reference = reference_neo()
+    return TinyPair(reference, hooked_neo(reference))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_pair) -> HookedTransformer:
+    """A random GPT-Neo with raw weights: vocabulary 61, 4 layers x 3 heads, context 128. Leave it as it is."""
+    return tiny_pair.hooked
+
+
+@pytest.fixture(scope="session")
+def tiny_paragraphs() -> Paragraphs:
+    """Eleven random paragraphs of 23 tokens with a prefix of 13."""
+    tokens = torch.randint(0, VOCABULARY, (11, 23), generator=torch.Generator().manual_seed(5))
+    return Paragraphs(tokens, prefix_len=13)

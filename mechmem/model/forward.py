@@ -1,0 +1,99 @@
+"""The logits of the continuation and nothing else: the body runs once, the unembedding on the columns that count."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.utilities.activation_functions import apply_softcap
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+
+
+def check_fit(model: HookedTransformer, paras: Paragraphs) -> None:
+    """Refuse paragraphs that this model cannot read.
+
+    Raises:
+        InputError: no paragraph, an id beyond the vocabulary, or more tokens than the model's context.
+    """
+    if len(paras) == 0:
+        raise InputError("no paragraph came; wanted at least one: look at the mask or filter that chose them")
+    largest, vocabulary = int(paras.tokens.max()), model.cfg.d_vocab
+    if largest >= vocabulary:
+        raise InputError(
+            f"a token id is {largest} and the model's vocabulary has {vocabulary} tokens; wanted ids below "
+            f"{vocabulary}: encode the text with this model's tokenizer"
+        )
+    if paras.tokens.shape[1] > model.cfg.n_ctx:
+        raise InputError(
+            f"paragraphs have {paras.tokens.shape[1]} tokens and the model's context is {model.cfg.n_ctx}; wanted no "
+            "more than the context: cut the paragraphs"
+        )
+
+
+def residual_before(model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"], layer: int) -> Tensor:
+    """The residual stream as it enters a layer, [paragraph, pos, d_model]; layer n_layers is the end of the body.
+
+    Every token counts as text: nothing is padded, so no position is masked although its token may be the tokenizer's
+    padding token.
+    """
+    # With left padding a tokenizer would make the model mask leading <|endoftext|> tokens; here they are text.
+    residual = model(tokens, padding_side="right", return_type=None, stop_at_layer=layer)
+    assert isinstance(residual, Tensor)
+    return residual
+
+
+def advance(
+    model: HookedTransformer, residual: Float[Tensor, "paragraph pos d_model"], start: int, stop: int
+) -> Float[Tensor, "paragraph pos d_model"]:
+    """Run layers `start` to `stop` (excluded) from the residual stream that enters layer `start`.
+
+    Raises:
+        InputError: the model adds its position embedding inside each layer (shortformer), so the residual stream alone
+            does not say how to go on.
+    """
+    if model.cfg.positional_embedding_type == "shortformer":
+        raise InputError(
+            "the model has shortformer position embeddings, which every layer needs beside its residual stream; wanted "
+            "another kind of model here: run it whole, with hooks"
+        )
+    if start == stop:
+        return residual
+    result = model(residual, start_at_layer=start, stop_at_layer=stop, return_type=None)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def unembed_continuation(
+    model: HookedTransformer, residual: Float[Tensor, "paragraph pos d_model"], prefix_len: int
+) -> Float[Tensor, "paragraph continuation_pos d_vocab"]:
+    """Final normalization, unembedding and output soft cap, of columns prefix_len - 1 ... n - 2 alone.
+
+    Hooks on `ln_final` and `unembed` see these columns instead of all positions.
+    """
+    columns = residual[:, prefix_len - 1 : -1]
+    if model.cfg.normalization_type is not None:
+        columns = model.ln_final(columns)
+    return apply_softcap(model.unembed(columns), model.cfg.output_logits_soft_cap)
+
+
+def continuation_logits(
+    model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
+) -> Float[Tensor, "paragraph continuation_pos d_vocab"]:
+    """Logits that score the continuation, from one run of the body.
+
+    Column j scores token j + 1, so the continuation tokens[:, prefix_len:] is scored by columns prefix_len - 1 ...
+    n - 2; the result's entry i scores tokens[:, prefix_len + i]. Equal to the full forward's columns for raw and
+    folded weights; gradients flow.
+
+    Args:
+        model: any HookedTransformer.
+        tokens: ids, on any device.
+        prefix_len: how many tokens are given.
+
+    Returns:
+        Logits on the model's device; 50 columns of GPT-Neo's vocabulary take 10 MB a paragraph.
+    """
+    residual = residual_before(model, tokens.to(model.cfg.device), model.cfg.n_layers)
+    return unembed_continuation(model, residual, prefix_len)
