@@ -1,6 +1,9 @@
 """Fixtures that several stages' tests share."""
 
 import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_neo_weights
 
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.model.load import DEPRECATION
 
 VOCABULARY = 61
 WINDOW = 19
@@ -69,10 +73,17 @@ def hooked_config(reference: transformers.GPTNeoForCausalLM) -> HookedTransforme
     )
 
 
+def new_hooked(config: HookedTransformerConfig) -> HookedTransformer:
+    """A HookedTransformer of random weights, without the notice that its class goes in version 4."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", DEPRECATION, DeprecationWarning)
+        return HookedTransformer(config)
+
+
 def hooked_neo(reference: transformers.GPTNeoForCausalLM) -> HookedTransformer:
     """The same weights, raw, as a HookedTransformer."""
     config = hooked_config(reference)
-    model = HookedTransformer(config)
+    model = new_hooked(config)
     model.load_and_process_state_dict(
         convert_neo_weights(reference, config),
         fold_ln=False,
@@ -87,6 +98,19 @@ def hooked_neo(reference: transformers.GPTNeoForCausalLM) -> HookedTransformer:
 def tiny_pair() -> TinyPair:
     reference = reference_neo()
     return TinyPair(reference, hooked_neo(reference))
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., HookedTransformer]:
+    """Make a random model of 2 layers x 2 heads, any setting of HookedTransformerConfig changed."""
+
+    def make(**changes: Any) -> HookedTransformer:
+        settings: dict[str, Any] = {"n_layers": 2, "n_heads": 2, "d_model": 10, "d_head": 5, "n_ctx": 16, "d_vocab": 17}
+        settings |= {"act_fn": "gelu", "seed": 1, "device": "cpu"} | changes
+        with torch.random.fork_rng():
+            return new_hooked(HookedTransformerConfig(**settings))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,8 @@ def score_logits(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     greedy = logits.argmax(-1)
     match = greedy == continuation
-    token_nll = functional.cross_entropy(logits.transpose(1, 2), continuation, reduction="none")
+    token_nll = functional.cross_entropy(logits.flatten(0, 1), continuation.flatten(), reduction="none")
+    token_nll = token_nll.view_as(continuation)
     return {
         "em": leading_matches(match),
         "nll": token_nll.mean(-1),

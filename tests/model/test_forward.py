@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens import HookedTransformer
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -28,9 +28,8 @@ def test_logits_are_the_columns_that_score_the_continuation(tiny_model, tiny_par
 
 
 @pytest.mark.parametrize("changed", [{"output_logits_soft_cap": 0.5}, {"normalization_type": None}])
-def test_soft_cap_and_absent_normalization_are_respected(changed):
-    config = {"n_layers": 2, "n_heads": 2, "d_model": 10, "d_head": 5, "n_ctx": 16, "d_vocab": 17, "act_fn": "gelu"}
-    model = HookedTransformer(HookedTransformerConfig(**config, **changed, seed=1, device="cpu"))
+def test_soft_cap_and_absent_normalization_are_respected(small_model, changed):
+    model = small_model(**changed)
     tokens = torch.randint(0, 17, (3, 16))
     logits = continuation_logits(model, tokens, 5)
     assert torch.allclose(logits, model(tokens)[:, 4:-1], atol=1e-6)

@@ -1,0 +1,168 @@
+"""Heads that attend to rare tokens, and the attention patterns of chosen heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from einops import einsum, rearrange
+from jaxtyping import Float, Int, Real
+from torch import Tensor
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.localize.rarity import kendall, rarest_weight, shuffled_p_value, spearman
+from mechmem.model.forward import check_fit, residual_before
+from mechmem.model.hooks import recording
+from mechmem.model.load import HookedTransformer
+
+RAREST = 0.1
+
+
+def rare_token_attention(
+    model: HookedTransformer,
+    paras: Paragraphs,
+    unigram_counts: Real[Tensor, " d_vocab"],
+    *,
+    permutations: int = 1000,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """How much each head attends to the rare tokens of the prefix when the continuation begins.
+
+    The query is position prefix_len, the first continuation token (paper: query 50, keys 0..49; Stoehr et al. 2024,
+    arXiv 2403.19851, section 5): it reads the true first token and predicts the second. Keys are positions 0 ...
+    prefix_len - 1. Frequencies are corpus counts of the key tokens.
+
+    The excess compares like with like: attention depends on the position of a key, so from the mass on a paragraph's
+    rarest 10 % of prefix tokens (5 of 50, at least one; tokens tied at the border share what is left) the mass that
+    the *other* paragraphs put on the same positions is taken off. Paragraphs that are near-duplicates of each other
+    hide it: keep one of each cluster.
+
+    The p-value tests the excess. Frequencies are shuffled over the positions of each paragraph; each head's excess is
+    divided by its spread over the shuffles, and compared with the largest value among *all* heads in each shuffle
+    (max-statistic). So it is one-sided and corrected over heads: if no head attends to rare tokens, the chance that
+    any p-value is below 0.05 is about 5 %.
+
+    Args:
+        model: left as it is.
+        paras: at least two.
+        unigram_counts: how often each token id stands in the corpus, [d_vocab].
+        permutations: shuffles; the smallest p-value is 1 / (permutations + 1).
+        seed: of the shuffles.
+        batch_size: paragraphs of one forward.
+        progress: called with (paragraphs done, paragraphs).
+
+    Returns:
+        Dataset [layer, head]:
+        spearman, kendall (tau-b): rank correlation of attention and frequency over a paragraph's keys, mean over
+        paragraphs, -1 to 1; *lower* (negative): attends to rare tokens; NaN where attention or frequency is constant
+        in every paragraph;
+        excess: attention mass on the rarest tokens minus the position-matched expectation; higher: attends to rare
+        tokens;
+        mass_over_uniform: the same mass minus that of attention spread evenly over the prefix_len + 1 visible keys;
+        higher: attends to the rarest tokens, or to where they stand;
+        p_value: of the excess, 0 to 1; lower: less likely by chance.
+
+    Raises:
+        InputError: fewer than two paragraphs, counts of another length or below zero, or paragraphs that do not fit.
+    """
+    check_fit(model, paras)
+    _check(model, paras, unigram_counts)
+    attention = _prefix_attention(model, paras, batch_size, progress)
+    frequency = unigram_counts.cpu().numpy()[paras.prefix.cpu().numpy()].astype(np.float64)
+    weight = rarest_weight(frequency, RAREST)
+    # With n paragraphs, own minus mean of the others = n / (n - 1) times own minus mean of all.
+    matched = (attention - attention.mean(0)) * len(paras) / (len(paras) - 1)
+    excess = einsum(matched, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paras)
+    mass = einsum(attention, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paras)
+    values = {
+        "spearman": spearman(attention, frequency),
+        "kendall": kendall(attention, frequency),
+        "excess": excess,
+        "mass_over_uniform": mass - weight[0].sum() / (paras.prefix_len + 1),
+        "p_value": shuffled_p_value(matched, weight, permutations=permutations, seed=seed),
+    }
+    return _dataset(model, values, {"query_pos": paras.prefix_len, "paragraphs": len(paras), "seed": seed})
+
+
+def head_patterns(
+    model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"], heads: Sequence[tuple[int, int]]
+) -> Float[Tensor, "paragraph head_slot query_pos key_pos"]:
+    """Attention patterns of chosen heads, for views.
+
+    Args:
+        model: left as it is.
+        tokens: ids; all of them run in one forward.
+        heads: (layer, head) pairs, zero-based; one slot each, in this order.
+
+    Returns:
+        Attention from query to key, 0 to 1, rows summing to 1, on the CPU.
+
+    Raises:
+        InputError: no pair, or one that the model does not have.
+    """
+    layers, width = model.cfg.n_layers, model.cfg.n_heads
+    wrong = [pair for pair in heads if not (0 <= pair[0] < layers and 0 <= pair[1] < width)]
+    if wrong or not heads:
+        raise InputError(
+            f"heads {wrong or list(heads)} came; wanted (layer, head) pairs with layer below {layers} and head below "
+            f"{width}, counted from zero"
+        )
+    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
+    with torch.no_grad(), recording(model, names.values()) as recorded:
+        residual_before(model, tokens.to(model.cfg.device), max(names) + 1)
+    return torch.stack([recorded[names[layer]][:, head] for layer, head in heads], dim=1).cpu()
+
+
+def _prefix_attention(
+    model: HookedTransformer, paras: Paragraphs, batch_size: int, progress: Callable[[int, int], None] | None
+) -> Float[np.ndarray, "paragraph layer_head key_pos"]:
+    """Attention from position prefix_len to the prefix, all heads of layer 0 first."""
+    query = paras.prefix_len
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    # Later tokens cannot change what a causal model does here.
+    tokens = paras.tokens[:, : query + 1].to(model.cfg.device)
+    parts = []
+    with torch.no_grad(), recording(model, names) as recorded:
+        for start in range(0, len(paras), batch_size):
+            residual_before(model, tokens[start : start + batch_size], model.cfg.n_layers)
+            parts.append(torch.stack([recorded[name][:, :, query, :query].cpu() for name in names]))
+            if progress is not None:
+                progress(min(start + batch_size, len(paras)), len(paras))
+    joined = rearrange(torch.cat(parts, 1), "layer paragraph head key_pos -> paragraph (layer head) key_pos")
+    return joined.double().numpy()
+
+
+def _check(model: HookedTransformer, paras: Paragraphs, unigram_counts: Tensor) -> None:
+    if len(paras) < 2:
+        raise InputError(
+            f"{len(paras)} paragraph came; wanted at least two: the expectation comes from the others' attention"
+        )
+    if len(unigram_counts) != model.cfg.d_vocab:
+        raise InputError(
+            f"{len(unigram_counts)} counts came for a vocabulary of {model.cfg.d_vocab}; wanted one for each token id: "
+            "count with minlength equal to the vocabulary"
+        )
+    if not bool((unigram_counts >= 0).all()):
+        raise InputError("a count is below zero or not a number; wanted how often each token stands in the corpus")
+
+
+def _dataset(model: HookedTransformer, values: dict[str, np.ndarray], attrs: dict[str, int]) -> xr.Dataset:
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
+    more, mass = "attends more to rare tokens", "attention mass, 0 to 1"
+    words = {
+        "spearman": {"units": "rank correlation", "higher": "attends more to frequent tokens"},
+        "kendall": {"units": "rank correlation, tau-b", "higher": "attends more to frequent tokens"},
+        "excess": {"units": mass, "higher": more, "expectation": "other paragraphs' attention to the same positions"},
+        "mass_over_uniform": {"units": mass, "higher": more, "expectation": "attention spread evenly"},
+        "p_value": {"units": "1", "higher": "more likely by chance", "correction": "max-statistic over heads"},
+    }
+    data = {
+        name: (("layer", "head"), rearrange(value, "(layer head) -> layer head", layer=layers), words[name])
+        for name, value in values.items()
+    }
+    return xr.Dataset(data, {"layer": np.arange(layers), "head": np.arange(heads)}, attrs)

@@ -1,0 +1,104 @@
+"""Record and replace activations; every change to the model ends with its block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from mechmem.data.errors import InputError
+
+# Called as TransformerLens calls hooks: (activation, hook=HookPoint) -> the replacement, or None to leave it.
+Hook = Callable[..., Tensor | None]
+
+
+@contextmanager
+def with_hooks(model: HookedTransformer, hooks: Mapping[str, Hook]) -> Iterator[HookedTransformer]:
+    """Run the block with forward hooks added; afterwards the model has the hooks it had before, whatever happens.
+
+    Hooks that were on the model before stay, and run before these.
+
+    Args:
+        model: hooks are added to it, in place.
+        hooks: hook point name, `blocks.0.attn.hook_z` for example -> fn(activation, hook=hook_point), which returns the
+            replacement, or None to leave the activation as it is.
+
+    Raises:
+        InputError: no such hook point, or one that this model's settings never call.
+    """
+    _check_names(model, hooks)
+    caching = model.is_caching
+    try:
+        with model.hooks(fwd_hooks=list(hooks.items())):
+            yield model
+    finally:
+        # TransformerLens clears this note of the caller's own caching hooks whenever a context ends.
+        model.is_caching = caching
+
+
+@contextmanager
+def recording(model: HookedTransformer, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Record activations of every forward in the block.
+
+    Args:
+        model: hooks are added to it, in place, until the block ends.
+        names: hook point names; name what is needed, all of them take gigabytes.
+
+    Yields:
+        name -> activation of the latest forward, not copied and not detached: gradients flow to it, so run under
+        `torch.no_grad()` where none are wanted. Hooks that were on the model before have already acted on it.
+
+    Raises:
+        InputError: no such hook point, or one that this model's settings never call.
+    """
+    recorded: dict[str, Tensor] = {}
+
+    def record(name: str) -> Hook:
+        def hook_function(activation: Tensor, hook: object) -> None:  # noqa: ARG001 - TransformerLens passes both
+            recorded[name] = activation
+
+        return hook_function
+
+    with with_hooks(model, {name: record(name) for name in names}):
+        yield recorded
+
+
+@contextmanager
+def frozen(model: HookedTransformer) -> Iterator[HookedTransformer]:
+    """No parameter asks for a gradient in the block, unless the block switches it on again.
+
+    Afterwards every parameter's `requires_grad` and `.grad` and every module's training mode is what it was. Values of
+    parameters are the caller's business.
+    """
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    # A gradient accumulated in the block would be added in place to the caller's: it is set aside.
+    for parameter, _, _ in parameters:
+        parameter.grad = None
+        parameter.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for parameter, required, gradient in parameters:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
+        for module, training in modes:
+            module.training = training
+
+
+def _check_names(model: HookedTransformer, names: Iterable[str]) -> None:
+    for name in names:
+        point = model.hook_dict.get(name)
+        if point is None:
+            ending = name.rsplit(".", 1)[-1]
+            close = [known for known in model.hook_dict if known.endswith(ending)][:3] or list(model.hook_dict)[:3]
+            raise InputError(f"no hook point '{name}'; wanted a name in model.hook_dict, for example {close}")
+        try:
+            model.check_hooks_to_add(point, name, lambda *_, **__: None)
+        except AssertionError as error:
+            raise InputError(
+                f"hook point '{name}' is never called by this model ({error}); wanted one that is: compute the value "
+                "from hook_z or the residual stream, or switch the setting on yourself"
+            ) from error
