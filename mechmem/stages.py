@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -77,13 +78,22 @@ class Run:
         """The scored paragraphs."""
         return Paragraphs.load(self.folder / "paragraphs.parquet")
 
-    def subset(self, name: str, count: int | None = None) -> Paragraphs:
-        """A set by name, or a random sample of it."""
+    @property
+    def comparable(self) -> bool:
+        """Whether both sets hold at least two clusters: splits by cluster and means over others need two."""
+        return all(len(self.subset(name, 2, distinct=True)) == 2 for name in SETS)
+
+    def subset(self, name: str, count: int | None = None, *, distinct: bool = False) -> Paragraphs:
+        """A set by name, or a random sample of it that draws on as many clusters as it can.
+
+        With `distinct` there is no more than one paragraph of a cluster, so no two are near-duplicates.
+        """
         members = np.flatnonzero(self.paragraphs.column("set") == name)
-        if count is not None and count < len(members):
-            rng = np.random.default_rng([self.settings.seed, len(name)])
-            members = np.sort(rng.choice(members, count, replace=False))
-        return self.paragraphs.select(members)
+        members = np.random.default_rng([self.settings.seed, len(name)]).permutation(members)
+        labels = pd.Series(self.paragraphs.column("cluster")[members])
+        turn = labels.groupby(labels).cumcount().to_numpy()
+        order = np.argsort(turn, kind="stable")[: int((turn == 0).sum()) if distinct else len(turn)]
+        return self.paragraphs.select(np.sort(members[order[:count]]))
 
     def save(self, result: xr.Dataset, name: str) -> None:
         """Write one result, whole or not at all."""
@@ -164,7 +174,7 @@ def head_stage(run: Run) -> None:
 def attention_stage(run: Run) -> None:
     """Rare-token attention of every head, and patterns of the heads to look at; -> rare.nc, attention.nc."""
     counts = token_frequencies(run)
-    sample = run.subset("memorized", run.settings.gradient_sample)
+    sample = run.subset("memorized", run.settings.gradient_sample, distinct=True)
     rare = rare_token_attention(
         run.model, sample, torch.as_tensor(counts), seed=run.settings.seed, progress=run.progress
     )
@@ -182,9 +192,7 @@ def token_frequencies(run: Run) -> np.ndarray:
 
 def attention_views(run: Run, heads: xr.Dataset, rare: xr.Dataset, *, views: int = 3, slots: int = 4) -> xr.Dataset:
     """Patterns of the most needed heads, and of those most drawn to rare tokens, on a few memorized paragraphs."""
-    memorized = run.subset("memorized")
-    _, first = np.unique(memorized.column("cluster"), return_index=True)
-    chosen = memorized.select(np.random.default_rng(run.settings.seed).permutation(first)[:views])
+    chosen = run.subset("memorized", views, distinct=True)
     needed = heads.em_drop.sel(set="memorized")
     findings = {
         "memorized": (needed, "heads whose removal costs the most exact match"),

@@ -33,7 +33,7 @@ class Stage:
         says: what it does, for the progress display.
         file: what it writes last; where this exists, the stage is done.
         work: the function.
-        needs_both: it compares memorized with other paragraphs and is left out where one set is empty.
+        needs_both: it compares memorized with other paragraphs and is left out where either set is too small for that.
     """
 
     name: str
@@ -84,8 +84,7 @@ def run_study(
     run = Run(folder, settings, device)
     manifest = _open(run)
     for stage in STAGES[: names.index(until) + 1]:
-        missing = stage.needs_both and not {"memorized", "other"} <= set(run.paragraphs.column("set").tolist())
-        if missing or (folder / stage.file).exists():
+        if (folder / stage.file).exists() or (stage.needs_both and not run.comparable):
             continue
         if progress is not None:
             progress(stage.says, 0, 1)
