@@ -26,7 +26,7 @@ def removal_stage(run: Run) -> None:
 
     1. Memorized paragraphs are halved by cluster: targets come from one half, held-out memorized from the other.
     2. The keep set and the `other` that is evaluated are halved by cluster as well.
-    3. Three edits by the same recipe, which differ only in the weights that may move.
+    3. Three edits by the same recipe, which differ in the weights that may move; the dense one has a rate of its own.
     """
     settings = run.settings
     sets, keep = evaluation_sets(run)
@@ -49,7 +49,7 @@ def removal_stage(run: Run) -> None:
             mask=mask,
             steps=settings.steps,
             seed=settings.seed,
-            learning_rate=settings.learning_rate,
+            learning_rate=settings.dense_learning_rate if mask is None else settings.learning_rate,
             stop=lambda row: row["memorized_nll"] >= settings.forgotten_nll,
             progress=part_of(run.progress, number, len(masks)),
         )

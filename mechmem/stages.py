@@ -42,7 +42,8 @@ class Settings:
         targets: memorized paragraphs to unlearn; as many of each other set are evaluated, at least 100.
         fraction: share of the attention and MLP weights that the sparse edits may move.
         steps: most updates of an edit.
-        learning_rate: of every edit.
+        learning_rate: of the edit through the top weights and of its control through random ones.
+        dense_learning_rate: of the edit through all weights.
         forgotten_nll: an edit stops when the mean NLL of its batch of targets, in nats a token, reaches this.
     """
 
@@ -55,7 +56,8 @@ class Settings:
     targets: int = 32
     fraction: float = 0.001
     steps: int = 30
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
+    dense_learning_rate: float = 5e-4
     forgotten_nll: float = 1.0
 
 

@@ -1,0 +1,90 @@
+"""Choose the learning rates of the study's edits on paragraphs that no report shows; write docs/learning-rate.md.
+
+    python experiments/choose_learning_rate.py     # a few minutes on two cores
+
+Targets are nearly memorized paragraphs (EM 30 to 49) of clusters without any memorized one; what must be held is
+measured on half-known ones (EM 11 to 29). Neither is ever a target or an evaluation set of a study. Every kind of mask
+is tried at every rate until the targets' NLL passes the study's bound, and keeps the rate with the least KL.
+"""
+
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import mechmem as mm
+from mechmem.stages import Settings
+
+# Settings -------------------------------------------------------------------------------------------------------------
+RATES = [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2]
+STUDY = Settings()
+SEED = 1
+PAGE = Path("docs/learning-rate.md")
+
+
+def main() -> None:
+    """Try every mask at every rate."""
+    model, paragraphs = mm.load_model("bundled"), mm.bundled_paragraphs()
+    em = mm.score(model, paragraphs).em.values
+    cluster = paragraphs.column("cluster")
+    known = np.isin(cluster, cluster[em == 50])
+    rng = np.random.default_rng(SEED)
+    nearly, half = np.flatnonzero((em >= 30) & (em < 50) & ~known), np.flatnonzero((em > 10) & (em < 30) & ~known)
+    targets = paragraphs.select(rng.permutation(nearly)[: STUDY.targets])
+    half = rng.permutation(half)
+    keep, held = paragraphs.select(half[: len(half) // 2]), paragraphs.select(half[len(half) // 2 :])
+    top = mm.Mask.top(mm.weight_gradients(model, targets), fraction=STUDY.fraction)
+    masks = {"top": top, "random": mm.Mask.random_like(top, seed=SEED), "all": None}
+    print(f"{len(targets)} targets, {len(keep)} keep, {len(held)} held")
+    lines = []
+    for name, mask in masks.items():
+        for rate in RATES:
+            try:
+                edited, history = mm.unlearn(
+                    model,
+                    targets,
+                    keep,
+                    mask=mask,
+                    steps=STUDY.steps,
+                    seed=SEED,
+                    learning_rate=rate,
+                    stop=lambda row: row["memorized_nll"] >= STUDY.forgotten_nll,
+                )
+            except FloatingPointError:
+                lines.append([name, f"{rate:g}", "diverged", "", "", "", ""])
+                continue
+            reached = history.memorized_nll.values[-1] >= STUDY.forgotten_nll
+            after = mm.score(edited, targets)
+            row = [name, f"{rate:g}", str(history.sizes["step"]), "yes" if reached else "no"]
+            row += [f"{float(after.nll.mean()):.2f}", f"{float(after.em.mean()):.1f}"]
+            row += [f"{float(mm.kl(model, edited, held).mean()):.3f}"]
+            lines.append(row)
+            print(*row, flush=True)
+    head = ["mask", "rate", "steps", "bound reached", "targets' NLL", "targets' EM", "KL on held paragraphs"]
+    text = [
+        "# The learning rates of the study's edits",
+        "",
+        "`experiments/choose_learning_rate.py` tries every kind of mask at every rate on paragraphs that no study uses "
+        f"as a target or for evaluation ({len(targets)} targets with EM 30 to 49, {len(held)} held paragraphs with EM "
+        f"11 to 29; NLL and KL in nats a token). An edit stops when its batch of targets reaches "
+        f"{STUDY.forgotten_nll} nats or after {STUDY.steps} steps. The study takes for the top weights, and for all, the "
+        "rate with the least KL among those that reach the bound; random weights are the control of the top ones and "
+        "get their rate.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in lines),
+        "",
+        f"The study's rates: {STUDY.learning_rate:g} for top and random weights, {STUDY.dense_learning_rate:g} for all.",
+        "",
+        f"Measured on {time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads, "
+        f"seed {SEED}.",
+        "",
+    ]
+    PAGE.write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
