@@ -1,0 +1,164 @@
+"""Section 3: what do the heads look at?"""
+
+import numpy as np
+import xarray as xr
+from scipy.stats import spearmanr
+
+from mechmem.report import heatmaps
+from mechmem.report.attention import attention_heads, received_attention
+from mechmem.report.page import Block, Cell, Figure, Section, Table, ViewGroup
+from mechmem.report.sections.wording import best_heads, head_name, signed
+from mechmem.report.study_files import StudyFiles
+
+NAMED_HEADS = 5
+READING = (
+    "Rare words make a good key to a memory: they tell one paragraph from all others. A head that reads such words "
+    "attends to tokens that are rare in the corpus.",
+    "Excess compares the attention on the rarest tokens of the prefix with what uniform attention would put there: "
+    "above zero the head looks at rare tokens more than by chance. Spearman's coefficient is the rank correlation of "
+    "the attention that a token gets with how frequent it is: below zero means that rarer tokens get more.",
+    "In the attention matrices a row is the token that looks, a column the token that is looked at, and darker means "
+    "more attention. The lines of text show the same for reading: each token is as dark as the attention that it "
+    "receives while the model predicts the continuation. The first token often serves as a place to rest and may be "
+    "left aside.",
+)
+
+
+def attention_section(study: StudyFiles) -> Section:
+    """Which heads look at rare tokens, whether those are the needed ones, and attention patterns to look at."""
+    answer: list[str] = []
+    blocks: list[Block] = []
+    missing: list[str] = []
+    if study.rare is None:
+        missing.append("Attention to rare tokens has not been measured: there is no rare.nc in the study folder.")
+    else:
+        answer += _rare_sentences(study.rare)
+        blocks += _rare_figures(study.rare)
+        if study.heads is not None:
+            answer.append(_needed_and_rare(study.heads, study.rare))
+    if study.attention is None:
+        missing.append("No attention patterns were kept: there is no attention.nc in the study folder.")
+    else:
+        first_query = 0 if study.paragraphs is None else study.paragraphs.prefix_len - 1
+        blocks += _views(study.attention, first_query)
+    if study.rare is not None:
+        blocks.append(_rare_table(study.rare))
+    question = "Do the heads that memorized text needs look at rare words, and what do they attend to?"
+    return Section("attention", "What do the heads look at?", question, answer, blocks, READING, missing)
+
+
+def _rare_sentences(rare: xr.Dataset) -> list[str]:
+    heads = int(rare.excess.size)
+    (name, most), *_ = best_heads(rare.excess, 1)
+    (ranked, falling), *_ = best_heads(-rare.spearman, 1)
+    drawn = int((rare.excess > 0).sum())
+    if most <= 0:
+        first = (
+            "No head attends to rare tokens more than uniform attention would: the largest excess is "
+            f"{signed(most, 3)}."
+        )
+    else:
+        first = (
+            f"Head {name} is drawn most to rare tokens: it puts {100 * most:.1f} percentage points more attention on "
+            f"the rarest tokens of the prefix than uniform attention would; {drawn} of {heads} heads have such an "
+            "excess."
+        )
+    if falling <= 0:
+        return [
+            first,
+            f"No head's attention rises as tokens get rarer: the lowest Spearman coefficient is {signed(-falling, 2)}.",
+        ]
+    return [
+        first,
+        f"Attention follows rarity most closely in head {ranked} (Spearman {signed(-falling, 2)} with token "
+        "frequency).",
+    ]
+
+
+def _needed_and_rare(heads: xr.Dataset, rare: xr.Dataset) -> str:
+    """Are the heads that memorized text needs the ones that look at rare tokens?"""
+    drop, excess = xr.align(heads.em_drop.sel(set="memorized"), rare.excess, join="inner")
+    (name, _), *_ = best_heads(drop, 1)
+    ranking = [head for head, _ in best_heads(excess, int(excess.size))]
+    place = (
+        f"The most needed head, {name}, is number {ranking.index(name) + 1} of {len(ranking)} by attention to rare "
+        "tokens"
+    )
+    if excess.size < 3 or len(np.unique(drop)) < 2 or len(np.unique(excess)) < 2:
+        return place + "."
+    result = spearmanr(drop.values.ravel(), excess.transpose(*drop.dims).values.ravel())
+    rho, p = float(result[0]), float(result[1])  # pyright: ignore
+    if p >= 0.05:
+        return (
+            f"{place}; over all heads, need and attention to rare tokens are not related (Spearman {signed(rho, 2)}, "
+            f"p = {p:.2g})."
+        )
+    relation = "more" if rho > 0 else "less"
+    return (
+        f"{place}; over all heads, the needed ones look at rare tokens {relation} than the others (Spearman "
+        f"{signed(rho, 2)}, p = {p:.2g})."
+    )
+
+
+def _rare_figures(rare: xr.Dataset) -> list[Block]:
+    excess = heatmaps.head_heatmap(
+        100 * rare.excess,
+        title="Excess attention on rare tokens (blue = more)",
+        unit="percentage points",
+        top=NAMED_HEADS,
+    )
+    # A fixed range, as befits a correlation; reversed, so that blue means rare tokens in both figures.
+    spearman = heatmaps.head_heatmap(
+        -rare.spearman, title="Attention rises with rarity (blue = yes)", unit="−Spearman", limit=1.0, top=NAMED_HEADS
+    )
+    return [
+        Figure(
+            excess,
+            "Attention on the rarest tokens of the prefix minus what uniform attention would put there. Bluer means "
+            f"that the head looks at rare tokens more; the top {NAMED_HEADS} are framed, with their rank.",
+            wide=False,
+        ),
+        Figure(
+            spearman,
+            "Rank correlation of a token's attention with its rarity, that is the Spearman coefficient with "
+            "frequency, sign turned. Bluer means that attention rises more steadily as tokens get rarer.",
+            wide=False,
+        ),
+    ]
+
+
+def _rare_table(rare: xr.Dataset) -> Table:
+    known = {"excess": "Excess", "spearman": "Spearman", "kendall": "Kendall", "p_value": "p"}
+    present = {name: title for name, title in known.items() if name in rare}
+    rows: list[list[Cell]] = []
+    for layer in rare.layer.values:
+        for head in rare["head"].values:
+            one = rare.sel(layer=layer, head=head)
+            rows.append([head_name(int(layer), int(head)), *(float(one[name]) for name in present)])
+    rows.sort(key=lambda row: -np.nan_to_num(row[1], nan=-np.inf))  # pyright: ignore
+    note = (
+        "Excess as a share of the head's attention, higher means more on rare tokens; Spearman and Kendall with "
+        "token frequency, lower means that rarer tokens get more; p of the correlation, not corrected for the number "
+        "of heads."
+    )
+    return Table("All heads and rare tokens as numbers", ["Head", *present.values()], rows, note)
+
+
+def _views(attention: xr.Dataset, first_query: int) -> list[Block]:
+    groups: list[Block] = []
+    for number in range(attention.sizes["view"]):
+        one = attention.isel(view=number)
+        tokens = [str(token) for token in one.token.values]
+        pattern = one.pattern.values.astype(float)
+        names = [
+            head_name(int(layer), int(head)) for layer, head in zip(one.layer.values, one["head"].values, strict=True)
+        ]
+        strips = [
+            received_attention(tokens, matrix, first_query=first_query, label=f"Attention received in head {name}")
+            for matrix, name in zip(pattern, names, strict=True)
+        ]
+        title = f"Attention on paragraph {one.paragraph_id.item()}: heads {', '.join(names)}"
+        caption = f"{one.caption.item()}. Darker means more attention; point at a token or a cell for its value."
+        views = [*strips, attention_heads(tokens, pattern, names)]
+        groups.append(ViewGroup(title, caption, views, opened=number == 0))
+    return groups

@@ -1,0 +1,205 @@
+"""Section 1: what did the model memorize?"""
+
+import numpy as np
+import xarray as xr
+from scipy.stats import spearmanr
+
+from mechmem.report import figures
+from mechmem.report.page import Block, Cell, Figure, Passage, Section, Table
+from mechmem.report.sections.wording import percent, plural
+from mechmem.report.study_files import StudyFiles
+
+SHOWN_ROWS = 200
+NEAR_MISSES = 30
+COLUMNS = {
+    "id": "Id",
+    "source": "Kind",
+    "count": "Seen",
+    "cluster": "Cluster",
+    "em": "EM",
+    "nll": "NLL",
+    "match_fraction": "Match",
+}
+READING = (
+    "Each paragraph is cut in two. The model is given the prefix and continues it greedily, always with the most "
+    "probable token. EM (exact match) counts how many tokens of the true continuation it gets right before its first "
+    "mistake.",
+    "A paragraph is called memorized if every token of the continuation is right. Chance does not do that with "
+    "ordinary text; it can with text that follows a pattern, such as lists and boilerplate, which is why the "
+    "paragraphs themselves are shown below.",
+    "NLL is the average surprise of the model at the true continuation, in nats a token: lower means that it "
+    "expected the text more.",
+)
+
+
+def memorized_section(study: StudyFiles) -> Section:
+    """How much is memorized, of which kind and how often it was seen; the paragraphs themselves."""
+    name, title = "memorized", "What did it memorize?"
+    question = "Which paragraphs can the model continue word for word, given only how they begin?"
+    em = study.column("em")
+    if study.paragraphs is None or em is None:
+        missing = ("Scoring has not been run: there is no paragraphs.parquet with a column em in the study folder.",)
+        return Section(name, title, question, (), missing=missing)
+    full = study.paragraphs.continuation_len
+    exact = xr.DataArray(em, dims="paragraph")
+    caption = (
+        f"Each bar counts the paragraphs whose first mistake comes after so many tokens; EM = {full} means that there "
+        "was none. Further right means more memorized. The axis is logarithmic: one step up is ten times as many."
+    )
+    blocks: list[Block] = [Figure(figures.em_histogram(exact, full=full), caption)]
+    blocks += _by_count(study, exact, full) + _by_kind(study)
+    blocks += [_paragraph_table(study), *_near_misses(study)]
+    return Section(name, title, question, _answer(study, em, full), tuple(blocks), READING)
+
+
+def _answer(study: StudyFiles, em: np.ndarray, full: int) -> list[str]:
+    total, memorized, other = len(em), study.members("memorized"), study.members("other")
+    clusters = study.column("cluster")
+    groups = (
+        f", in {plural(len(np.unique(clusters[memorized])), 'cluster')} of near-identical text"
+        if clusters is not None
+        else ""
+    )
+    first = (
+        f"The model continues {len(memorized):,} of {plural(total, 'paragraph')} "
+        f"({percent(len(memorized) / max(total, 1))}) correctly to the last of their {full} "
+        f"tokens{groups if len(memorized) else ''}."
+    )
+    answer = [
+        first,
+        f"{plural(len(other), 'paragraph')} ({percent(len(other) / max(total, 1))}) break off within {full // 5} "
+        f"tokens; the median paragraph is followed for {np.median(em):.0f} tokens.",
+    ]
+    count = study.counts()
+    if count is None:
+        return answer
+    return answer + _count_sentences(em, count, full)
+
+
+def _count_sentences(em: np.ndarray, count: np.ndarray, full: int) -> list[str]:
+    sentences = []
+    if len(np.unique(count)) > 1 and len(np.unique(em)) > 1:
+        rho = float(spearmanr(em, count)[0])  # pyright: ignore
+        relation = "rises with" if rho > 0.1 else "falls with" if rho < -0.1 else "hardly depends on"
+        labels, bins = figures.count_bins(count)
+        low, high = (float(np.median(em[bins == group])) for group in (0, len(labels) - 1))
+        sentences.append(
+            f"EM {relation} how often a paragraph stood in the training text (Spearman {rho:.2f}): its median is "
+            f"{low:.0f} at {labels[0]} and {high:.0f} at {labels[-1]} occurrences."
+        )
+    never = count == 0
+    if never.any():
+        guessed = int((never & (em == full)).sum())
+        verdict = (
+            "such text can be guessed, so not every full match is evidence of memory."
+            if guessed
+            else "a full match is not reached by guessing here."
+        )
+        sentences.append(
+            f"Of the {plural(int(never.sum()), 'paragraph')} that never stood in the training text, "
+            f"{guessed or 'none'} {'is' if guessed < 2 else 'are'} completed to the end: {verdict}"
+        )
+    return sentences
+
+
+def _by_count(study: StudyFiles, em: xr.DataArray, full: int) -> list[Block]:
+    count = study.counts()
+    if count is None or len(np.unique(count)) < 2:
+        return []
+    caption = (
+        "Above: the median EM and the middle half of the paragraphs; below: the percent memorized. Higher means more "
+        "memorized; further right means seen more often in training."
+    )
+    figure = figures.em_by_count(em, xr.DataArray(count, dims="paragraph"), full=full)
+    return [Figure(figure, caption, wide=study.column("source") is None)]
+
+
+def _by_kind(study: StudyFiles) -> list[Block]:
+    source = study.column("source")
+    if source is None:
+        return []
+    kinds, index = np.unique(source.astype(str), return_inverse=True)
+    size = np.bincount(index)
+    memorized = np.bincount(index[study.members("memorized")], minlength=len(kinds))
+    coords = {"source": kinds}
+    figure = figures.memorized_by_kind(
+        xr.DataArray(100 * memorized / size, coords, ("source",)), xr.DataArray(size, coords, ("source",))
+    )
+    caption = "Percent of the paragraphs of each kind that are memorized; longer means memorized more often."
+    # Beside the figure by count, if there is one, and as high as that one.
+    beside = study.counts() is not None
+    if beside:
+        figure.update_layout(height=max(430, figure.layout.height))
+    return [Figure(figure, caption, wide=not beside)]
+
+
+def _paragraph_table(study: StudyFiles) -> Table:
+    memorized = study.members("memorized")
+    count, nll = study.counts(), study.column("nll")
+    # The most surprising memories first: text that was seen least often, or else that the model is least sure of.
+    keys = count if count is not None else -nll if nll is not None else np.zeros(len(memorized) and memorized.max() + 1)
+    chosen = memorized[np.argsort(keys[memorized], kind="stable")][:SHOWN_ROWS]
+    order = "those seen least often come first" if count is not None else "those it was least sure of come first"
+    note = (
+        f"{len(chosen)} of {plural(len(memorized), 'memorized paragraph')}; {order}. Grey is what the model was "
+        "given, coloured is what it then said, word for word as in the text. A click on a paragraph opens it, a "
+        "click on a head sorts."
+    )
+    return _table(study, chosen, "The memorized paragraphs", note, opened=len(chosen) > 0)
+
+
+def _near_misses(study: StudyFiles) -> list[Block]:
+    between, greedy = study.members("between"), study.column("greedy_text")
+    em = study.column("em")
+    if greedy is None or em is None or not len(between):
+        return []
+    chosen = between[np.argsort(-em[between], kind="stable")][:NEAR_MISSES]
+    note = (
+        "The paragraphs that came closest without being memorized, with the model's own continuation under the true "
+        "one."
+    )
+    return [_table(study, chosen, "Near misses", note, said=greedy)]
+
+
+def _table(
+    study: StudyFiles,
+    chosen: np.ndarray,
+    title: str,
+    note: str,
+    *,
+    opened: bool = False,
+    said: np.ndarray | None = None,
+) -> Table:
+    known = {label: study.column(name) for name, label in COLUMNS.items()}
+    present = {label: values for label, values in known.items() if values is not None}
+    passages = _passages(study, chosen, said)
+    rows = [
+        [_plain(values[row]) for values in present.values()] + [passage]
+        for row, passage in zip(chosen, passages, strict=True)
+    ]
+    return Table(title, [*present, "Paragraph"], rows, note, searchable=True, opened=opened)
+
+
+def _plain(value: object) -> Cell:
+    item = value.item() if isinstance(value, np.generic) else value
+    return item if item is None or isinstance(item, int | float) else str(item)
+
+
+def _passages(study: StudyFiles, chosen: np.ndarray, said: np.ndarray | None) -> list[Passage]:
+    prefix, continuation, text = (study.column(name) for name in ("prefix_text", "continuation_text", "text"))
+    own = ["" if said is None else str(said[row]) for row in chosen]
+    if prefix is not None and continuation is not None:
+        parts = [(str(prefix[row]), str(continuation[row])) for row in chosen]
+    elif text is not None:
+        parts = [(str(text[row]), "") for row in chosen]
+    else:
+        parts = [("(the study folder holds no text)", "")] * len(chosen)
+    return [Passage(*part, said) for part, said in zip(parts, own, strict=True)]
+
+
+def paragraph_counts(study: StudyFiles) -> tuple[int, int, int | None]:
+    """How many paragraphs were scored, how many of them are memorized, and in how many clusters these are."""
+    memorized = study.members("memorized")
+    clusters = study.column("cluster")
+    total = 0 if study.paragraphs is None else len(study.paragraphs)
+    return total, len(memorized), None if clusters is None else len(np.unique(clusters[memorized]))

@@ -1,0 +1,190 @@
+"""Section 2: where in the network do the memories sit?"""
+
+import numpy as np
+import xarray as xr
+
+from mechmem.report import figures, heatmaps
+from mechmem.report.page import Block, Figure, Section, Table
+from mechmem.report.sections.wording import best_heads, head_name, listed, percent, signed
+from mechmem.report.study_files import StudyFiles
+
+NAMED_HEADS = 5
+READING = (
+    "Two ways of asking, with different meanings. A gradient says how strongly the loss on the paragraphs would "
+    "answer to a small change of a weight: it shows where the text could be changed. Ablation takes a head out and "
+    "looks at what the model can no longer say: it shows what the text needs.",
+    "In the gradient maps each cell is the largest absolute gradient within one component of one layer: the query "
+    "(Q), key (K), value (V) and output (O) weights of a head, or the two matrices of the MLP. Brighter means "
+    "larger. Text that the model knows well has little loss and hence small gradients everywhere, so compare the "
+    "shares, not only the sizes.",
+    "Layers and heads are counted from zero: L1H2 is the third head of the second layer.",
+)
+
+
+def where_section(study: StudyFiles) -> Section:
+    """Gradients by component and layer, and what ablating each head costs."""
+    answer: list[str] = []
+    blocks: list[Block] = []
+    missing: list[str] = []
+    heads = study.heads
+    if heads is None:
+        missing.append("Head ablation has not been run: there is no heads.nc in the study folder.")
+    else:
+        answer += _head_sentences(heads)
+    if study.gradients is None:
+        missing.append("The gradients have not been computed: there is no gradients.nc in the study folder.")
+    else:
+        answer += _gradient_sentences(study.gradients)
+        blocks += _gradient_figures(study.gradients)
+    if heads is not None:
+        blocks += [*_head_figures(heads), _head_table(heads)]
+    question = "Which layers, weights and attention heads carry the memorized paragraphs?"
+    return Section("where", "Where does it sit?", question, answer, blocks, READING, missing)
+
+
+def _gradient_sentences(gradients: xr.Dataset) -> list[str]:
+    size, share = gradients.max_gradient, gradients.layer_share
+    if not {"memorized", "other"} <= set(size.set.values):
+        return []
+    totals = size.sum("component")
+    memorized, other = totals.sel(set="memorized"), totals.sel(set="other")
+    ratio = float(memorized.sum() / other.sum())
+    smaller = int((memorized < other).sum())
+    word, shown = ("smaller", 1 / max(ratio, 1e-12)) if ratio < 1 else ("larger", ratio)
+    layers = share.sizes["layer"]
+    difference = share.sel(set="memorized") - share.sel(set="other")
+    gained = [f"L{layer}" for layer in share.layer.values[difference.values > 0.005]]
+    half = share.isel(layer=slice(0, layers // 2 or 1)).sum("layer")
+    return [
+        f"Gradients on memorized text are {shown:.1f} times {word} in total than on other text, and smaller in "
+        f"{smaller} of {layers} layers.",
+        f"The lower half of the layers holds {percent(float(half.sel(set='memorized')))} of the memorized total "
+        f"against {percent(float(half.sel(set='other')))} of the other; "
+        + (
+            f"the share of {listed(gained)} is larger for memorized text."
+            if gained
+            else "no layer's share is clearly larger for memorized text."
+        ),
+    ]
+
+
+def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
+    size = gradients.max_gradient
+    caption = (
+        "The largest |gradient| of the mean NLL in each component, in nats per unit of weight, on a logarithmic "
+        "colour scale that both sets share. Brighter means that the loss on {} text answers more to a change here."
+    )
+    positive = size.where(size > 0)
+    span = (float(positive.min()), float(positive.max()))
+    blocks: list[Block] = [
+        Figure(
+            heatmaps.component_heatmap(
+                size.sel(set=name),
+                title=f"Gradient on {name} text (brighter = larger)",
+                unit="max |gradient|",
+                kind="log",
+                span=span,
+            ),
+            caption.format(name),
+        )
+        for name in size.set.values
+    ]
+    if {"memorized", "other"} <= set(size.set.values):
+        memorized, other = size.sel(set="memorized"), size.sel(set="other")
+        part = 100 * (memorized / memorized.sum() - other / other.sum())
+        figure = heatmaps.component_heatmap(
+            part,
+            title="Share of the memorized total minus share of the other total",
+            unit="percentage points",
+            kind="diverging",
+        )
+        reading = (
+            "Each component's percent of its set's total, memorized minus other. Blue: weighs more for memorized "
+            "text than for other text; orange: weighs less; near white: the same."
+        )
+        blocks.append(Figure(figure, reading))
+    reading = (
+        "The bars of one colour add up to 100 %. Where the blue bar is higher, the layer matters relatively more for "
+        "memorized text."
+    )
+    return [*blocks, Figure(figures.layer_shares(gradients.layer_share), reading)]
+
+
+def _head_sentences(heads: xr.Dataset) -> list[str]:
+    drop = heads.em_drop.sel(set="memorized")
+    best = best_heads(drop, NAMED_HEADS)
+    method = str(heads.attrs.get("method", heads.em_drop.attrs.get("method", ""))) or "unnamed"
+    name, value = best[0]
+    if value < 0.5:
+        first = (
+            f"No single head is needed: ablating any one ({method} ablation) costs memorized text at most {value:.2f} "
+            "tokens of EM."
+        )
+        return [first]
+    average = float(drop.mean())
+    sentences = [
+        f"Memorized text needs head {name} most: without it EM falls by {value:.1f} tokens on average ({method} "
+        f"ablation; the average head costs {average:.1f}).",
+        f"The {len(best)} most needed heads are "
+        + listed([f"{head} ({signed(-fall)})" for head, fall in best])
+        + "; they account for "
+        + percent(sum(max(fall, 0) for _, fall in best) / max(float(drop.clip(min=0).sum()), 1e-9))
+        + " of what all heads cost one by one.",
+    ]
+    if "other" in heads.set.values:
+        sentences.append(_specific(heads, name))
+    return sentences
+
+
+def _specific(heads: xr.Dataset, name: str) -> str:
+    """Is the most needed head needed for memorized text alone? By NLL: other text has little EM to lose."""
+    drop = heads.em_drop.sel(set="memorized")
+    place = {dim: int(index) for dim, index in drop.argmax(("layer", "head")).items()}  # pyright: ignore
+    rise = heads.nll_rise.isel(place)
+    memorized, other = float(rise.sel(set="memorized")), float(rise.sel(set="other"))
+    if memorized > 2 * max(other, 0):
+        verdict = "so it matters to memorized text in particular"
+    elif memorized > other:
+        verdict = "so it matters to all text, and more to memorized text"
+    else:
+        verdict = "so it is no special carrier of memories: other text needs it as much"
+    return (
+        f"Without {name} the loss rises by {memorized:.2f} nats a token on memorized and by {other:.2f} on other "
+        f"text, {verdict}."
+    )
+
+
+def _head_figures(heads: xr.Dataset) -> list[Block]:
+    limit = float(np.nanmax(np.abs(heads.em_drop.values), initial=0)) or 1.0
+    blocks: list[Block] = []
+    for name in heads.set.values:
+        figure = heatmaps.head_heatmap(
+            heads.em_drop.sel(set=name),
+            title=f"EM lost without each head, {name} text",
+            unit="tokens (blue = needed)",
+            limit=limit,
+            top=NAMED_HEADS if name == "memorized" else 0,
+        )
+        reading = (
+            f"Mean drop of EM on {name} text if this head alone is ablated, in tokens. Bluer means that the head is "
+            "needed more; orange means that the model does better without it. Both sets share one scale"
+            + (f"; the {NAMED_HEADS} most needed heads are framed, with their rank." if name == "memorized" else ".")
+        )
+        blocks.append(Figure(figure, reading, wide=heads.sizes["set"] == 1))
+    return blocks
+
+
+def _head_table(heads: xr.Dataset) -> Table:
+    sets = [str(name) for name in heads.set.values]
+    columns = ["Head"] + [f"EM drop, {name}" for name in sets] + [f"NLL rise, {name}" for name in sets]
+    rows = []
+    for layer in heads.layer.values:
+        for head in heads["head"].values:
+            one = heads.sel(layer=layer, head=head)
+            values = [float(one.em_drop.sel(set=name)) for name in sets] + [
+                float(one.nll_rise.sel(set=name)) for name in sets
+            ]
+            rows.append([head_name(int(layer), int(head)), *values])
+    rows.sort(key=lambda row: -row[1])
+    note = "EM drop in tokens, NLL rise in nats a token; higher means that the head is needed more."
+    return Table("All heads as numbers", columns, rows, note)

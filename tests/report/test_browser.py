@@ -1,0 +1,219 @@
+"""The report in a real browser: it draws everything, text from outside does nothing, and no request leaves.
+
+A content security policy would hide a missing escape, so the hostile study is opened without it as well; and each way
+out is opened on purpose once, to see that the detector sees it.
+"""
+
+import html
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mechmem.report.page import CONTENT_SECURITY_POLICY
+from mechmem.report.study_report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH to open the report in")
+
+HOSTILE = (
+    "</textarea></title></style></script><script>window.pwned=1</script>"
+    '<img src=x onerror="window.pwned=1"><img src="http://leak.test/image">'
+    # Without double quotes and spaces: JSON escapes the first and a component replaces the second, by chance disarming.
+    "<img/src='x'onerror='window.pwned=1'><img/src=http://leak.test/bare>"
+    '"><svg onload=window.pwned=1><b>{{7*7}}</b>${7*7}%{x}\u2028\u2029'
+    "</td><!--<script>"
+    '<a href="javascript:window.pwned=1">x</a>&lt;img src=x onerror=window.pwned=1&gt;\u202e'
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-domain-reliability",
+    "--disable-sync",
+    "--disable-features=OptimizationHints,MediaRouter,Translate,NetworkTimeServiceQuerying",
+]
+# What Chromium asks for on its own, with an empty page too and whatever the flags.
+OWN_HOSTS = ("accounts.google.com", "clients2.google.com", "update.googleapis.com")
+# Stands first in the page, where no broken markup can swallow it. Opens every fold so that all views are drawn, shows
+# hover labels and tooltips, and writes what it sees on the page.
+PROBE = """<script>
+window.errors = [];
+window.addEventListener("error", (event) => window.errors.push(String(event.message)));
+window.addEventListener("securitypolicyviolation", (event) => window.errors.push("policy: " + event.blockedURI));
+const all = (selector) => [...document.querySelectorAll(selector)];
+const count = (selector) => all(selector).length;
+const touch = () => {
+  for (const fold of all("details")) fold.open = true;
+  for (const plot of all(".js-plotly-plot")) {
+    Plotly.Fx.hover(plot, [{ curveNumber: 0, pointNumber: plot.data[0].type === "heatmap" ? [0, 0] : 0 }]);
+  }
+  for (const token of all(".colored-tokens > span").filter((_, index) => index % 45 === 0)) {
+    for (const kind of ["mouseover", "mouseenter"]) token.dispatchEvent(new MouseEvent(kind, { bubbles: true }));
+  }
+};
+const look = () => ({
+  pwned: window.pwned === 1,
+  errors: window.errors,
+  plots: count(".js-plotly-plot"),
+  drawn: count(".js-plotly-plot .main-svg"),
+  hovers: count(".hoverlayer .hovertext"),
+  data: count("script.plot-data"),
+  views: count(".mount"),
+  filled: count(".mount > *"),
+  canvases: count(".mount canvas"),
+  tokens: count(".colored-tokens > span"),
+  intruders: count("main img, main [onload], main [onerror], main a[href^=javascript]"),
+  rows: count(".passages tbody tr"),
+  sideways: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  wide: all("main > *, .blocks > *").filter((part) => part.scrollWidth > part.clientWidth + 1).map((part) => part.id),
+  text: document.querySelector(".passages .prefix")?.textContent,
+  label: document.querySelector(".colored-tokens span span")?.textContent,
+});
+setTimeout(touch, 1000);
+setTimeout(touch, 2000);
+setTimeout(() => (document.documentElement.dataset.probe = JSON.stringify(look())), 3500);
+</script>"""
+
+
+@contextmanager
+def recording_proxy() -> Iterator[tuple[int, list[str]]]:
+    """A socket that plays the proxy for every host: it writes down what is asked of it and answers nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    asked: list[str] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(2)
+                try:
+                    asked.append(connection.recv(2048).decode("latin-1").split("\r\n")[0])
+                    connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                except OSError:
+                    asked.append("a connection without a request")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1], asked
+    finally:
+        # A blocked accept does not notice a close; a last connection wakes it up.
+        asked_before = len(asked)
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(timeout=5)
+        del asked[asked_before:]
+
+
+def browse(page: str, folder: Path, *, size: str = "1300,2000") -> tuple[dict, list[str]]:
+    """Open HTML text as a file; return what the probe saw, and every request that the browser made."""
+    assert CHROMIUM is not None
+    file = folder / "page.html"
+    file.write_bytes(page.replace("<head>", "<head>" + PROBE, 1).encode("utf-8", "replace"))
+    with recording_proxy() as (port, asked):
+        command = [
+            CHROMIUM,
+            *FLAGS,
+            f"--user-data-dir={folder / 'profile'}",
+            f"--proxy-server=127.0.0.1:{port}",
+            "--proxy-bypass-list=<-loopback>",
+            "--virtual-time-budget=5000",
+            f"--window-size={size}",
+            "--dump-dom",
+            file.as_uri(),
+        ]
+        done = subprocess.run(command, capture_output=True, timeout=180, check=True)
+        shutil.rmtree(folder / "profile", ignore_errors=True)
+        requests = [request for request in asked if not any(host in request for host in OWN_HOSTS)]
+    found = re.search(r'<html[^>]* data-probe="([^"]*)"', done.stdout.decode("utf-8", "replace"))
+    assert found is not None, done.stderr.decode()[-2000:]
+    return json.loads(html.unescape(found[1])), requests
+
+
+def without_policy(page: str) -> str:
+    stripped = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    assert stripped != page
+    return stripped
+
+
+@pytest.fixture(scope="module")
+def hostile_page(make_study, tmp_path_factory) -> str:
+    return write_report(make_study(tmp_path_factory.mktemp("hostile"), HOSTILE)).read_text(encoding="utf-8")
+
+
+def assert_drawn(seen: dict) -> None:
+    assert seen["plots"] == seen["data"] >= 12
+    assert seen["drawn"] >= seen["plots"] and seen["hovers"] >= 5
+    assert seen["filled"] == seen["views"] == 8
+    # The bundle tries WebAssembly for big integers, and goes on without it where the policy forbids it.
+    # Two views of three heads each: a small matrix for each head, and the large one.
+    assert seen["canvases"] == 2 * (3 + 1) and seen["tokens"] == 2 * 3 * 100
+    assert seen["rows"] > 200 and set(seen["errors"]) <= {"policy: wasm-eval"}
+
+
+@pytest.mark.parametrize("policy", [True, False], ids=["with policy", "without policy"])
+def test_hostile_text_is_shown_and_does_nothing(hostile_page, tmp_path, policy):
+    seen, requests = browse(hostile_page if policy else without_policy(hostile_page), tmp_path)
+    assert not seen["pwned"] and seen["intruders"] == 0
+    assert requests == []
+    assert_drawn(seen)
+    assert seen["text"].endswith(HOSTILE), "the text is shown as it is"
+    # The component shows each white space as a no-break space; the separators count as white space.
+    assert re.sub(r"\s", " ", seen["label"]) == re.sub(r"\s", " ", " The" + HOSTILE)
+
+
+@pytest.mark.parametrize("size", ["1300,2000", "1000,1600", "500,1600"])
+def test_the_report_is_drawn_and_nothing_is_wider_than_the_page(study_folder, tmp_path, size):
+    seen, requests = browse(write_report(study_folder).read_text(encoding="utf-8"), tmp_path, size=size)
+    assert_drawn(seen)
+    assert requests == [] and seen["sideways"] <= 0 and seen["wide"] == []
+
+
+def replaced(page: str, pairs: dict[str, str]) -> str:
+    for old, new in pairs.items():
+        assert old in page
+        page = page.replace(old, new)
+    return page
+
+
+# Each undoes one escape: the detector must notice, or the tests above prove nothing.
+BREAKS = {
+    "data can end its script element": lambda page: replaced(page, {"\\u003c": "<", "\\u003e": ">"}),
+    "a token is innerHTML": lambda page: replaced(
+        page, {"\\u0026lt;": "\\u003c", "\\u0026gt;": "\\u003e", "\\u0026#x27;": "'"}
+    ),
+    "text is markup": lambda page: replaced(page, {"&lt;": "<", "&gt;": ">", "&#34;": '"', "&#39;": "'"}),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_the_detector_notices_a_missing_escape(hostile_page, tmp_path, name):
+    seen, requests = browse(BREAKS[name](without_policy(hostile_page)), tmp_path)
+    assert seen["pwned"]
+    assert any("leak.test" in request for request in requests)
+
+
+def test_the_policy_alone_keeps_requests_inside(tmp_path):
+    leak = '<img src="http://leak.test/a"><script>fetch("http://leak.test/b").catch(() => 0)</script>'
+    for policy, expected in ((CONTENT_SECURITY_POLICY, False), ("img-src *", True)):
+        meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        page = f"<!doctype html><html><head>{meta}</head><body>{leak}</body></html>"
+        _, requests = browse(page, tmp_path)
+        assert any("leak.test" in request for request in requests) is expected

@@ -1,0 +1,111 @@
+import json
+import re
+import sys
+from html import unescape
+from subprocess import run
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from mechmem.report.attention import attention_heads, circuitsvis_script, received_attention
+from mechmem.report.embed import json_markup, script_markup
+from mechmem.report.page import Card, Figure, Page, Passage, Section, Table, Verbatim, ViewGroup, page_html, write_page
+
+BAD = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>{{7*7}}\u2028&amp;"
+
+
+def page(blocks=(), text="plain") -> Page:
+    section = Section("one", text, text, [text], blocks, [text], [text])
+    return Page(text, text, [text], [Card(text, text, text)], [section], [(text, text)])
+
+
+@pytest.mark.parametrize("value", [BAD, {"<b>": [BAD, 1.5, None]}, ["\u2029", "é", 3]])
+def test_embedded_json_says_the_same_and_has_no_way_out(value):
+    text = str(json_markup(value))
+    assert json.loads(text) == value
+    assert not set(text) & set("<>&\u2028\u2029")
+
+
+def test_embedded_json_has_no_nan():
+    assert json.loads(str(json_markup({"a": [float("nan"), float("inf"), 1.0]}))) == {"a": [None, None, 1.0]}
+
+
+def test_a_library_cannot_end_its_own_script_element():
+    safe = str(script_markup('x = "<script></script><!--";\n//# sourceMappingURL=x.map\ny = "\u2028"'))
+    assert not re.search(r"</?script|<!--|sourceMappingURL", safe)
+    assert "\u2028" in safe and safe.count("\n") == 1
+    assert not re.search(r"</?script|<!--", str(script_markup(circuitsvis_script())))
+
+
+def test_text_is_escaped_in_every_block():
+    table = Table(BAD, [BAD], [[BAD], [Passage(BAD, BAD, BAD)]], BAD, searchable=True)
+    figure = Figure(go.Figure(layout={"title": {"text": BAD}}), BAD)
+    view = attention_heads([BAD, BAD], np.eye(2)[None], [BAD])
+    html = page_html(page([table, figure, ViewGroup(BAD, BAD, [view]), Verbatim(BAD, BAD)], BAD))
+    assert "<script>window.pwned" not in html and "<img" not in html
+    assert "{{7*7}}" in html and ">49<" not in html
+    assert "&lt;img src=x onerror=" in html
+
+
+def test_each_library_stands_in_the_page_once_and_only_if_used():
+    view = attention_heads(["a", "b"], np.eye(2)[None], ["L0H0"])
+    nothing, all_of_it = (
+        page_html(page()),
+        page_html(page([Figure(go.Figure(), "r")] * 2 + [ViewGroup("t", "c", [view] * 2)])),
+    )
+    assert len(nothing) < 60_000
+    assert all_of_it.count("var CircuitsVis=") == 1 and all_of_it.count("plotly.js v") == 1
+    assert all_of_it.count('class="plot-data"') == 2 and all_of_it.count('class="view-data"') == 2
+    ids = re.findall(r' id="([^"]+)"', all_of_it)
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_in_the_page_is_loaded_from_elsewhere():
+    view = attention_heads(["a", "b"], np.eye(2)[None], ["L0H0"])
+    html = page_html(page([Figure(go.Figure(), "r"), ViewGroup("t", "c", [view])]))
+    markup = unescape(re.sub(r"<script(?: [^>]*)?>.*?</script>", "", html, flags=re.DOTALL))
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", markup) and "@import" not in markup and "url(" not in markup
+    assert "default-src 'none'" in markup and "unsafe-eval" not in markup and "connect-src 'none'" in markup
+
+
+def test_a_figure_reads_back_with_its_values_and_without_its_title():
+    figure = go.Figure(go.Bar(x=["a"], y=[2.0]), layout={"title": {"text": "Heading"}, "height": 123})
+    html = page_html(page([Figure(figure, "how")]))
+    data = re.search(r'class="plot-data" data-for="plot-1">(.*?)</script>', html)
+    assert data is not None
+    parts = json.loads(data[1])
+    assert parts["data"][0]["x"] == ["a"] and parts["layout"]["height"] == 123
+    assert "title" not in parts["layout"] and "<h3>Heading</h3>" in html and "min-height: 123px" in html
+
+
+def test_numbers_are_sorted_as_numbers():
+    html = page_html(page([Table("t", ["n", "x"], [[12345, float("nan")], [2, -0.5], [3, 1e-7]])]))
+    assert 'data-key="12345">12,345<' in html and 'data-key="-0.5">−0.50<' in html
+    assert 'data-key="-Infinity">–<' in html and ">1e−07<" in html
+
+
+def test_the_page_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "report.html"
+    assert write_page(target, page()) == target
+    before = target.read_bytes()
+    with pytest.raises(TypeError):
+        write_page(target, page([Verbatim("t", 3), Table("t", ["a"], [3])]))  # pyright: ignore
+    assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_lone_surrogate_does_not_stop_the_report(tmp_path):
+    assert b"a?b" in write_page(tmp_path / "r.html", page(text="a\ud800b")).read_bytes()
+
+
+def test_received_attention_is_the_mean_over_the_queries_that_can_see_a_token():
+    pattern = np.array([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.2, 0.4, 0.4, 0], [0.1, 0.3, 0.2, 0.4]])
+    view = received_attention(["<a", "b", "c", "d"], pattern, first_query=2, label="l")
+    assert view.props["values"] == pytest.approx([0.15, 0.35, 0.3, 0.4])
+    assert view.props["maxValue"] == pytest.approx(0.4), "the first token is where heads rest: it sets no scale"
+    assert view.props["tokens"][0] == "&lt;a"
+
+
+def test_importing_the_page_builder_does_not_import_torch():
+    code = "import mechmem.report.page, mechmem.report.figures, sys; assert 'torch' not in sys.modules"
+    assert run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,192 @@
+import html
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.report.sections.attention import attention_section
+from mechmem.report.sections.memorized import memorized_section
+from mechmem.report.sections.removal import removal_section
+from mechmem.report.sections.where import where_section
+from mechmem.report.sections.wording import listed, percent, signed
+from mechmem.report.study_files import StudyFiles, read_study
+from mechmem.report.study_report import summary_cards, write_report
+
+STAGES = ["paragraphs.parquet", "gradients.nc", "heads.nc", "rare.nc", "attention.nc", "unlearn.nc", "study.json"]
+
+
+def visible_text(path) -> str:
+    markup = re.sub(r"<(script|style)(?: [^>]*)?>.*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", " ", markup))
+
+
+def rng():
+    return np.random.default_rng(1)
+
+
+def removal_text(data) -> str:
+    return " ".join(removal_section(StudyFiles(unlearned=data)).answer)
+
+
+def test_a_whole_study_gives_a_whole_report(study_folder):
+    path = write_report(study_folder)
+    text = visible_text(path)
+    assert path == study_folder / "report.html"
+    assert "has not been run" not in text and "not run yet" not in text
+    assert "nan" not in text.lower().split()
+    study = read_study(study_folder)
+    assert f"continues {len(study.members('memorized'))} of 900 paragraphs" in text
+    assert "needs head L1H2 most: without it EM falls by 18.4 tokens" in text
+    assert "84,935 of 84,934,656" in text and "9f2c41aa" in text
+
+
+def test_the_same_files_give_the_same_report(study_folder):
+    assert write_report(study_folder).read_bytes() == write_report(str(study_folder)).read_bytes()
+
+
+def test_the_cards_hold_the_numbers_of_the_files(study_folder):
+    cards = {card.label: card.value for card in summary_cards(read_study(study_folder))}
+    assert cards["Paragraphs scored"] == "900" and cards["Most needed head"] == "L1H2"
+    assert cards["EM of the targets after unlearning"] == "50.0 → 6.3"
+    assert cards["EM of other text after unlearning"] == "4.2 → 3.9"
+
+
+@pytest.mark.parametrize("gone", STAGES)
+def test_a_stage_that_was_not_run_is_named_and_the_rest_is_shown(study_folder, tmp_path, gone):
+    for name in STAGES:
+        if name != gone:
+            shutil.copy(study_folder / name, tmp_path / name)
+    text = visible_text(write_report(tmp_path))
+    assert f"there is no {gone}" in text.lower()
+    assert text.count("How to read this") >= 3
+
+
+def test_only_a_manifest_still_gives_a_page(tmp_path):
+    (tmp_path / "study.json").write_text('{"model": "odd", "timings": [1], "seed": null}')
+    text = visible_text(write_report(tmp_path))
+    assert text.count("there is no") == 6 and '"odd"' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("heads.nc", b"not hdf", "not a readable netCDF file"),
+        ("study.json", b"{", "not readable as JSON"),
+        ("study.json", b"[1]", "holds a list"),
+        ("unrelated.txt", b"", "holds no study"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_with_a_reason(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        write_report(tmp_path / "none")
+
+
+def test_a_control_that_does_as_much_is_called_that(synthetic):
+    assert "which weights are moved decides" in removal_text(synthetic.unlearned(rng()))
+    assert "does not show that the chosen weights" in removal_text(synthetic.unlearned(rng(), random_after=8.0))
+    assert "part of the effect needs no choice" in removal_text(synthetic.unlearned(rng(), random_after=30.0))
+
+
+def test_what_goes_with_the_targets_is_said(synthetic):
+    assert "specific to its targets" in removal_text(synthetic.unlearned(rng(), held_out_after=48.0))
+    assert "ability to recite more than these" in removal_text(synthetic.unlearned(rng(), held_out_after=5.0))
+
+
+def test_an_edit_that_removed_nothing_is_said_to_have_removed_nothing(synthetic):
+    data = synthetic.unlearned(rng())
+    data["em_mean"][1:, 0] = 49.6
+    text = removal_text(data)
+    assert "hardly moves" in text and "neither edit removed anything" in text and "specific" not in text
+
+
+def test_a_study_without_unseen_text_and_with_another_fraction(synthetic):
+    data = synthetic.unlearned(rng()).sel(set=["targeted memorized", "other"])
+    data = data.assign_coords(mask=["before", "top 1 %", "random 1 %", "all weights"])
+    assert "top 1 %" in removal_text(data) and "never seen" not in removal_text(data)
+
+
+def test_no_needed_head_is_said(synthetic):
+    heads = synthetic.heads(rng())
+    heads["em_drop"] = heads.em_drop * 0.01
+    assert where_section(StudyFiles(heads=heads)).answer[0].startswith("No single head is needed")
+
+
+def test_a_head_that_all_text_needs_is_no_carrier(synthetic):
+    heads = synthetic.heads(rng())
+    heads["nll_rise"].loc[{"set": "other"}] = 9.0
+    assert "no special carrier" in " ".join(where_section(StudyFiles(heads=heads)).answer)
+
+
+def test_gradients_are_compared_both_ways(synthetic):
+    data = synthetic.gradients(rng())
+    assert "times smaller in total" in where_section(StudyFiles(gradients=data)).answer[0]
+    swapped = data.assign_coords(set=["other", "memorized"])
+    assert "times larger in total" in where_section(StudyFiles(gradients=swapped)).answer[0]
+
+
+def test_rare_tokens_are_judged_by_sign(synthetic):
+    data = synthetic.rare(rng())
+    assert "Head L1H2 is drawn most" in attention_section(StudyFiles(rare=data)).answer[0]
+    data["excess"] = -abs(data.excess) - 0.01
+    assert attention_section(StudyFiles(rare=data)).answer[0].startswith("No head attends to rare tokens more")
+
+
+def test_the_most_needed_head_is_ranked_by_its_rare_attention(synthetic):
+    answer = attention_section(StudyFiles(heads=synthetic.heads(rng()), rare=synthetic.rare(rng()))).answer[-1]
+    assert "The most needed head, L1H2, is number 1 of 42" in answer
+
+
+def test_plain_paragraphs_without_counts_kinds_or_text_are_enough():
+    paragraphs = Paragraphs(np_tokens(6), 5).with_columns(em=[5, 0, 1, 2, 5, 3], set=["memorized", *["other"] * 5])
+    section = memorized_section(StudyFiles(paragraphs=paragraphs))
+    assert len(section.blocks) == 2 and "1 of 6 paragraphs" in section.answer[0]
+
+
+def test_a_model_that_memorized_nothing():
+    paragraphs = Paragraphs(np_tokens(3), 5).with_columns(
+        em=[0, 1, 1], count=[1, 1, 4], cluster=[0, 1, 2], source=["a", "a", "b"], set=["other"] * 3
+    )
+    section = memorized_section(StudyFiles(paragraphs=paragraphs))
+    assert (
+        section.answer[0].startswith("The model continues 0 of 3 paragraphs (0.0 %)")
+        and "cluster" not in section.answer[0]
+    )
+
+
+def np_tokens(rows: int):
+    import torch
+
+    return torch.arange(rows * 10).reshape(rows, 10)
+
+
+def test_the_manifest_is_shown_in_full(study_folder):
+    text = visible_text(write_report(study_folder))
+    manifest = json.loads((study_folder / "study.json").read_text())
+    assert all(str(value) in text for value in manifest["versions"].values())
+    assert json.dumps(manifest, indent=2, ensure_ascii=False) in text
+
+
+def test_results_with_holes_do_not_stop_the_report(study_folder, tmp_path):
+    shutil.copytree(study_folder, tmp_path / "study", ignore=shutil.ignore_patterns("report.html", "heads.nc"))
+    heads = xr.load_dataset(study_folder / "heads.nc", engine="h5netcdf")
+    heads["em_drop"][:, 3] = np.nan
+    heads.to_netcdf(tmp_path / "study" / "heads.nc", engine="h5netcdf")
+    assert "L1H2" in visible_text(write_report(tmp_path / "study"))
+
+
+def test_wording():
+    assert percent(0.0333) == "3.3 %" and percent(0.00012) == "0.012 %" and percent(0.0) == "0.0 %"
+    assert signed(-0.04) == "0.0" and signed(-1.25, 2) == "−1.25" and signed(3.0) == "+3.0"
+    assert listed([]) == "none" and listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
