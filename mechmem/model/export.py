@@ -1,0 +1,148 @@
+"""A GPT-Neo HookedTransformer back to a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GPTNeoConfig
+
+from mechmem.data.atomic import replacing
+from mechmem.data.errors import InputError
+from mechmem.model.load import HookedTransformer, Provenance
+from mechmem.model.tokenizer import TOKENIZER_FILES
+
+
+def export(model: HookedTransformer, folder: str | Path) -> None:
+    """Write `model.safetensors` (float32), `config.json` and the tokenizer's files, whole or not at all.
+
+    transformers' AutoModelForCausalLM and `load_model` read the folder and give the same logits. Tensors that an edit
+    left alone are bit for bit those of the source as float32, if the model was loaded as float32. Embedding and
+    unembedding stay tied only while they are equal; otherwise both are written and `tie_word_embeddings` is false.
+
+    Args:
+        model: GPT-Neo with raw weights, such as `load_model` gives and the interventions return.
+        folder: where to write; it must not exist or be empty.
+
+    Raises:
+        InputError: another family, folded weights, a bias that GPT-Neo does not have, a weight that is NaN or
+            infinite, or a folder with files in it.
+    """
+    folder = Path(folder)
+    known = getattr(model, "mechmem_provenance", None)
+    source = known if isinstance(known, Provenance) else None
+    _check(model, source, folder)
+    tensors = _neo_tensors(model)
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"'{name}' holds NaN or infinite weights; wanted finite ones: the edit diverged, redo it")
+    config = _config(model, source, tied="lm_head.weight" not in tensors)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        # transformers refuses files without this entry.
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(temporary)
+        _write_tokenizer(model, source, temporary)
+
+
+def _check(model: HookedTransformer, source: Provenance | None, folder: Path) -> None:
+    if model.cfg.original_architecture != "GPTNeoForCausalLM":
+        raise InputError(
+            f"the model's family is {model.cfg.original_architecture}; wanted GPTNeoForCausalLM, the only one that can "
+            "be exported: keep other models as TransformerLens' state_dict"
+        )
+    if model.cfg.normalization_type != "LN" or (source is not None and source.processing != "raw"):
+        raise InputError(
+            "the weights are folded, which cannot be undone: LayerNorm's own weights are gone; wanted raw ones: load "
+            "with processing='raw', edit and export that"
+        )
+    absent = ["unembed.b_U", *(f"blocks.{i}.attn.b_{x}" for i in range(model.cfg.n_layers) for x in "QKV")]
+    for name in absent:
+        if bool(model.get_parameter(name).any()):
+            raise InputError(
+                f"'{name}' is not zero and GPT-Neo has no such bias, so transformers could not compute the same; leave "
+                "this parameter out of the edit"
+            )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder}: exists and is not empty; wanted a new or empty folder: choose another or remove it"
+        )
+
+
+def _neo_tensors(model: HookedTransformer) -> dict[str, Float[Tensor, " ..."]]:
+    """The inverse of TransformerLens' `convert_neo_weights`."""
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    tensors = {
+        "transformer.wte.weight": state["embed.W_E"],
+        "transformer.wpe.weight": state["pos_embed.W_pos"],
+        "transformer.ln_f.weight": state["ln_final.w"],
+        "transformer.ln_f.bias": state["ln_final.b"],
+    }
+    if not torch.equal(state["unembed.W_U"].T, state["embed.W_E"]):
+        tensors["lm_head.weight"] = state["unembed.W_U"].T
+    for layer in range(model.cfg.n_layers):
+        block = {n.removeprefix(f"blocks.{layer}."): t for n, t in state.items() if n.startswith(f"blocks.{layer}.")}
+        tensors |= {f"transformer.h.{layer}.{name}": tensor for name, tensor in _neo_layer(block).items()}
+    return {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+
+
+def _neo_layer(block: dict[str, Float[Tensor, " ..."]]) -> dict[str, Float[Tensor, " ..."]]:
+    tensors = {
+        f"attn.attention.{letter.lower()}_proj.weight": rearrange(
+            block[f"attn.W_{letter}"], "head d_model d_head -> (head d_head) d_model"
+        )
+        for letter in "QKV"
+    }
+    tensors["attn.attention.out_proj.weight"] = rearrange(
+        block["attn.W_O"], "head d_head d_model -> d_model (head d_head)"
+    )
+    tensors["attn.attention.out_proj.bias"] = block["attn.b_O"]
+    for theirs, ours in {"ln_1": "ln1", "ln_2": "ln2"}.items():
+        tensors |= {f"{theirs}.weight": block[f"{ours}.w"], f"{theirs}.bias": block[f"{ours}.b"]}
+    for theirs, ours in {"c_fc": "in", "c_proj": "out"}.items():
+        tensors |= {f"mlp.{theirs}.weight": block[f"mlp.W_{ours}"].T, f"mlp.{theirs}.bias": block[f"mlp.b_{ours}"]}
+    return tensors
+
+
+def _config(model: HookedTransformer, source: Provenance | None, *, tied: bool) -> GPTNeoConfig:
+    """The source's configuration, with everything the model knows itself written anew."""
+    cfg = model.cfg
+    settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    if source is not None and source.folder is not None and (source.folder / "config.json").is_file():
+        settings = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    settings.pop("torch_dtype", None)  # the name `dtype` had before
+    return GPTNeoConfig.from_dict(
+        settings
+        | {
+            "architectures": ["GPTNeoForCausalLM"],
+            "dtype": "float32",
+            "vocab_size": cfg.d_vocab,
+            "max_position_embeddings": cfg.n_ctx,
+            "hidden_size": cfg.d_model,
+            "num_layers": cfg.n_layers,
+            "num_heads": cfg.n_heads,
+            "intermediate_size": cfg.d_mlp,
+            "attention_types": [[list(cfg.attn_types or []), 1]],
+            "attention_layers": list(cfg.attn_types or []),
+            "window_size": cfg.window_size,
+            "activation_function": cfg.act_fn,
+            "layer_norm_epsilon": cfg.eps,
+            "tie_word_embeddings": tied,
+        }
+    )
+
+
+def _write_tokenizer(model: HookedTransformer, source: Provenance | None, folder: Path) -> None:
+    if source is not None and source.folder is not None and source.folder.is_dir():
+        for name in TOKENIZER_FILES:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, folder / name)
+    elif model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)

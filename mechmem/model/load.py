@@ -1,0 +1,172 @@
+"""A checkpoint folder, a hub name or the bundled model as a HookedTransformer.
+
+`HookedTransformer.from_pretrained` asks the network and refuses folders; this reads the files itself, offline, and
+holds little more in memory than the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer as HookedTransformer
+from transformer_lens import HookedTransformerConfig
+from transformers import PreTrainedConfig
+
+from mechmem.data.errors import InputError
+from mechmem.model.architectures import ARCHITECTURES, Converter, hooked_settings
+from mechmem.model.checkpoint import Checkpoint, find_folder, read_config
+from mechmem.model.folding import fold_input, fold_layer, fold_output
+from mechmem.model.tokenizer import load_tokenizer
+
+Processing = Literal["raw", "folded"]
+DEPRECATION = (
+    r"HookedTransformer is deprecated and will be removed in 4\.0\. Use TransformerBridge\.boot_transformers\(\.\.\.\) "
+    r"instead, then call enable_compatibility_mode\(\) for HookedTransformer-equivalent numerics\.$"
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model's weights came from. An edited copy keeps its original's.
+
+    Attributes:
+        name: what was asked for: "bundled", a folder or a hub name.
+        folder: where the files lie; None if there are none.
+        processing: "raw" (the checkpoint's weights) or "folded" (LayerNorm folded, weights centred).
+        weight_hash: 16 hexadecimal digits over the stored tensors, the same for raw and folded.
+    """
+
+    name: str
+    folder: Path | None
+    processing: str
+    weight_hash: str
+
+
+def load_model(
+    name: str | Path = "bundled",
+    *,
+    processing: Processing = "raw",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> HookedTransformer:
+    """Load GPT-Neo, GPT-NeoX/Pythia or GPT-2 from safetensors.
+
+    A folder needs `config.json`, `model.safetensors` (or its parts with `model.safetensors.index.json`) and, to read
+    text, `tokenizer.json` or `vocab.json` with `merges.txt`; without a tokenizer one warning says so and the model
+    works on ids. Nothing outside the folder is asked. No BOS token is ever prepended. The tokenizer must have a token
+    for every id of the model and no other; only GPT-NeoX may have up to 1,023 more ids than tokens if their number is
+    a multiple of 128, since its published models are padded so.
+
+    Args:
+        name: "bundled", a folder, or a hub name such as "EleutherAI/gpt-neo-125m".
+        processing: "raw" keeps the checkpoint's weights; "folded" folds LayerNorm into the next weights, centres
+            what writes to the residual stream and the unembedding, and moves value biases into output biases: the
+            same log-probabilities, other logits and weights.
+        device: where the weights go; by default a GPU if there is one.
+        dtype: of the weights; folding is done in float32.
+
+    Returns:
+        A model in evaluation mode; `provenance` tells where it came from.
+
+    Raises:
+        InputError: an unknown processing; no such folder or hub model, or no network; no or unsupported `config.json`;
+            pickled weights (never opened); damaged, missing, surplus, misshapen, NaN or infinite tensors; a tokenizer
+            that does not fit the vocabulary.
+    """
+    if processing not in get_args(Processing):
+        raise InputError(f"processing is {processing!r}; wanted one of {', '.join(get_args(Processing))}")
+    folder = find_folder(str(name))
+    config = read_config(folder)
+    cfg = _hooked_config(folder, config, processing, device, dtype)
+    converter = Converter(config, cfg)
+    checkpoint = Checkpoint(folder, config, converter)
+    padded = ARCHITECTURES[config.model_type].pads_vocabulary
+    tokenizer = load_tokenizer(folder, vocabulary=cfg.d_vocab, padded=padded)
+    model = _empty_model(cfg)
+    _fill(model, _parts(checkpoint, converter, cfg, folded=processing == "folded"))
+    model.tokenizer = tokenizer
+    # Not set_tokenizer: it loads a second tokenizer, one that adds BOS, and asks the network for it.
+    model.cfg.tokenizer_prepends_bos = tokenizer is not None and len(tokenizer.encode("")) > 0
+    known = Provenance(str(name), folder, processing, checkpoint.weight_hash())
+    model.mechmem_provenance = known  # pyright: ignore[reportArgumentType]
+    return model.eval()
+
+
+def provenance(model: HookedTransformer) -> Provenance:
+    """Where the weights of a model, or of the model it is an edited copy of, came from.
+
+    Raises:
+        InputError: `load_model` did not load it.
+    """
+    known = getattr(model, "mechmem_provenance", None)
+    if not isinstance(known, Provenance):
+        raise InputError("this model does not say where its weights came from; wanted one that load_model loaded")
+    return known
+
+
+def _hooked_config(
+    folder: Path, config: PreTrainedConfig, processing: str, device: str | torch.device | None, dtype: torch.dtype
+) -> HookedTransformerConfig:
+    try:
+        settings: dict[str, Any] = hooked_settings(config)
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}; load a model without it") from error
+    settings |= {
+        "model_name": folder.name,
+        "device": None if device is None else str(device),
+        "dtype": dtype,
+        "default_prepend_bos": False,
+        "init_weights": False,
+        "normalization_type": "LN" if processing == "raw" else "LNPre",
+    }
+    return HookedTransformerConfig(**settings)
+
+
+def _empty_model(cfg: HookedTransformerConfig) -> HookedTransformer:
+    """A model whose large tensors are allocated but not yet touched, so that they cost no memory."""
+    with warnings.catch_warnings():
+        # The version that is pinned is the last that has this class; its replacement ignores edits of attention.
+        warnings.filterwarnings("ignore", message=DEPRECATION, category=DeprecationWarning)
+        return HookedTransformer(cfg)
+
+
+def _parts(
+    checkpoint: Checkpoint, converter: Converter, cfg: HookedTransformerConfig, *, folded: bool
+) -> Iterator[dict[str, Float[Tensor, " ..."]]]:
+    """The model's tensors under their final names, one part after the other; the largest come first.
+
+    1. Each embedding by itself. 2. Final norm and unembedding. 3. Each layer.
+    """
+    architecture = converter.architecture
+    for name in architecture.inputs:
+        tensors = converter.convert_outer({name: checkpoint.read(name)})
+        yield fold_input(tensors) if folded else tensors
+    tensors = converter.convert_outer({name: checkpoint.read(name) for name in architecture.output})
+    yield fold_output(tensors) if folded else tensors
+    del tensors
+    for layer in range(cfg.n_layers):
+        stored = {name: checkpoint.read(name) for name in converter.layer_names(layer)}
+        tensors = converter.convert_layer(layer, stored)
+        del stored
+        tensors = fold_layer(tensors, cfg) if folded else tensors
+        yield {name.replace("blocks.0.", f"blocks.{layer}.", 1): tensor for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _fill(model: HookedTransformer, parts: Iterator[dict[str, Float[Tensor, " ..."]]]) -> None:
+    parameters = dict(model.named_parameters())
+    # The one parameter that no family has; it is zero unless folding fills it.
+    left = set(parameters) - {"unembed.b_U"}
+    parameters["unembed.b_U"].zero_()
+    for part in parts:
+        for name, tensor in part.items():
+            parameters[name].copy_(tensor)
+            left.discard(name)
+    assert not left, f"no value came for {sorted(left)}"
