@@ -69,15 +69,16 @@ def main() -> None:
         "`experiments/choose_learning_rate.py` tries every kind of mask at every rate on paragraphs that no study uses "
         f"as a target or for evaluation ({len(targets)} targets with EM 30 to 49, {len(held)} held paragraphs with EM "
         f"11 to 29; NLL and KL in nats a token). An edit stops when its batch of targets reaches "
-        f"{STUDY.forgotten_nll} nats or after {STUDY.steps} steps. The study takes for the top weights, and for all, the "
-        "rate with the least KL among those that reach the bound; random weights are the control of the top ones and "
-        "get their rate.",
+        f"{STUDY.forgotten_nll} nats or after {STUDY.steps} steps. The study takes for the top weights, and for all, "
+        "the rate with the least KL among those that reach the bound; random weights are the control of the top "
+        "ones and get their rate.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
         *("| " + " | ".join(row) + " |" for row in lines),
         "",
-        f"The study's rates: {STUDY.learning_rate:g} for top and random weights, {STUDY.dense_learning_rate:g} for all.",
+        f"The study's rates: {STUDY.learning_rate:g} for top and random weights, {STUDY.dense_learning_rate:g} for "
+        "all.",
         "",
         f"Measured on {time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads, "
         f"seed {SEED}.",

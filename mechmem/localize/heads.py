@@ -42,10 +42,11 @@ def rare_token_attention(
     the *other* paragraphs put on the same positions is taken off. Paragraphs that are near-duplicates of each other
     hide it: keep one of each cluster.
 
-    The p-value tests the excess. Frequencies are shuffled over the positions of each paragraph; each head's excess is
-    divided by its spread over the shuffles, and compared with the largest value among *all* heads in each shuffle
-    (max-statistic). So it is one-sided and corrected over heads: if no head attends to rare tokens, the chance that
-    any p-value is below 0.05 is about 5 %.
+    The p-value tests the excess. Counts are shuffled over the token types of the prefixes (not over places: a head
+    that likes one frequent or rare word does so in every paragraph, which is one observation and not many); each
+    head's excess is divided by its spread over the shuffles, and compared with the largest value among *all* heads in
+    each shuffle (max-statistic). So it is one-sided and corrected over heads: if counts had nothing to do with
+    attention, the chance that any p-value is below 0.05 would be about 5 %.
 
     Args:
         model: left as it is.
@@ -73,7 +74,8 @@ def rare_token_attention(
     check_fit(model, paras)
     _check(model, paras, unigram_counts)
     attention = _prefix_attention(model, paras, batch_size, progress)
-    frequency = unigram_counts.cpu().numpy()[paras.prefix.cpu().numpy()].astype(np.float64)
+    tokens, counts = paras.prefix.cpu().numpy(), unigram_counts.cpu().double().numpy()
+    frequency = counts[tokens]
     weight = rarest_weight(frequency, RAREST)
     # With n paragraphs, own minus mean of the others = n / (n - 1) times own minus mean of all.
     matched = (attention - attention.mean(0)) * len(paras) / (len(paras) - 1)
@@ -84,7 +86,7 @@ def rare_token_attention(
         "kendall": kendall(attention, frequency),
         "excess": excess,
         "mass_over_uniform": mass - weight[0].sum() / (paras.prefix_len + 1),
-        "p_value": shuffled_p_value(matched, weight, permutations=permutations, seed=seed),
+        "p_value": shuffled_p_value(matched, tokens, counts, fraction=RAREST, permutations=permutations, seed=seed),
     }
     return _dataset(model, values, {"query_pos": paras.prefix_len, "paragraphs": len(paras), "seed": seed})
 

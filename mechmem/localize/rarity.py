@@ -6,14 +6,14 @@ import warnings
 
 import numpy as np
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 Attention = Float[np.ndarray, "paragraph head key_pos"]
 PerKey = Float[np.ndarray, "paragraph key_pos"]
 PerHead = Float[np.ndarray, " head"]
-# Shuffled weights held at once: 8 bytes each.
-_CHUNK = 4_000_000
+# Shuffled frequencies held at once: 8 bytes each.
+_CHUNK = 1_000_000
 
 
 def spearman(attention: Attention, frequency: PerKey) -> PerHead:
@@ -56,7 +56,9 @@ def _mean(rows: Float[np.ndarray, "paragraph head"]) -> PerHead:
         return np.nanmean(rows, axis=0)
 
 
-def rarest_weight(frequency: PerKey, fraction: float) -> PerKey:
+def rarest_weight(
+    frequency: Float[np.ndarray, "*batch key_pos"], fraction: float
+) -> Float[np.ndarray, "*batch key_pos"]:
     """Weight 1 on each paragraph's rarest keys, 0 on the others; sums to round(fraction * keys), at least 1.
 
     Keys tied at the border share the weight that is left, so that no position is preferred.
@@ -67,17 +69,29 @@ def rarest_weight(frequency: PerKey, fraction: float) -> PerKey:
     return np.clip((wanted - rarer) / tied, 0.0, 1.0)
 
 
-def shuffled_p_value(matched: Attention, weight: PerKey, *, permutations: int, seed: int) -> PerHead:
-    """Chance that any head's mass on shuffled weights is as far out as this head's, by the max-statistic.
+def shuffled_p_value(
+    matched: Attention,
+    tokens: Int[np.ndarray, "paragraph key_pos"],
+    counts: Float[np.ndarray, " d_vocab"],
+    *,
+    fraction: float,
+    permutations: int,
+    seed: int,
+) -> PerHead:
+    """Chance that any head's mass on the rarest keys is as far out as this head's, were counts unrelated to tokens.
 
-    1. Shuffle the weights over the keys of each paragraph; every head's mean mass is one draw of its null.
-    2. Divide a head's mass by the spread of its null, so that heads of different sharpness can be compared.
+    1. Shuffle the counts over the token types that occur. The type is the unit, not the place where it stands: a head
+       that likes one word likes it in every paragraph, and shuffling places would take each for a new observation.
+    2. Every head's mean mass on the keys that are now rarest is one draw of its null. Divide by the spread of the
+       null, so that heads of different sharpness can be compared.
     3. A head's p-value is the share of shuffles in which the largest of all heads reaches its value.
 
     Args:
         matched: attention minus its expectation, [paragraph, head, key_pos]; its mean over paragraphs is 0 at every
-            key, so the mean of every head's null is 0.
-        weight: of the rarest keys, [paragraph, key_pos].
+            key.
+        tokens: ids of the keys.
+        counts: of every id.
+        fraction: of keys that are the rarest.
         permutations: shuffles.
         seed: of the shuffles.
 
@@ -85,17 +99,21 @@ def shuffled_p_value(matched: Attention, weight: PerKey, *, permutations: int, s
         p-values between 1 / (permutations + 1) and 1, one-sided.
     """
     rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // weight.size)
-    flat = rearrange(matched, "paragraph head key_pos -> (paragraph key_pos) head") / len(weight)
+    types, members = np.unique(tokens, return_inverse=True)
+    members = members.reshape(tokens.shape)
+    flat = rearrange(matched, "paragraph head key_pos -> (paragraph key_pos) head") / len(tokens)
+
+    def masses(frequency: Float[np.ndarray, "draw paragraph key_pos"]) -> Float[np.ndarray, "draw head"]:
+        return rearrange(rarest_weight(frequency, fraction), "draw paragraph key -> draw (paragraph key)") @ flat
+
+    chunk = max(1, _CHUNK // max(tokens.size, len(types)))
     null = []
     for start in range(0, permutations, chunk):
-        copies = np.broadcast_to(weight, (min(chunk, permutations - start), *weight.shape))
-        shuffled = rng.permuted(copies, axis=-1)
-        null.append(rearrange(shuffled, "draw paragraph key_pos -> draw (paragraph key_pos)") @ flat)
-    draws = np.concatenate(null)
-    observed = rearrange(weight, "paragraph key_pos -> (paragraph key_pos)") @ flat
+        copies = np.broadcast_to(counts[types], (min(chunk, permutations - start), len(types)))
+        null.append(masses(rng.permuted(copies, axis=-1)[:, members]))
+    draws, observed = np.concatenate(null), masses(counts[types][members][None])[0]
     # A head that attends nowhere in the prefix has rounding errors for a spread: it is never far out.
     spread = np.maximum(draws.std(0), 1e-12)
-    largest = (draws / spread).max(-1)
-    reached = largest[:, None] >= observed / spread
+    largest = ((draws - draws.mean(0)) / spread).max(-1)
+    reached = largest[:, None] >= (observed - draws.mean(0)) / spread
     return (1 + reached.sum(0)) / (1 + permutations)

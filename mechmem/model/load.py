@@ -89,6 +89,7 @@ def load_model(
     checkpoint = Checkpoint(folder, config, converter)
     padded = ARCHITECTURES[config.model_type].pads_vocabulary
     tokenizer = load_tokenizer(folder, vocabulary=cfg.d_vocab, padded=padded)
+    cfg.model_name = Path(name).name  # a hub model's folder is named by its commit
     model = _empty_model(cfg)
     _fill(model, _parts(checkpoint, converter, cfg, folded=processing == "folded"))
     model.tokenizer = tokenizer
@@ -119,7 +120,6 @@ def _hooked_config(
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'}: {error}; load a model without it") from error
     settings |= {
-        "model_name": folder.name,
         "device": None if device is None else str(device),
         "dtype": dtype,
         "default_prepend_bos": False,

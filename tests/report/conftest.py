@@ -67,7 +67,9 @@ def rare(rng: np.random.Generator) -> xr.Dataset:
     excess = rng.normal(-0.02, 0.04, (LAYERS, HEADS))
     excess[1, 2] = 0.31
     data = {"excess": excess, "spearman": -2 * excess, "kendall": -1.5 * excess, "p_value": rng.random((LAYERS, HEADS))}
-    return xr.Dataset({name: (dims, values) for name, values in data.items()}, coords)
+    result = xr.Dataset({name: (dims, values) for name, values in data.items()}, coords)
+    result["excess"].attrs["expectation"] = "other paragraphs' attention to the same positions"
+    return result
 
 
 def attention(rng: np.random.Generator, hostile: str, length: int = 2 * FULL) -> xr.Dataset:

@@ -1,3 +1,6 @@
+# Plotly declares every part of a figure as a union of all that may be assigned to it, so reading one back never types.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportCallIssue=false
+# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportOptionalIterable=false, reportArgumentType=false
 import numpy as np
 import pytest
 import xarray as xr

@@ -136,11 +136,16 @@ def test_gradients_are_compared_both_ways(synthetic):
     assert "times larger in total" in where_section(StudyFiles(gradients=swapped)).answer[0]
 
 
-def test_rare_tokens_are_judged_by_sign(synthetic):
+def test_rare_tokens_are_judged_by_sign_against_the_expectation_of_the_stage(synthetic):
     data = synthetic.rare(rng())
-    assert "Head L1H2 is drawn most" in attention_section(StudyFiles(rare=data)).answer[0]
-    data["excess"] = -abs(data.excess) - 0.01
-    assert attention_section(StudyFiles(rare=data)).answer[0].startswith("No head attends to rare tokens more")
+    first, chance, _ = attention_section(StudyFiles(rare=data)).answer
+    assert "Head L1H2 is drawn most" in first and "31.0 percentage points" in first
+    assert "expected by other paragraphs' attention to the same positions" in first
+    assert chance.startswith(f"{int(((data.p_value < 0.05) & (data.excess > 0)).sum()) or 'None'} of 42 heads")
+    data["excess"], data["spearman"] = -abs(data.excess) - 0.01, data.spearman * np.nan
+    first, chance, last = attention_section(StudyFiles(rare=data)).answer
+    assert first.startswith("No head attends to rare tokens more") and chance.startswith("None of 42 heads has")
+    assert last.startswith("In no head")
 
 
 def test_the_most_needed_head_is_ranked_by_its_rare_attention(synthetic):

@@ -14,9 +14,9 @@ NAMED_HEADS = 5
 READING = (
     "Rare words make a good key to a memory: they tell one paragraph from all others. A head that reads such words "
     "attends to tokens that are rare in the corpus.",
-    "Excess compares the attention on the rarest tokens of the prefix with what uniform attention would put there: "
-    "above zero the head looks at rare tokens more than by chance. Spearman's coefficient is the rank correlation of "
-    "the attention that a token gets with how frequent it is: below zero means that rarer tokens get more.",
+    "Excess is the attention on the rarest tokens of the prefix minus what would be expected there if rarity did not "
+    "matter: above zero the head looks at rare tokens more. Spearman's coefficient is the rank correlation of the "
+    "attention that a token gets with how frequent it is: below zero means that rarer tokens get more.",
     "In the attention matrices a row is the token that looks, a column the token that is looked at, and darker means "
     "more attention. The lines of text show the same for reading: each token is as dark as the attention that it "
     "receives while the model predicts the continuation. The first token often serves as a place to rest and may be "
@@ -48,30 +48,41 @@ def attention_section(study: StudyFiles) -> Section:
 
 
 def _rare_sentences(rare: xr.Dataset) -> list[str]:
-    heads = int(rare.excess.size)
     (name, most), *_ = best_heads(rare.excess, 1)
-    (ranked, falling), *_ = best_heads(-rare.spearman, 1)
-    drawn = int((rare.excess > 0).sum())
-    if most <= 0:
+    (ranked, rising), *_ = best_heads(-rare.spearman, 1)
+    if most > 0:
         first = (
-            "No head attends to rare tokens more than uniform attention would: the largest excess is "
-            f"{signed(most, 3)}."
+            f"Head {name} is drawn most to rare tokens: it puts {100 * most:.1f} percentage points more attention on "
+            f"the rarest tokens of the prefix than expected by {_expectation(rare)}."
         )
     else:
         first = (
-            f"Head {name} is drawn most to rare tokens: it puts {100 * most:.1f} percentage points more attention on "
-            f"the rarest tokens of the prefix than uniform attention would; {drawn} of {heads} heads have such an "
-            "excess."
+            f"No head attends to rare tokens more than expected: the largest excess is {signed(100 * most, 2)} "
+            "percentage points."
         )
-    if falling <= 0:
-        return [
-            first,
-            f"No head's attention rises as tokens get rarer: the lowest Spearman coefficient is {signed(-falling, 2)}.",
-        ]
+    if rising > 0:
+        second = (
+            f"Attention follows rarity most closely in head {ranked} (Spearman {signed(-rising, 2)} with token "
+            "frequency)."
+        )
+    else:
+        second = "In no head does attention rise as tokens get rarer."
+    return [first, *_beyond_chance(rare), second]
+
+
+def _expectation(rare: xr.Dataset) -> str:
+    """What the excess was compared with, as the stage that measured it says."""
+    return str(rare.excess.attrs.get("expectation", "uniform attention"))
+
+
+def _beyond_chance(rare: xr.Dataset) -> list[str]:
+    if "p_value" not in rare:
+        return []
+    clear = int(((rare.p_value < 0.05) & (rare.excess > 0)).sum())
+    corrected = ", corrected for the number of heads" if "correction" in rare.p_value.attrs else ""
     return [
-        first,
-        f"Attention follows rarity most closely in head {ranked} (Spearman {signed(-falling, 2)} with token "
-        "frequency).",
+        f"{clear or 'None'} of {rare.excess.size} heads {'has' if clear < 2 else 'have'} an excess beyond chance (p < "
+        f"0.05{corrected})."
     ]
 
 
@@ -114,7 +125,7 @@ def _rare_figures(rare: xr.Dataset) -> list[Block]:
     return [
         Figure(
             excess,
-            "Attention on the rarest tokens of the prefix minus what uniform attention would put there. Bluer means "
+            f"Attention on the rarest tokens of the prefix minus the expectation ({_expectation(rare)}). Bluer means "
             f"that the head looks at rare tokens more; the top {NAMED_HEADS} are framed, with their rank.",
             wide=False,
         ),
@@ -128,7 +139,13 @@ def _rare_figures(rare: xr.Dataset) -> list[Block]:
 
 
 def _rare_table(rare: xr.Dataset) -> Table:
-    known = {"excess": "Excess", "spearman": "Spearman", "kendall": "Kendall", "p_value": "p"}
+    known = {
+        "excess": "Excess",
+        "mass_over_uniform": "Over uniform",
+        "spearman": "Spearman",
+        "kendall": "Kendall",
+        "p_value": "p",
+    }
     present = {name: title for name, title in known.items() if name in rare}
     rows: list[list[Cell]] = []
     for layer in rare.layer.values:
@@ -137,9 +154,9 @@ def _rare_table(rare: xr.Dataset) -> Table:
             rows.append([head_name(int(layer), int(head)), *(float(one[name]) for name in present)])
     rows.sort(key=lambda row: -np.nan_to_num(row[1], nan=-np.inf))  # pyright: ignore
     note = (
-        "Excess as a share of the head's attention, higher means more on rare tokens; Spearman and Kendall with "
-        "token frequency, lower means that rarer tokens get more; p of the correlation, not corrected for the number "
-        "of heads."
+        f"Excess as a share of the head's attention, compared with {_expectation(rare)}: higher means more on rare "
+        "tokens. Over uniform: the same compared with evenly spread attention. Spearman and Kendall with token "
+        "frequency: lower means that rarer tokens get more. p: how likely such a value is by chance."
     )
     return Table("All heads and rare tokens as numbers", ["Head", *present.values()], rows, note)
 
