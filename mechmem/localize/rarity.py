@@ -84,7 +84,7 @@ def shuffled_p_value(
        that likes one word likes it in every paragraph, and shuffling places would take each for a new observation.
     2. Every head's mean mass on the keys that are now rarest is one draw of its null. Divide by the spread of the
        null, so that heads of different sharpness can be compared.
-    3. A head's p-value is the share of shuffles in which the largest of all heads reaches its value.
+    3. A head's p-value is the share of draws, the observed one among them, whose largest head reaches its value.
 
     Args:
         matched: attention minus its expectation, [paragraph, head, key_pos]; its mean over paragraphs is 0 at every
@@ -111,9 +111,8 @@ def shuffled_p_value(
     for start in range(0, permutations, chunk):
         copies = np.broadcast_to(counts[types], (min(chunk, permutations - start), len(types)))
         null.append(masses(rng.permuted(copies, axis=-1)[:, members]))
-    draws, observed = np.concatenate(null), masses(counts[types][members][None])[0]
+    # What was observed counts as one of the draws, in the spread too: only so do all of them stand on equal terms.
+    draws = np.concatenate([masses(counts[types][members][None]), *null])
     # A head that attends nowhere in the prefix has rounding errors for a spread: it is never far out.
-    spread = np.maximum(draws.std(0), 1e-12)
-    largest = ((draws - draws.mean(0)) / spread).max(-1)
-    reached = largest[:, None] >= (observed - draws.mean(0)) / spread
-    return (1 + reached.sum(0)) / (1 + permutations)
+    distance = (draws - draws.mean(0)) / np.maximum(draws.std(0), 1e-12)
+    return (distance.max(-1)[:, None] >= distance[0]).mean(0)

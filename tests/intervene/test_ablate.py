@@ -1,0 +1,134 @@
+import copy
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.ablate import ablate_heads
+
+
+@pytest.fixture(scope="module")
+def memorized(tiny_pair):
+    """Nine paragraphs of 29 tokens whose continuation is mostly the model's own: EM differs between them."""
+    generator = torch.Generator().manual_seed(4)
+    prefix = torch.randint(0, 61, (9, 13), generator=generator)
+    tokens = tiny_pair.reference.generate(
+        prefix, attention_mask=torch.ones_like(prefix), do_sample=False, max_new_tokens=16
+    )
+    places = torch.tensor([13, 15, 18, 20, 21, 25])
+    tokens[torch.arange(6), places] = (tokens[torch.arange(6), places] + 1) % 61
+    return Paragraphs(tokens, 13)
+
+
+def full_forward_scores(model, paras: Paragraphs, hooks=()) -> tuple[float, float]:
+    """Mean EM and NLL from the logits of every position."""
+    logits = model.run_with_hooks(paras.tokens, fwd_hooks=list(hooks))[:, paras.prefix_len - 1 : -1].double()
+    match = (logits.argmax(-1) == paras.continuation).tolist()
+    em = [(row + [False]).index(False) for row in match]
+    nll = -logits.log_softmax(-1).gather(-1, paras.continuation[..., None])
+    return float(np.mean(em)), float(nll.mean())
+
+
+def slow_ablation(model, paras: Paragraphs, others: list[int] | None, method: str) -> np.ndarray:
+    """One whole forward for each head, with the head's output replaced by a hook; [measure, layer, head]."""
+    em, nll = full_forward_scores(model, paras)
+    result = np.zeros((2, model.cfg.n_layers, model.cfg.n_heads))
+    for layer in range(model.cfg.n_layers):
+        name = f"blocks.{layer}.attn.hook_z"
+        _, cache = model.run_with_cache(paras.tokens, names_filter=[name])
+        for head in range(model.cfg.n_heads):
+
+            def replace(z, hook, head=head, clean=cache[name]):  # noqa: ARG001
+                z = z.clone()
+                if method == "zero":
+                    z[:, :, head] = 0
+                elif method == "mean":
+                    for position in range(z.shape[1]):
+                        z[:, position, head] = sum(clean[p, position, head] for p in range(len(z))) / len(z)
+                else:
+                    for paragraph, other in enumerate(others or []):
+                        z[paragraph, :, head] = clean[other, :, head]
+                return z
+
+            ablated_em, ablated_nll = full_forward_scores(model, paras, [(name, replace)])
+            result[:, layer, head] = em - ablated_em, ablated_nll - nll
+    return result
+
+
+def stands_in(count: int, seed: int) -> list[int]:
+    """Each paragraph's successor on a random cycle: the rule, said once more."""
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    return [order[(order.index(i) + 1) % count] for i in range(count)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["mean", "zero", "resample"])
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_every_head_equals_the_slow_whole_forward(tiny_model, memorized, method, batch_size):
+    result = ablate_heads(tiny_model, memorized, method=method, seed=3, batch_size=batch_size)
+    em_drop, nll_rise = slow_ablation(tiny_model, memorized, stands_in(9, 3), method)
+    np.testing.assert_allclose(result.em_drop, em_drop, atol=1e-9)
+    np.testing.assert_allclose(result.nll_rise, nll_rise, atol=1e-4)
+    assert result.em_drop.dims == ("layer", "head") and float(abs(result.em_drop).max()) > 1
+    assert np.ptp(em_drop) > 1 and np.ptp(nll_rise) > 0.1, "the heads were to differ"
+
+
+@pytest.mark.parametrize("changes", [{"attn_only": True}, {"normalization_type": None}, {"parallel_attn_mlp": True}])
+@torch.no_grad()
+def test_other_blocks_equal_the_slow_whole_forward(small_model, changes):
+    model = small_model(d_mlp=12, **changes)
+    paras = Paragraphs(torch.randint(0, 17, (5, 13), generator=torch.Generator().manual_seed(1)), 6)
+    em_drop, nll_rise = slow_ablation(model, paras, None, "mean")
+    result = ablate_heads(model, paras, method="mean")
+    np.testing.assert_allclose(result.em_drop, em_drop, atol=1e-9)
+    np.testing.assert_allclose(result.nll_rise, nll_rise, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_head_that_writes_nothing_costs_nothing_and_owners_hooks_count(tiny_model, memorized):
+    model = copy.deepcopy(tiny_model)
+    model.blocks[2].attn.W_O[1] = 0
+    model.add_hook("blocks.2.hook_resid_pre", lambda activation, hook: activation * 1.1)  # noqa: ARG005
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = ablate_heads(model, memorized, method="zero")
+    np.testing.assert_allclose(result.sel(layer=2, head=1).to_array(), 0, atol=1e-6)
+    em_drop, nll_rise = slow_ablation(model, memorized, None, "zero")
+    np.testing.assert_allclose(result.nll_rise, nll_rise, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [len(point.fwd_hooks) for point in model.hook_points() if point.fwd_hooks] == [1]
+
+
+def test_equal_paragraphs_lose_nothing_by_another_ones_output(tiny_model, memorized):
+    same = memorized.select(np.zeros(5, dtype=np.int64))
+    for method in ("mean", "resample"):
+        result = ablate_heads(tiny_model, same, method=method)
+        np.testing.assert_allclose(result.to_array(), 0, atol=1e-4)
+
+
+def test_seed_decides_resampling_and_the_result_says_what_it_is(tiny_model, memorized, tmp_path):
+    seen: list[tuple[int, int]] = []
+    one, two, three = (
+        ablate_heads(tiny_model, memorized, method="resample", seed=seed, progress=lambda *done: seen.append(done))
+        for seed in (0, 0, 1)
+    )
+    xr.testing.assert_identical(one, two)
+    assert not np.allclose(one.nll_rise, three.nll_rise, atol=1e-3)
+    assert one.attrs == {"method": "resample", "seed": 0, "paragraphs": 9}
+    assert seen[-1] == (108, 108) and [done for done, _ in seen] == sorted(range(27, 109, 27)) * 3
+    one.to_netcdf(tmp_path / "heads.nc", engine="h5netcdf")
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "heads.nc", engine="h5netcdf"), one)
+
+
+def test_others_are_needed_unless_the_output_is_zero(tiny_model, memorized):
+    alone = memorized.select(np.array([0]))
+    for method in ("mean", "resample"):
+        with pytest.raises(InputError, match=f"1 paragraph came for method '{method}'.*wanted at least two"):
+            ablate_heads(tiny_model, alone, method=method)
+    assert ablate_heads(tiny_model, alone, method="zero").em_drop.shape == (4, 3)
+    with pytest.raises(InputError, match="method is 'median'; wanted 'mean', 'zero' or 'resample'"):
+        # Without the annotations' checks that the tests switch on, as a user meets it.
+        inspect.unwrap(ablate_heads)(tiny_model, memorized, method="median")  # pyright: ignore[reportArgumentType]
