@@ -49,6 +49,8 @@ def export(model: HookedTransformer, folder: str | Path) -> None:
         # transformers refuses files without this entry.
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(temporary)
+        # safetensors lets only the owner read what it writes; the folder is meant to be shipped.
+        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
         _write_tokenizer(model, source, temporary)
 
 

@@ -39,6 +39,7 @@ def test_an_unedited_model_comes_back_bit_for_bit(changes, write_checkpoint, tmp
     assert before.keys() == after.keys()
     assert all(same_bits(before[name], after[name]) for name in before)
     assert_same_logits(model, tmp_path / "out")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1, "all files are readable alike"
     settings = [json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "out")]
     # Written out where they were abbreviated.
     written = {"attention_types", "intermediate_size"}
