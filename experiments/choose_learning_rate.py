@@ -18,7 +18,7 @@ import mechmem as mm
 from mechmem.stages import Settings
 
 # Settings -------------------------------------------------------------------------------------------------------------
-RATES = [2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2]
+SPARSE_RATES, DENSE_RATES = [3e-4, 1e-3, 3e-3, 1e-2], [1e-5, 3e-5, 1e-4, 3e-4]
 STUDY = Settings()
 SEED = 1
 PAGE = Path("docs/learning-rate.md")
@@ -40,7 +40,7 @@ def main() -> None:
     print(f"{len(targets)} targets, {len(keep)} keep, {len(held)} held")
     lines = []
     for name, mask in masks.items():
-        for rate in RATES:
+        for rate in DENSE_RATES if mask is None else SPARSE_RATES:
             try:
                 edited, history = mm.unlearn(
                     model,

@@ -91,7 +91,7 @@ def draw(curve: pd.DataFrame, table: pd.DataFrame, never: pd.DataFrame) -> go.Fi
     )  # fmt: skip
     figure.update_xaxes(type="log", title="true occurrences of the 100 tokens in the training text")
     figure.update_yaxes(title="EM: leading tokens reproduced, of 50", range=[-1, 51.5])
-    return figure.update_layout(legend={"x": 0.02, "y": 0.97}, margin={"t": 20, "r": 20})
+    return figure.update_layout(legend={"x": 0.98, "y": 0.1, "xanchor": "right", "yanchor": "bottom"}, margin={"t": 20, "r": 20})
 
 
 def photograph(figure: go.Figure, path: Path) -> None:

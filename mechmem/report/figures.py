@@ -67,7 +67,7 @@ def em_by_count(em: xr.DataArray, count: xr.DataArray, *, full: int) -> go.Figur
     hover = "%{x} occurrences: %{y:.1f} % memorized<br>of %{customdata} paragraphs<extra></extra>"
     figure.add_bar(x=labels, y=share, row=2, col=1, hovertemplate=hover, **bar)
     figure.update_xaxes(type="category")
-    figure.update_xaxes(title="occurrences in the training text", row=2, col=1)
+    figure.update_xaxes(title="occurrences", row=2, col=1)
     figure.update_yaxes(title="EM (tokens)", range=[-1, full + 1], row=1, col=1)
     figure.update_yaxes(title="% memorized", rangemode="tozero", row=2, col=1)
     return figure

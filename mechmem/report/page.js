@@ -68,7 +68,7 @@
         const sign = descending ? -1 : 1;
         const number = (row) => Number(row.cells[column].dataset.key);
         const text = (row) => row.cells[column].textContent;
-        const order = numeric ? (a, b) => number(a) - number(b) || 0 : (a, b) => text(a).localeCompare(text(b));
+        const order = numeric ? (a, b) => number(a) - number(b) || 0 : (a, b) => text(a).localeCompare(text(b), "en", { numeric: true });
         body.append(...[...rows].sort((a, b) => sign * order(a, b)));
       });
     });

@@ -11,6 +11,7 @@ from mechmem.report.sections.wording import best_heads, head_name, signed
 from mechmem.report.study_files import StudyFiles
 
 NAMED_HEADS = 5
+FINDINGS = {"memorized": "the most needed heads", "rare": "the heads most drawn to rare tokens"}
 READING = (
     "Rare words make a good key to a memory: they tell one paragraph from all others. A head that reads such words "
     "attends to tokens that are rare in the corpus.",
@@ -174,7 +175,8 @@ def _views(attention: xr.Dataset, first_query: int) -> list[Block]:
             received_attention(tokens, matrix, first_query=first_query, label=f"Attention received in head {name}")
             for matrix, name in zip(pattern, names, strict=True)
         ]
-        title = f"Attention on paragraph {one.paragraph_id.item()}: heads {', '.join(names)}"
+        finding = FINDINGS.get(str(one.finding.item()), "heads") if "finding" in one else "heads"
+        title = f"Paragraph {one.paragraph_id.item()} as {finding} see it: {', '.join(names)}"
         caption = f"{one.caption.item()}. Darker means more attention; point at a token or a cell for its value."
         views = [*strips, attention_heads(tokens, pattern, names)]
         groups.append(ViewGroup(title, caption, views, opened=number == 0))

@@ -73,33 +73,49 @@ def _answer(study: StudyFiles, em: np.ndarray, full: int) -> list[str]:
     count = study.counts()
     if count is None:
         return answer
-    return answer + _count_sentences(em, count, full)
+    return answer + _count_sentences(study, em, count) + _never_sentences(study, em == full, count == 0)
 
 
-def _count_sentences(em: np.ndarray, count: np.ndarray, full: int) -> list[str]:
+def _count_sentences(study: StudyFiles, em: np.ndarray, count: np.ndarray) -> list[str]:
+    if len(np.unique(count)) < 2 or len(np.unique(em)) < 2:
+        return []
+    rho = float(spearmanr(em, count)[0])  # pyright: ignore
+    relation = "rises with" if rho > 0.1 else "falls with" if rho < -0.1 else "hardly depends on"
+    labels, bins = figures.count_bins(count)
+    low, high = (float(np.median(em[bins == group])) for group in (0, len(labels) - 1))
+    return [
+        f"EM {relation} how often a paragraph stood in the {_counted(study)} (Spearman {rho:.2f}): its median is "
+        f"{low:.0f} at {labels[0]} and {high:.0f} at {labels[-1]} occurrences."
+    ]
+
+
+def _never_sentences(study: StudyFiles, exact: np.ndarray, never: np.ndarray) -> list[str]:
+    """What is completed although it never stood in the text: near-duplicates of what did, apart from the rest."""
+    related = study.column("cluster_count")
+    if not never.any():
+        return []
+    near = never & (related > 0) if related is not None else np.zeros_like(never)
+    fresh = never & ~near
     sentences = []
-    if len(np.unique(count)) > 1 and len(np.unique(em)) > 1:
-        rho = float(spearmanr(em, count)[0])  # pyright: ignore
-        relation = "rises with" if rho > 0.1 else "falls with" if rho < -0.1 else "hardly depends on"
-        labels, bins = figures.count_bins(count)
-        low, high = (float(np.median(em[bins == group])) for group in (0, len(labels) - 1))
+    if fresh.any():
+        guessed = int((fresh & exact).sum())
+        verdict = "not every full match is evidence of memory" if guessed else "a full match is not reached by guessing"
         sentences.append(
-            f"EM {relation} how often a paragraph stood in the training text (Spearman {rho:.2f}): its median is "
-            f"{low:.0f} at {labels[0]} and {high:.0f} at {labels[-1]} occurrences."
+            f"Of the {plural(int(fresh.sum()), 'paragraph')} that have nothing like them in the {_counted(study)}, "
+            f"{guessed or 'none'} {'is' if guessed < 2 else 'are'} completed to the end: {verdict} here."
         )
-    never = count == 0
-    if never.any():
-        guessed = int((never & (em == full)).sum())
-        verdict = (
-            "such text can be guessed, so not every full match is evidence of memory."
-            if guessed
-            else "a full match is not reached by guessing here."
-        )
+    if near.any():
+        recited = int((near & exact).sum())
         sentences.append(
-            f"Of the {plural(int(never.sum()), 'paragraph')} that never stood in the training text, "
-            f"{guessed or 'none'} {'is' if guessed < 2 else 'are'} completed to the end: {verdict}"
+            f"Of the {plural(int(near.sum()), 'paragraph')} that never stood there but are near-duplicates of text "
+            f"that did, {recited or 'none'} {'is' if recited < 2 else 'are'}."
         )
     return sentences
+
+
+def _counted(study: StudyFiles) -> str:
+    """Where `count` was counted: only a generated corpus comes with the truth about its training text."""
+    return "corpus" if study.column("seen") is None else "training text"
 
 
 def _by_count(study: StudyFiles, em: xr.DataArray, full: int) -> list[Block]:
@@ -108,7 +124,7 @@ def _by_count(study: StudyFiles, em: xr.DataArray, full: int) -> list[Block]:
         return []
     caption = (
         "Above: the median EM and the middle half of the paragraphs; below: the percent memorized. Higher means more "
-        "memorized; further right means seen more often in training."
+        "memorized; further right means seen more often."
     )
     figure = figures.em_by_count(em, xr.DataArray(count, dims="paragraph"), full=full)
     return [Figure(figure, caption, wide=study.column("source") is None)]
@@ -174,15 +190,17 @@ def _table(
     present = {label: values for label, values in known.items() if values is not None}
     passages = _passages(study, chosen, said)
     rows = [
-        [_plain(values[row]) for values in present.values()] + [passage]
+        [_plain(label, values[row]) for label, values in present.items()] + [passage]
         for row, passage in zip(chosen, passages, strict=True)
     ]
     return Table(title, [*present, "Paragraph"], rows, note, searchable=True, opened=opened)
 
 
-def _plain(value: object) -> Cell:
+def _plain(label: str, value: object) -> Cell:
     item = value.item() if isinstance(value, np.generic) else value
-    return item if item is None or isinstance(item, int | float) else str(item)
+    # The number of a paragraph or of a cluster is a name: no thousands are set apart in it.
+    name = label in ("Id", "Cluster")
+    return item if item is None or isinstance(item, int | float) and not name else str(item)
 
 
 def _passages(study: StudyFiles, chosen: np.ndarray, said: np.ndarray | None) -> list[Passage]:

@@ -10,6 +10,7 @@ from mechmem.report.study_files import StudyFiles
 
 TARGET, HELD_OUT, OTHER, UNSEEN = "targeted memorized", "held-out memorized", "other", "never seen"
 NOTICEABLE = 1.0
+DEAR_SHARE, DEAR_NATS = 0.1, 0.1
 READING = (
     "Unlearning trains the model for a few steps to find the targeted paragraphs surprising while its predictions on "
     "other text are held in place. It may move only the weights of a mask: the few with the largest gradient (top), "
@@ -129,11 +130,15 @@ def _cost(unlearned: xr.Dataset, top: str) -> list[str]:
     lost = _lost(unlearned, top, OTHER)
     if lost is None:
         return []
-    change = f"Other text changes by {signed(-lost)} tokens of EM"
+    change, rise = f"Other text changes by {signed(-lost)} tokens of EM", 0.0
     if "nll_mean" in unlearned:
         nll = unlearned.nll_mean.sel(set=OTHER)
-        change += f" and by {signed(float(nll.sel(mask=top) - nll.sel(mask='before')), 2)} nats of loss a token"
-    sentence = change + (", a price worth naming." if lost > NOTICEABLE else ".")
+        rise = float(nll.sel(mask=top) - nll.sel(mask="before"))
+        change += f" and by {signed(rise, 2)} nats of loss a token"
+    # Other text has little EM to lose, so its loss and the share that it keeps count as well.
+    before = em_of(unlearned, "before", OTHER) or 0.0
+    dear = lost > NOTICEABLE or lost > DEAR_SHARE * before or rise > DEAR_NATS
+    sentence = change + (": the edit has a price." if dear else ", next to nothing.")
     unseen = _lost(unlearned, top, UNSEEN)
     return [
         sentence + (f" Text that was never seen changes by {signed(-unseen)} tokens." if unseen is not None else "")

@@ -53,7 +53,7 @@ def _gradient_sentences(gradients: xr.Dataset) -> list[str]:
     word, shown = ("smaller", 1 / max(ratio, 1e-12)) if ratio < 1 else ("larger", ratio)
     layers = share.sizes["layer"]
     difference = share.sel(set="memorized") - share.sel(set="other")
-    gained = [f"L{layer}" for layer in share.layer.values[difference.values > 0.005]]
+    gained = [f"L{layer}" for layer in share.layer.values[difference.values > 0.01]]
     half = share.isel(layer=slice(0, layers // 2 or 1)).sum("layer")
     return [
         f"Gradients on memorized text are {shown:.1f} times {word} in total than on other text, and smaller in "
