@@ -104,6 +104,14 @@ def test_what_goes_with_the_targets_is_said(synthetic):
     assert "ability to recite more than these" in removal_text(synthetic.unlearned(rng(), held_out_after=5.0))
 
 
+def test_the_price_is_named_by_tokens_by_share_and_by_loss(synthetic):
+    assert "next to nothing" in removal_text(synthetic.unlearned(rng()))
+    for name, value in (("em_mean", 3.0), ("nll_mean", 3.9)):
+        data = synthetic.unlearned(rng())
+        data[name][1, 2] = value
+        assert "the edit has a price" in removal_text(data)
+
+
 def test_an_edit_that_removed_nothing_is_said_to_have_removed_nothing(synthetic):
     data = synthetic.unlearned(rng())
     data["em_mean"][1:, 0] = 49.6
