@@ -56,8 +56,8 @@ class Settings:
     targets: int = 32
     fraction: float = 0.001
     steps: int = 30
-    learning_rate: float = 5e-3
-    dense_learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
+    dense_learning_rate: float = 3e-5
     forgotten_nll: float = 1.0
 
 

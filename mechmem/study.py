@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mechmem.data.atomic import replacing
 from mechmem.data.errors import InputError
 from mechmem.model.load import provenance
@@ -146,6 +148,9 @@ def _check_sources(run: Run, manifest: dict[str, Any]) -> None:
 
 def _describe_model(run: Run) -> dict[str, Any]:
     config = run.model.cfg
+    # TransformerLens holds a tied embedding twice.
+    tied = torch.equal(run.model.embed.W_E, run.model.unembed.W_U.T)
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return {
         "name": run.settings.model,
         "weight_hash": provenance(run.model).weight_hash,
@@ -153,7 +158,7 @@ def _describe_model(run: Run) -> dict[str, Any]:
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,
         "d_model": config.d_model,
-        "n_params": sum(parameter.numel() for parameter in run.model.parameters()),
+        "n_params": parameters - tied * run.model.embed.W_E.numel(),
     }
 
 
