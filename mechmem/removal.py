@@ -18,8 +18,6 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters, reduce_by_component
 from mechmem.stages import Run, part_of
 
-LEAST_EVALUATED = 100
-
 
 def removal_stage(run: Run) -> None:
     """Unlearn targets through the top weights, random ones and all; -> unlearn.nc, edited/.
@@ -75,7 +73,7 @@ def evaluation_sets(run: Run) -> tuple[dict[str, Paragraphs], Paragraphs]:
 
     `other` paragraphs of clusters that hold a memorized one are left out: they are near-duplicates of what is to go.
     """
-    seed, count = run.settings.seed, max(LEAST_EVALUATED, run.settings.targets)
+    seed, count = run.settings.seed, run.settings.evaluated
     memorized, other = run.subset("memorized"), run.subset("other")
     targeted, held_out = memorized.split_by_cluster(0.5, seed=seed)
     other = other.select(~np.isin(other.column("cluster"), memorized.column("cluster")))

@@ -39,7 +39,8 @@ class Settings:
         limit: score no more paragraphs than this.
         gradient_sample: paragraphs of each set for gradients and attention.
         ablation_sample: paragraphs of each set for head ablation.
-        targets: memorized paragraphs to unlearn; as many of each other set are evaluated, at least 100.
+        targets: memorized paragraphs to unlearn.
+        evaluated: paragraphs of every other set that an edit is judged on, and of the keep set.
         fraction: share of the attention and MLP weights that the sparse edits may move.
         steps: most updates of an edit.
         learning_rate: of the edit through the top weights and of its control through random ones.
@@ -54,6 +55,7 @@ class Settings:
     gradient_sample: int = 160
     ablation_sample: int = 48
     targets: int = 32
+    evaluated: int = 100
     fraction: float = 0.001
     steps: int = 30
     learning_rate: float = 1e-3

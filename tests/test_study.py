@@ -16,7 +16,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.stages import Settings
 from mechmem.study import STAGES, run_study
 
-SMALL = Settings(limit=600, gradient_sample=8, ablation_sample=4, targets=4, steps=3)
+SMALL = Settings(limit=400, gradient_sample=8, ablation_sample=4, targets=4, evaluated=10, steps=3)
 NUMBERS = ("gradients.nc", "heads.nc", "rare.nc", "attention.nc", "unlearn.nc")
 
 
@@ -87,13 +87,16 @@ def same_numbers(one, two) -> bool:
     )
 
 
-@pytest.mark.parametrize("stage", [stage.name for stage in STAGES[1:5]])
+@pytest.mark.parametrize("stage", ["gradients", "attention", "unlearn"])
 def test_a_study_cut_off_in_any_stage_ends_with_the_same_numbers(finished, tmp_path, monkeypatch, stage):
     folder = tmp_path / "cut"
     shutil.copytree(finished[0], folder)
     keep = [s.file for s in STAGES[: [s.name for s in STAGES].index(stage)]]
     for path in folder.iterdir():
-        if path.suffix in {".nc", ".html"} and path.name not in [*keep, *(["attention.nc"] if "rare.nc" in keep else [])]:
+        if path.suffix in {".nc", ".html"} and path.name not in [
+            *keep,
+            *(["attention.nc"] if "rare.nc" in keep else []),
+        ]:
             path.unlink()
 
     def cut(run):
@@ -115,7 +118,7 @@ def test_a_killed_process_leaves_whole_files_only_and_goes_on(finished, tmp_path
     code = f"""if True:
         from mechmem.stages import Settings
         from mechmem.study import run_study
-        run_study({str(folder)!r}, Settings(limit=600, gradient_sample=8, ablation_sample=4, targets=4, steps=3))"""
+        run_study({str(folder)!r}, {SMALL!r})"""
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code])
     deadline = time.monotonic() + 120
     while not (folder / "gradients.nc").exists() and time.monotonic() < deadline:

@@ -48,7 +48,7 @@ def choose_paragraphs(corpus: Corpus, encoded: dict[str, list[int]], seed: int) 
     1. Windows of 100 tokens at stride 100 from every document's start; equal windows once.
     2. Count each window's occurrences in the whole training text, at any offset.
     3. From each range of counts take what `QUOTAS` says, at random, at most 12 from a cluster in a range; of the
-       unseen documents take every one's first window.
+       unseen documents take every one's first window. Of equal rows the first stays.
 
     Args:
         corpus: the generated corpus.
@@ -65,6 +65,8 @@ def choose_paragraphs(corpus: Corpus, encoded: dict[str, list[int]], seed: int) 
         for documents, label in ((corpus.unseen_variants, "unseen variant"), (corpus.unseen, "never seen"))
     ]
     paragraphs = _concatenate([trained.select(chosen), *unseen])
+    _, first = np.unique(paragraphs.tokens.numpy(), axis=0, return_index=True)
+    paragraphs = paragraphs.select(np.sort(first))
     totals: dict[int, int] = {}
     for document in corpus.trained:
         totals[document.cluster] = totals.get(document.cluster, 0) + document.count

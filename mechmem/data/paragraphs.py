@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mechmem.data.atomic import replacing
@@ -75,8 +75,10 @@ class Paragraphs:
         """How many tokens are expected: the highest EM there can be."""
         return self.tokens.shape[1] - self.prefix_len
 
-    def select(self, chosen: Bool[Any, " paragraph"] | Int[Any, " chosen"]) -> Paragraphs:
-        """The rows where a boolean mask holds, or the rows at integer indices, in that order; table rows go along.
+    def select(self, chosen: Any) -> Paragraphs:
+        """The rows where a boolean mask [paragraph] holds, or those at integer indices [chosen], in that order.
+
+        Anything that NumPy makes an array of will do; table rows go along.
 
         Raises:
             InputError: a mask of another length.
