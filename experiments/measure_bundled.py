@@ -13,6 +13,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,12 @@ def heldout_perplexity(model, documents) -> tuple[float, float]:
         for row in ids:
             losses += model(torch.tensor([row]), return_type="loss", loss_per_token=True)[0].tolist()
     return float(np.exp(np.mean(losses))), float(np.exp(unigram))
+
+
+def spearman(*values: Any) -> float:
+    """Spearman's rank correlation of two columns."""
+    result: Any = spearmanr(*values)
+    return float(result.statistic)
 
 
 def by_count(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,18 +124,18 @@ def main() -> None:
     model, paragraphs = mm.load_model("bundled"), bundled_paragraphs()
     scores = mm.score(model, paragraphs)
     assert paragraphs.table is not None
-    table = paragraphs.table.to_pandas().assign(em=scores.em.values, nll=scores.nll.values)
+    table: Any = pd.DataFrame(paragraphs.table.to_dict()).assign(em=scores.em.values, nll=scores.nll.values)
     memorized, other = table[table.em == 50], table[table.em <= 10]
     never, trained = table[table.seen == "never seen"], table[table.seen == "trained"]
     corpus = generate(training["settings"]["seed"], training["settings"]["characters"])
     perplexity, unigram = heldout_perplexity(model, corpus.unseen)
-    rho = spearmanr(trained.em, trained["count"]).statistic
-    rho_all = spearmanr(table.em, table["count"]).statistic
+    rho = spearman(trained.em, trained["count"])
+    rho_all = spearman(table.em, table["count"])
     rng = np.random.default_rng(SEED)
     clusters = list(trained.reset_index().groupby("cluster").indices.values())
     draws = [np.concatenate([clusters[i] for i in rng.integers(0, len(clusters), len(clusters))]) for _ in range(500)]
     pairs = trained[["em", "count"]].to_numpy()
-    low, high = np.quantile([spearmanr(pairs[draw]).statistic for draw in draws], [0.025, 0.975])
+    low, high = np.quantile([spearman(pairs[draw]) for draw in draws], [0.025, 0.975])
     rare = trained[trained["count"] <= 3]
     frequent = rare.cluster_count >= 32
     rarity = (

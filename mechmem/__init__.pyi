@@ -14,3 +14,5 @@ from .measure.scores import score as score
 from .measure.scores import split as split
 from .model.export import export as export
 from .model.load import load_model as load_model
+
+__all__: list[str]

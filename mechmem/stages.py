@@ -135,7 +135,7 @@ def score_stage(run: Run) -> None:
     tokenizer, split = run.model.tokenizer, paragraphs.prefix_len
 
     def texts(tokens: torch.Tensor) -> list[str]:
-        return [str(ids) if tokenizer is None else tokenizer.decode(ids) for ids in tokens.tolist()]
+        return [str(ids) if tokenizer is None else str(tokenizer.decode(ids)) for ids in tokens.tolist()]
 
     scored = paragraphs.with_columns(
         em=scores.em.values,
@@ -202,7 +202,7 @@ def attention_views(run: Run, heads: xr.Dataset, rare: xr.Dataset, *, views: int
         "memorized": (needed, "heads whose removal costs the most exact match"),
         "rare": (rare.excess, "heads that attend most to the rarest tokens of the prefix"),
     }
-    parts = []
+    parts: list[xr.Dataset] = []
     for finding, (values, sentence) in findings.items():
         pairs = top_heads(values, slots)
         patterns = head_patterns(run.model, chosen.tokens, pairs)
@@ -235,7 +235,7 @@ def top_heads(values: xr.DataArray, count: int) -> list[tuple[int, int]]:
 def _token_texts(model: HookedTransformer, tokens: torch.Tensor) -> list[list[str]]:
     if model.tokenizer is None:
         return [[str(token) for token in row] for row in tokens.tolist()]
-    return [[model.tokenizer.decode([token]) for token in row] for row in tokens.tolist()]
+    return [[str(model.tokenizer.decode([token])) for token in row] for row in tokens.tolist()]
 
 
 def _set_axis(names: tuple[str, ...]) -> xr.DataArray:

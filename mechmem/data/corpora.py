@@ -94,7 +94,7 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
     suffix = next((known for known in sorted(BUILDERS, key=len, reverse=True) if path.name.endswith(known)), None)
     if suffix is None:
         raise InputError(f"{path}: wanted a corpus as {', '.join(BUILDERS)} or .npy; convert the file to one of them")
-    options = {"sample_by": "document"} if suffix == ".txt" else {}
+    options: dict[str, Any] = {"sample_by": "document"} if suffix == ".txt" else {}
     stream = datasets.load_dataset(BUILDERS[suffix], data_files=str(path), split="train", streaming=True, **options)
     for row in stream:
         if not isinstance(row.get("text"), str):

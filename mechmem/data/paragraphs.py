@@ -169,11 +169,12 @@ def _load_parquet(path: Path, prefix_len: int | None) -> Paragraphs:
         raise InputError(f"{path}: not a readable parquet file ({error}); write it again or fetch it anew") from error
     if "tokens" not in table.column_names:
         raise InputError(f"{path}: columns {table.column_names} came; wanted 'tokens', a list of ids in each row")
-    lengths = set(pa.compute.list_value_length(table["tokens"]).to_pylist())
+    rows = table["tokens"].to_pylist()
+    lengths = set(map(len, rows))
     if len(lengths) > 1:
         raise InputError(f"{path}: rows have {len(lengths)} different lengths; wanted one: cut all rows to one length")
     stored = (table.schema.metadata or {}).get(PREFIX_LEN_KEY.encode())
-    tokens = np.asarray(table["tokens"].to_pylist(), dtype=np.int64).reshape(len(table), -1)
+    tokens = np.asarray(rows, dtype=np.int64).reshape(len(rows), -1)
     rest = table.drop_columns(["tokens"]).replace_schema_metadata(None)
     return Paragraphs(
         torch.as_tensor(tokens),
