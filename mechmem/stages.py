@@ -132,18 +132,22 @@ def score_stage(run: Run) -> None:
     paragraphs = corpus_paragraphs(run.settings, run.model)
     scores = score(run.model, paragraphs, progress=run.progress)
     memorized, other = memorized_other(scores)
-    tokenizer, split = run.model.tokenizer, paragraphs.prefix_len
+    tokenizer = run.model.tokenizer
 
-    def texts(tokens: torch.Tensor) -> list[str]:
-        return [str(ids) if tokenizer is None else str(tokenizer.decode(ids)) for ids in tokens.tolist()]
+    def texts(rows: list[list[int]]) -> list[str]:
+        return [str(ids) if tokenizer is None else str(tokenizer.decode(ids)) for ids in rows]
 
     scored = paragraphs.with_columns(
         em=scores.em.values,
         nll=scores.nll.values,
         match_fraction=scores.match.mean("pos").values,
         set=np.select([memorized, other], SETS, default="between"),
-        prefix_text=texts(paragraphs.tokens[:, :split]),
-        continuation_text=texts(paragraphs.tokens[:, split:]),
+        prefix_text=texts(paragraphs.prefix.tolist()),
+        continuation_text=texts(paragraphs.continuation.tolist()),
+        # What the model says is its own only up to its first mistake: from there on it would not read the true text.
+        greedy_text=texts(
+            [row[: em + 1] for row, em in zip(scores.greedy.values.tolist(), scores.em.values, strict=True)]
+        ),
     )
     scored.save(run.folder / "paragraphs.parquet")
 

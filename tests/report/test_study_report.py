@@ -178,6 +178,22 @@ def test_a_model_that_memorized_nothing():
     )
 
 
+def test_near_duplicates_of_trained_text_are_told_from_fresh_text():
+    paragraphs = Paragraphs(np_tokens(6), 5).with_columns(
+        em=[5, 5, 0, 1, 0, 5],
+        count=[0, 0, 0, 0, 0, 9],
+        cluster_count=[7, 7, 7, 0, 0, 9],
+        seen=[*["unseen variant"] * 3, *["never seen"] * 2, "trained"],
+        set=["memorized", "memorized", "other", "other", "other", "memorized"],
+    )
+    fresh, near = memorized_section(StudyFiles(paragraphs=paragraphs)).answer[-2:]
+    assert "Of the 2 paragraphs that have nothing like them in the training text, none is completed" in fresh
+    assert near.startswith("Of the 3 paragraphs") and near.endswith("near-duplicates of text that did, 2 are.")
+    guessed = paragraphs.with_columns(cluster_count=[0, 0, 0, 0, 0, 9])
+    answer = memorized_section(StudyFiles(paragraphs=guessed)).answer[-1]
+    assert "2 are completed to the end: not every full match is evidence of memory here" in answer
+
+
 def np_tokens(rows: int):
     import torch
 

@@ -171,8 +171,8 @@ def _near_misses(study: StudyFiles) -> list[Block]:
         return []
     chosen = between[np.argsort(-em[between], kind="stable")][:NEAR_MISSES]
     note = (
-        "The paragraphs that came closest without being memorized, with the model's own continuation under the true "
-        "one."
+        "The paragraphs that came closest without being memorized; under each, what the model said up to its first "
+        "mistake, that token included."
     )
     return [_table(study, chosen, "Near misses", note, said=greedy)]
 
