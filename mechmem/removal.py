@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import torch
 import xarray as xr
@@ -143,8 +145,6 @@ def _sample(paragraphs: Paragraphs, count: int, seed: int) -> Paragraphs:
 
 def _export(run: Run, edited: HookedTransformer) -> None:
     """Write the edited checkpoint, anew where a stage that was cut off left one."""
-    import shutil
-
     folder = run.folder / "edited"
     if folder.exists():
         shutil.rmtree(folder)

@@ -22,6 +22,7 @@ from mechmem.intervene.ablate import ablate_heads
 from mechmem.localize.gradients import layer_shares, parameter_gradients
 from mechmem.localize.heads import head_patterns, rare_token_attention
 from mechmem.measure.scores import memorized_other, score
+from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 
 Progress = Callable[[int, int], None]
@@ -78,6 +79,13 @@ class Run:
         return load_model(self.settings.model, processing="raw", device=self.device)
 
     @cached_property
+    def unscored(self) -> Paragraphs:
+        """The corpus' paragraphs, known to fit the model."""
+        paragraphs = corpus_paragraphs(self.settings, self.model)
+        check_fit(self.model, paragraphs)
+        return paragraphs
+
+    @cached_property
     def paragraphs(self) -> Paragraphs:
         """The scored paragraphs."""
         return Paragraphs.load(self.folder / "paragraphs.parquet")
@@ -129,7 +137,7 @@ def corpus_paragraphs(settings: Settings, model: HookedTransformer) -> Paragraph
 
 def score_stage(run: Run) -> None:
     """Score every paragraph; label the sets; -> paragraphs.parquet."""
-    paragraphs = corpus_paragraphs(run.settings, run.model)
+    paragraphs = run.unscored
     scores = score(run.model, paragraphs, progress=run.progress)
     memorized, other = memorized_other(scores)
     tokenizer = run.model.tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mechmem.data.atomic import replacing
+from mechmem.data.atomic import remove_partials, replacing
 from mechmem.data.errors import InputError
 from mechmem.model.load import provenance
 from mechmem.removal import removal_stage
@@ -107,6 +107,8 @@ def run_study(
 def _open(run: Run) -> dict[str, Any]:
     """The folder's manifest, or a new one in a new or empty folder."""
     folder, settings = run.folder, asdict(run.settings)
+    if folder.is_dir():
+        remove_partials(folder)
     if (folder / MANIFEST).exists():
         manifest = json.loads((folder / MANIFEST).read_text())
         different = [key for key, value in settings.items() if manifest["settings"].get(key) != value]
@@ -121,9 +123,15 @@ def _open(run: Run) -> dict[str, Any]:
         return manifest
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no {MANIFEST}; choose a new or empty folder with --out")
+    # Read before anything is written: a corpus that cannot be used leaves no folder behind.
+    paragraphs = len(run.unscored)
     manifest = {
         "model": _describe_model(run),
-        "corpus": {"name": settings["corpus"] or "bundled paragraphs", "sha256": _digest(settings["corpus"])},
+        "corpus": {
+            "paragraphs": paragraphs,
+            "name": settings["corpus"] or "bundled paragraphs",
+            "sha256": _digest(settings["corpus"]),
+        },
         "settings": settings,
         "seed": settings["seed"],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}

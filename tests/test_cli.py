@@ -32,3 +32,4 @@ def test_a_corpus_of_other_ids_is_refused_before_anything_is_scored(tmp_path):
     np.save(tmp_path / "ids.npy", np.full((3, 100), 50_000, dtype=np.int32))
     answer = runner.invoke(app, ["scan", "--corpus", str(tmp_path / "ids.npy"), "--out", str(tmp_path / "s")])
     assert answer.exit_code == 2 and "50000" in answer.output.replace(",", "")
+    assert not (tmp_path / "s").exists()

@@ -132,6 +132,14 @@ def test_a_killed_process_leaves_whole_files_only_and_goes_on(finished, tmp_path
     assert same_numbers(finished[0], folder)
 
 
+def test_what_a_killed_writer_left_is_swept_and_does_not_block(tmp_path):
+    folder = tmp_path / "s"
+    (folder / ".edited.1234.partial").mkdir(parents=True)
+    (folder / ".study.5678.partial.json").write_text("{")
+    run_study(folder, replace(SMALL, limit=20), until="scan")
+    assert {path.name for path in folder.iterdir()} == {"study.json", "paragraphs.parquet"}
+
+
 def test_another_study_is_not_mixed_in(finished, tmp_path):
     with pytest.raises(InputError, match="other settings .seed was 0, now 5.; choose another folder"):
         run_study(finished[0], replace(SMALL, seed=5))

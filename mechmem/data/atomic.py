@@ -37,6 +37,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers left in a folder; nobody may be writing there now."""
+    for path in folder.glob(".*.partial*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _flush(path: Path) -> None:
     """Push a file, or a folder's files, to the disk: a rename that outlives its content would be half a file."""
     for file in [path] if path.is_file() else path.rglob("*"):
