@@ -145,6 +145,15 @@ def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")] = P
         console.print(f"Wrote {write_report(folder).resolve()}", soft_wrap=True, highlight=False)
 
 
+def _cell(value: Any) -> str:
+    """A table cell: differences with two digits, a dash where nothing was compared."""
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, float):
+        return "-" if value != value else f"{value:.1e}"
+    return str(value)
+
+
 @app.command()
 def check(
     model: Annotated[str, typer.Argument(help="Hub name, folder or 'bundled'.")] = "bundled", device: Device = None
@@ -155,10 +164,11 @@ def check(
             from mechmem.model.check import check_model
 
             result = check_model(model, device=device)
-        rows = result.to_dataframe().reset_index()
-        table = Table(*map(str, rows.columns), title=f"{model} against transformers")
+        rows = result.to_dataframe().reset_index().set_index(["processing", "text", "positions"]).reset_index()
+        names = (str(name).removesuffix("_difference").replace("_", " ") for name in rows.columns)
+        table = Table(*names, title=f"{model}: largest differences from transformers")
         for row in rows.itertuples(index=False):
-            table.add_row(*(f"{value:.2e}" if isinstance(value, float) else str(value) for value in row))
+            table.add_row(*map(_cell, row))
         console.print(table)
         console.print(str(result.attrs["verdict"]), highlight=False)
         if not bool(result.ok.all()):
