@@ -165,6 +165,7 @@ def check(
 
             result = check_model(model, device=device)
         rows = result.to_dataframe().reset_index().set_index(["processing", "text", "positions"]).reset_index()
+        rows = rows.rename(columns={"processing": "weights", "positions": "tokens"})
         names = (str(name).removesuffix("_difference").replace("_", " ") for name in rows.columns)
         table = Table(*names, title=f"{model}: largest differences from transformers")
         for row in rows.itertuples(index=False):
