@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import part_of
 from mechmem.intervene.masks import Mask
 from mechmem.intervene.support import changed_weights
 from mechmem.intervene.unlearn import unlearn
@@ -18,7 +19,7 @@ from mechmem.measure.stats import cluster_bootstrap
 from mechmem.model.export import export
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters, reduce_by_component
-from mechmem.stages import Run, part_of
+from mechmem.stages import Run
 
 
 def removal_stage(run: Run) -> None:

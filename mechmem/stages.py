@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from mechmem.data.corpora import read_corpus
 from mechmem.data.counts import unigram_counts
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress, part_of
 from mechmem.intervene.ablate import ablate_heads
 from mechmem.localize.gradients import layer_shares, parameter_gradients
 from mechmem.localize.heads import head_patterns, rare_token_attention
@@ -25,7 +25,6 @@ from mechmem.measure.scores import memorized_other, score
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 
-Progress = Callable[[int, int], None]
 SETS = ("memorized", "other")
 
 
@@ -111,15 +110,6 @@ class Run:
         """Write one result, whole or not at all."""
         with replacing(self.folder / name) as temporary:
             result.to_netcdf(temporary, engine="h5netcdf")
-
-
-def part_of(progress: Progress, number: int, count: int) -> Progress:
-    """A callback for part `number` of `count` equal parts, which reports to the callback of the whole."""
-
-    def report(done: int, total: int) -> None:
-        progress(number * total + done, count * total)
-
-    return report
 
 
 def corpus_paragraphs(settings: Settings, model: HookedTransformer) -> Paragraphs:

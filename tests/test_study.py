@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,3 +169,29 @@ def test_a_corpus_that_was_not_memorized_still_gives_a_report(tmp_path):
     run_study(tmp_path / "s", settings)
     assert "report.html" in {path.name for path in (tmp_path / "s").iterdir()}
     assert not (tmp_path / "s" / "unlearn.nc").exists()
+
+
+def test_another_family_without_a_tokenizer_goes_through_every_stage_but_export(tmp_path):
+    """A random Pythia is made to have memorized: some paragraphs are its own greedy continuations."""
+    import torch
+    import transformers
+
+    config = transformers.GPTNeoXConfig(
+        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=128, initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    reference: Any = transformers.GPTNeoXForCausalLM(config).eval()
+    reference.save_pretrained(tmp_path / "model")
+    prefix = torch.randint(0, 128, (8, 50))
+    own = reference.generate(
+        prefix, attention_mask=torch.ones_like(prefix), max_new_tokens=50, do_sample=False, pad_token_id=0
+    )
+    np.save(tmp_path / "ids.npy", torch.cat([own, torch.randint(0, 128, (30, 100))]).numpy())
+    settings = replace(SMALL, model=str(tmp_path / "model"), corpus=str(tmp_path / "ids.npy"), limit=None)
+    with pytest.warns(UserWarning, match="tokenizer"):
+        run_study(tmp_path / "s", settings)
+    names = {path.name for path in (tmp_path / "s").iterdir()}
+    assert names == {"study.json", "paragraphs.parquet", "report.html", *NUMBERS}
+    result = xr.load_dataset(tmp_path / "s" / "unlearn.nc", engine="h5netcdf")
+    assert float(result.em_mean.sel(mask="before", set="targeted memorized")) == 50.0

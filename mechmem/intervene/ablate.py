@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress, part_of
 from mechmem.measure.scores import score_logits
 from mechmem.model.forward import advance, check_fit, residual_before, unembed_continuation
 from mechmem.model.hooks import Hook, recording, with_hooks
@@ -29,7 +30,7 @@ def ablate_heads(
     method: Literal["mean", "zero", "resample"] = "mean",
     seed: int = 0,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Ablate every head alone, at all positions, and measure what exact match and NLL lose.
 
@@ -65,7 +66,7 @@ def ablate_heads(
         residual = _embed(model, paras, batch_size)
         for layer in range(layers):
             z, after = _advance_recording_z(model, residual, layer, batch_size)
-            done = None if progress is None else _part_of(progress, layer, layers)
+            done = None if progress is None else part_of(progress, layer, layers)
             means[:, layer] = _ablate_layer(model, paras, residual, stand_in(z), layer, batch_size, done)
             residual = after
         whole = [_scores(model, rows, layers, paras, i) for rows, i in _batches(residual, batch_size)]
@@ -98,7 +99,7 @@ def _ablate_layer(
     replacement: HeadOutput,
     layer: int,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Float[Tensor, "measure head"]:
     """Mean EM and mean NLL with each head of a layer ablated."""
     pairs = torch.cartesian_prod(torch.arange(model.cfg.n_heads), torch.arange(len(paras))).to(residual.device)
@@ -163,10 +164,6 @@ def _stand_in(method: str, count: int, seed: int) -> Callable[[HeadOutput], Head
     other[order] = np.roll(order, -1)
     index = torch.from_numpy(other)
     return lambda z: z[index.to(z.device)]
-
-
-def _part_of(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
-    return lambda done, total: progress(number * total + done, count * total)
 
 
 def _dataset(

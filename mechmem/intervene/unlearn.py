@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
 from mechmem.intervene.masks import Mask
 from mechmem.intervene.support import verify_support
 from mechmem.model.forward import continuation_logits
@@ -36,7 +37,7 @@ def unlearn(
     keep_weight: float = 1.0,
     batch_size: int = 16,
     stop: Callable[[dict[str, float]], bool] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     """Return an edited copy of the model, and what happened at each step; the model given is unchanged.
 
@@ -92,7 +93,7 @@ def _optimize(
     batches: Iterator[tuple[tuple[int, Paragraphs], tuple[int, Paragraphs]]],
     steps: int,
     stop: Callable[[dict[str, float]], bool] | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> xr.Dataset:
     rows: list[dict[str, float]] = []
     for step in range(steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
 from mechmem.model.forward import check_fit, continuation_logits
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
@@ -23,7 +23,7 @@ def weight_gradients(
     paras: Paragraphs,
     *,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Float[Tensor, " *weight"]]:
     """Gradient of the mean NLL with respect to every attention and MLP weight, element by element.
 
@@ -76,7 +76,7 @@ def parameter_gradients(
     *,
     reduction: Literal["max", "sum", "norm"] = "max",
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.DataArray:
     """Size of the gradient of the mean NLL in every component (Stoehr et al. 2024, section 4 and figure 3).
 

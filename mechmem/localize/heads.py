@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
 from mechmem.localize.rarity import kendall, rarest_weight, shuffled_p_value, spearman
 from mechmem.model.forward import check_fit, residual_before
 from mechmem.model.hooks import recording
@@ -29,7 +30,7 @@ def rare_token_attention(
     permutations: int = 1000,
     seed: int = 0,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """How much each head attends to the rare tokens of the prefix when the continuation begins.
 
@@ -121,7 +122,7 @@ def head_patterns(
 
 
 def _prefix_attention(
-    model: HookedTransformer, paras: Paragraphs, batch_size: int, progress: Callable[[int, int], None] | None
+    model: HookedTransformer, paras: Paragraphs, batch_size: int, progress: Progress | None
 ) -> Float[np.ndarray, "paragraph layer_head key_pos"]:
     """Attention from position prefix_len to the prefix, all heads of layer 0 first."""
     query = paras.prefix_len

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import xarray as xr
@@ -13,6 +11,7 @@ from torch.nn import functional
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
 from mechmem.model.forward import check_fit, continuation_logits
 from mechmem.model.load import HookedTransformer
 
@@ -34,7 +33,7 @@ def score(
     paras: Paragraphs,
     *,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Exact match and NLL of every paragraph's continuation, from one forward pass.
 
@@ -144,7 +143,7 @@ def kl(
     paras: Paragraphs,
     *,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.DataArray:
     """KL(p_0 || p) of two models' next-token distributions, mean over each continuation.
 

@@ -1,5 +1,7 @@
 """What the bundled model is shipped for, on a sample, and its EM against real decoding."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def em(sample):
 
 
 def test_em_is_that_of_real_greedy_decoding(sample, em):
-    reference = AutoModelForCausalLM.from_pretrained(MODEL_FOLDER, dtype=torch.float32, local_files_only=True)
+    reference: Any = AutoModelForCausalLM.from_pretrained(MODEL_FOLDER, dtype=torch.float32, local_files_only=True)
     decoded = []
     for prefix in sample.prefix.split(80):
         whole = reference.generate(
