@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mechmem.data.errors import InputError
-from mechmem.measure.stats import cluster_bootstrap
+from mechmem.measure.stats import cluster_bootstrap, cluster_bootstrap_difference
 
 
 def sample(seed: int, clusters: int = 23, size: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +48,56 @@ def test_the_level_is_the_share_of_resamples_inside():
 
 def test_one_cluster_says_nothing_about_spread():
     assert cluster_bootstrap(np.array([1.0, 2.0, 6.0]), np.zeros(3), draws=50) == (3.0, 3.0)
+
+
+def two_samples(seed: int, shared: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Two sets whose true difference is 1; clusters are each set's own, or each has values in both sets."""
+    values, labels = sample(seed, clusters=34, size=6)
+    first = np.arange(len(values)) % 2 == 0 if shared else labels < 17
+    values = values + first
+    return values[first], values[~first], labels[first], labels[~first]
+
+
+def test_the_fast_difference_is_the_slow_statistic():
+    for shared in (True, False):
+        first, second, one, other = two_samples(0, shared)
+        fast = cluster_bootstrap_difference(first, second, one, other, draws=300, seed=3)
+        slow = cluster_bootstrap_difference(first, second, one, other, draws=300, seed=3, statistic=lambda v: v.mean())
+        np.testing.assert_allclose(fast, slow, rtol=1e-12)
+        assert fast[0] < first.mean() - second.mean() < fast[1]
+        swapped = cluster_bootstrap_difference(second, first, other, one, draws=300, seed=3)
+        np.testing.assert_allclose(swapped, (-fast[1], -fast[0]))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "apart"])
+def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(shared):
+    covered = {"clusters": 0, "single": 0}
+    widths = []
+    for seed in range(200):
+        first, second, one, other = two_samples(seed, shared)
+        low, high = cluster_bootstrap_difference(first, second, one, other, draws=200, seed=seed)
+        covered["clusters"] += low <= 1 <= high
+        widths.append(high - low)
+        one, other = np.arange(len(first)), np.arange(len(second)) + len(first)
+        low, high = cluster_bootstrap_difference(first, second, one, other, draws=200, seed=seed)
+        covered["single"] += low <= 1 <= high
+    assert covered["clusters"] >= 0.88 * 200
+    # Apart, single draws are far too sure; shared, they miss that what the clusters share cancels.
+    assert covered["single"] == 200 if shared else covered["single"] < 0.7 * 200
+    assert (np.mean(widths) < 0.25) if shared else (np.mean(widths) > 1.0)
+
+
+def test_no_draw_leaves_a_set_empty():
+    low, high = cluster_bootstrap_difference(np.ones(1), np.zeros(2), np.array([7]), np.array([1, 2]), draws=500)
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_bad_sets_are_refused():
+    one = np.ones(3)
+    with pytest.raises(InputError, match="no value came"):
+        cluster_bootstrap_difference(one, np.zeros(0), one, np.zeros(0))
+    with pytest.raises(InputError, match=r"values of shape .3. and clusters of shape .2."):
+        cluster_bootstrap_difference(one, one, one, np.ones(2))
 
 
 def test_bad_input_is_refused():
