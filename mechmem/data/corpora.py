@@ -1,8 +1,10 @@
-"""A user's text or token file -> paragraphs."""
+"""A source of text or ids -> a corpus of token shards on disk, resumable input by input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +13,183 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from mechmem.data.counts import cluster, occurrences
+from mechmem.data.atomic import remove_partials, replacing
+from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
+from mechmem.data.inputs import Input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
+from mechmem.data.shards import Corpus
+from mechmem.data.tokenizing import ReportingTally, input_account, refuse_changed, tokenizer_digest
+from mechmem.data.windows import WindowSettings, index_windows
 
-BUILDERS = {".txt": "text", ".jsonl": "json", ".jsonl.zst": "json", ".parquet": "parquet"}
-LENGTH, PREFIX_LEN, STRIDE = 100, 50, 100
+LENGTH, PREFIX_LEN, RUN = 100, 50, 25
+FORMAT = 1
 
 
-def read_corpus(path: str | Path, tokenizer: Any, *, limit: int | None = None) -> Paragraphs:
-    """Read paragraphs of 100 tokens, 50 of them prefix, with the columns `id, source, count, cluster, text`.
+def open_corpus(
+    source: str | Path,
+    tokenizer: Any,
+    folder: str | Path,
+    *,
+    strict: bool = False,
+    column: str = "text",
+    split: str = "train",
+    shard_tokens: int = 1_000_000,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Tokenize a source into shards in `folder`, or open what is there already.
 
-    Token files (`.npy`, or `.parquet` with a column `tokens`) are taken as they are and keep their own columns. Text
-    files (`.txt`, `.jsonl` and `.jsonl.zst` with a field `text`, `.parquet` with a column `text`) are cut into windows
-    at stride 100 from the start of each document; documents shorter than 100 tokens give none, and of equal windows
-    one stays. There, `count` is the number of times the window stands in the documents that were read, at any offset.
-    Rows that share 25 tokens in a run are one `cluster`.
+    1. The inputs, with size and modification time, and the settings are written down first, and compared when the
+       folder is used again.
+    2. Each input that is not done is tokenized, without special tokens, a batch of documents at a time. A shard is
+       closed by the document that brings it to `shard_tokens`; documents are never cut. `.npy` inputs are not copied:
+       their shards are ranges of rows, each row a document.
+    3. An input's account is written after its last shard. After a kill, inputs that have one are not read again, and
+       the others begin anew: the result is the same.
 
     Args:
-        path: the file.
-        tokenizer: the model's, or None, which token files do without.
-        limit: read no more than this many paragraphs.
+        source: see `inputs.list_inputs`.
+        tokenizer: the model's (a fast one of transformers); None will do for ids.
+        folder: of the corpus; made if it is not there. One process at a time may write it.
+        strict: raise at the first record that cannot be read, where otherwise it is accounted for and skipped.
+        column: the field that holds the text.
+        split: of a dataset.
+        shard_tokens: tokens at which a shard is closed.
+        progress: called with bytes read and bytes in all (parts of datasets count as 1).
 
     Raises:
-        InputError: no such file, an unknown suffix, no tokenizer for text, a missing field, or no paragraph in it.
+        InputError: the source is missing or of an unknown kind, text came without a tokenizer, ids are no integers in
+            two axes or negative, nothing could be kept, an input or a setting changed since the folder was begun, or
+            `strict` and a record that cannot be read.
     """
-    path = Path(path)
+    folder = Path(folder)
+    if shard_tokens < 1:
+        raise InputError(f"shard_tokens is {shard_tokens}; wanted at least 1, a million is a good size")
+    if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
+        raise InputError(
+            f"{folder}: lies inside the source {source}, and would be read as a part of it; choose another"
+        )
+    inputs = list_inputs(source, split=split)
+    text = next((entry for entry in inputs if not entry.is_ids), None)
+    if text is not None and tokenizer is None:
+        raise InputError(
+            f"{text.name}: is text and the model has no tokenizer; give token ids (.npy) or add tokenizer.json"
+        )
+    settings = {"format": FORMAT, "column": column, "shard_tokens": shard_tokens, "tokenizer": None}
+    if text is not None:
+        settings["tokenizer"] = tokenizer_digest(tokenizer)
+    _agree_on_plan(folder, inputs, settings)
+    accounts = []
+    total, before = sum(entry.size for entry in inputs), 0
+    for number, entry in enumerate(inputs):
+        tally = ReportingTally(strict, progress, before, total)
+        accounts.append(input_account(folder, number, entry, tokenizer, tally, column, shard_tokens))
+        before += entry.size
+        tally.report(entry.size)
+    manifest = {"source": str(source), "settings": settings, "files": accounts, "total": _total(accounts)}
+    if not manifest["total"]["documents"]:
+        raise InputError(f"{source}: holds no document; {_what_came(accounts)}: give a source with text in it")
+    with replacing(folder / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1))
+    return Corpus.of(folder, manifest)
+
+
+def _agree_on_plan(folder: Path, inputs: list[Input], settings: dict[str, Any]) -> None:
+    """Write down what is to be read, or compare it with what was written down."""
+    path = folder / "plan.json"
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    (folder / "accounts").mkdir(exist_ok=True)
+    for part in (folder, folder / "shards", folder / "accounts"):
+        remove_partials(part)
+    now = [entry.identity() for entry in inputs]
     if not path.is_file():
-        raise InputError(f"{path}: no such file; wanted a corpus as {', '.join(BUILDERS)} or .npy")
-    if path.suffix == ".npy" or (path.suffix == ".parquet" and "tokens" in pq.read_schema(path).names):
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"settings": settings, "inputs": now}))
+        return
+    plan = json.loads(path.read_text())
+    for name, value in settings.items():
+        if plan["settings"].get(name) != value:
+            raise InputError(
+                f"{folder}: was begun with {name} {plan['settings'].get(name)} and {value} came; wanted the same: "
+                "choose another folder, or remove this one"
+            )
+    if len(plan["inputs"]) != len(now):
+        raise InputError(
+            f"{folder}: was begun with {len(plan['inputs'])} inputs and {len(now)} came; wanted the same: choose "
+            "another folder, or remove this one"
+        )
+    for was, entry in zip(plan["inputs"], inputs, strict=True):
+        refuse_changed(was, entry, folder)
+
+
+def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
+    skipped: Counter[str] = Counter()
+    for account in accounts:
+        skipped.update(account["skipped"])
+    total = {name: sum(account[name] for account in accounts) for name in ("records", "documents", "tokens")}
+    assert total["records"] == total["documents"] + sum(skipped.values())
+    return {**total, "skipped": dict(skipped)}
+
+
+def _what_came(accounts: list[dict[str, Any]]) -> str:
+    total = _total(accounts)
+    examples = [example for account in accounts for example in account["examples"]][:1]
+    first = f", the first {examples[0]}" if examples else ""
+    return f"{total['records']} records came, skipped {sum(total['skipped'].values())}{first}"
+
+
+def read_corpus(source: str | Path, tokenizer: Any, *, limit: int | None = None, seed: int = 0) -> Paragraphs:
+    """Read paragraphs of 100 tokens, 50 of them prefix, into memory, with `id, source, count, cluster, text`.
+
+    Token files (`.npy`, or `.parquet` with a column `tokens`, also a folder of such parts) are taken as they are and
+    keep their own columns. Text is cut into windows at stride 100 from the start of each document; documents shorter
+    than 100 tokens give none, and of equal windows one stays. There, `count` is the number of times the window stands
+    in the whole source, at any offset, and `id` its number among all that were cut. Rows that share 25 tokens in a run
+    are one `cluster`. `open_corpus` and `index_windows` are the same for what memory does not hold.
+
+    Args:
+        source: a file, folder or dataset; see `inputs.list_inputs`.
+        tokenizer: the model's, or None, which token files do without.
+        limit: no more paragraphs than this: the first of a token file, a random sample of a text's.
+        seed: chooses the sample.
+
+    Raises:
+        InputError: whatever `open_corpus` and `index_windows` refuse, or no paragraph in it.
+    """
+    path = Path(source)
+    if _holds_paragraphs(path):
         paragraphs = Paragraphs.load(path)
         if limit is not None:
             paragraphs = paragraphs.select(np.arange(min(limit, len(paragraphs))))
     else:
-        paragraphs = _from_text(path, tokenizer, limit)
+        paragraphs = _from_text(source, tokenizer, limit, seed)
     if len(paragraphs) == 0:
         raise InputError(f"{path}: holds no paragraph of {LENGTH} tokens; give longer documents")
     return _complete(paragraphs, tokenizer)
+
+
+def _holds_paragraphs(path: Path) -> bool:
+    if path.is_dir():
+        first = next(iter(sorted(path.glob("*.parquet"))), None)
+        return first is not None and _holds_paragraphs(first)
+    if path.suffix == ".parquet" and path.is_file():
+        try:
+            return "tokens" in pq.read_schema(path).names
+        except (OSError, ValueError):
+            return False
+    return path.suffix == ".npy" and path.is_file()
+
+
+def _from_text(source: str | Path, tokenizer: Any, limit: int | None, seed: int) -> Paragraphs:
+    settings = WindowSettings(length=LENGTH, prefix_len=PREFIX_LEN, stride=LENGTH, limit=limit, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="mechmem-") as folder:
+        corpus = open_corpus(source, tokenizer, Path(folder) / "corpus")
+        index = index_windows(corpus, settings, Path(folder) / "index")
+        parts = [index.paragraphs(number) for number in range(len(corpus))]
+    tables = [part.table for part in parts if part.table is not None and len(part)]
+    columns = datasets.concatenate_datasets(tables).select_columns(["id", "source", "count"])
+    return Paragraphs(torch.cat([part.tokens for part in parts]), PREFIX_LEN, columns)
 
 
 def _complete(paragraphs: Paragraphs, tokenizer: Any) -> Paragraphs:
@@ -57,7 +199,7 @@ def _complete(paragraphs: Paragraphs, tokenizer: Any) -> Paragraphs:
     if "id" not in known:
         columns["id"] = np.arange(len(paragraphs))
     if "cluster" not in known:
-        columns["cluster"] = cluster(paragraphs, run=min(25, paragraphs.tokens.shape[1]))
+        columns["cluster"] = cluster(paragraphs, run=min(RUN, paragraphs.tokens.shape[1]))
     if "text" not in known:
         columns["text"] = [_text(row, tokenizer) for row in paragraphs.tokens.tolist()]
     return paragraphs.with_columns(**columns) if columns else paragraphs
@@ -65,39 +207,3 @@ def _complete(paragraphs: Paragraphs, tokenizer: Any) -> Paragraphs:
 
 def _text(ids: list[int], tokenizer: Any) -> str:
     return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
-
-
-def _from_text(path: Path, tokenizer: Any, limit: int | None) -> Paragraphs:
-    if tokenizer is None:
-        raise InputError(f"{path}: is text and the model has no tokenizer; give token ids (.npy) or add tokenizer.json")
-    rows: dict[tuple[int, ...], str] = {}
-    documents: list[list[int]] = []
-    for text, source in _texts(path):
-        # Read to the end of the document that fills the limit, so that counts speak of whole documents.
-        if limit is not None and len(rows) >= limit:
-            break
-        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        documents.append(tokens)
-        for start in range(0, len(tokens) - LENGTH + 1, STRIDE):
-            rows.setdefault(tuple(tokens[start : start + LENGTH]), source)
-    if not rows:
-        raise InputError(f"{path}: {len(documents)} documents came and none has {LENGTH} tokens; give longer documents")
-    kept = list(rows)[:limit]
-    paragraphs = Paragraphs(torch.tensor(kept), PREFIX_LEN)
-    return paragraphs.with_columns(
-        source=[rows[row] for row in kept], count=occurrences(paragraphs, documents, [1] * len(documents))
-    )
-
-
-def _texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Documents and where they come from: the Pile's `meta.pile_set_name` if there, else the file's name."""
-    suffix = next((known for known in sorted(BUILDERS, key=len, reverse=True) if path.name.endswith(known)), None)
-    if suffix is None:
-        raise InputError(f"{path}: wanted a corpus as {', '.join(BUILDERS)} or .npy; convert the file to one of them")
-    options: dict[str, Any] = {"sample_by": "document"} if suffix == ".txt" else {}
-    stream = datasets.load_dataset(BUILDERS[suffix], data_files=str(path), split="train", streaming=True, **options)
-    for row in stream:
-        if not isinstance(row.get("text"), str):
-            raise InputError(f"{path}: a record has fields {sorted(row)}; wanted 'text', a string, in each")
-        meta = row.get("meta") or {}
-        yield row["text"], str(meta.get("pile_set_name") or path.name)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Int, Int64, Integer, UInt64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.shards import Corpus
+from mechmem.data.spill import Spill
 
 # Any odd multiplier is invertible modulo 2 ** 64; tokens are first sent through a random table, so that no regular
 # sequence of ids meets the weak spots of a polynomial hash.
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 2**64)
+# Positions worked on at once: a document may be longer than memory.
+BLOCK = 2**20
+_ROWS = 2**14
+# The table of random numbers has a row for each id: a stray id must not ask for all memory.
+MOST_IDS = 2**24
 
 
-def window_hashes(tokens: Int[np.ndarray, " pos"], length: int) -> UInt64[np.ndarray, " window"]:
+def window_hashes(tokens: Integer[np.ndarray, " pos"], length: int) -> UInt64[np.ndarray, " window"]:
     """A 64-bit hash of every window of `length` tokens, at every offset, in time linear in the text.
 
     With prefix sums P of t_k B^k modulo 2^64, the window at i has hash (P_{i+n} - P_i) B^{-i}, which does not depend on
@@ -26,13 +36,44 @@ def window_hashes(tokens: Int[np.ndarray, " pos"], length: int) -> UInt64[np.nda
     """
     if len(tokens) < length:
         return np.zeros(0, dtype=np.uint64)
-    table = np.random.default_rng(0x6D6D).integers(0, 2**64, size=int(tokens.max()) + 1, dtype=np.uint64)
-    powers = _powers(_BASE, len(tokens))
-    prefix = np.concatenate([np.zeros(1, np.uint64), np.cumsum(table[tokens] * powers, dtype=np.uint64)])
-    return (prefix[length:] - prefix[:-length]) * _powers(_INVERSE, len(tokens))[: len(tokens) - length + 1]
+    terms = _values(tokens)
+    terms *= _powers(_BASE, len(tokens))
+    prefix = np.zeros(len(tokens) + 1, dtype=np.uint64)
+    np.cumsum(terms, out=prefix[1:])
+    return (prefix[length:] - prefix[:-length]) * _powers(_INVERSE, len(tokens) - length + 1)
+
+
+def row_hashes(tokens: Integer[np.ndarray, "row pos"]) -> UInt64[np.ndarray, " row"]:
+    """The hash that `window_hashes` gives each whole row, [row]."""
+    return _values(tokens) @ _powers(_BASE, tokens.shape[1])
+
+
+def blocks(tokens: Integer[np.ndarray, " pos"], length: int) -> Iterator[tuple[int, UInt64[np.ndarray, " window"]]]:
+    """Yield (first offset, hashes of the windows there) block by block; together they are `window_hashes`."""
+    for first in range(0, len(tokens) - length + 1, BLOCK):
+        yield first, window_hashes(np.asarray(tokens[first : first + BLOCK + length - 1]), length)
+
+
+def _values(tokens: np.ndarray) -> np.ndarray:
+    """Each id's random number, of the tokens' shape."""
+    highest = int(tokens.max(initial=0))
+    if highest >= MOST_IDS:
+        raise InputError(f"a token id is {highest}; wanted ids below {MOST_IDS}: no vocabulary is so large")
+    # The stream of the table is the same however long it is, so tables of two sizes agree on their common part.
+    return _table(1 << max(16, highest.bit_length()))[tokens]
+
+
+@cache
+def _table(size: int) -> UInt64[np.ndarray, " id"]:
+    return np.random.default_rng(0x6D6D).integers(0, 2**64, size=size, dtype=np.uint64)
 
 
 def _powers(base: int, count: int) -> UInt64[np.ndarray, " power"]:
+    return _many_powers(base, 1 << max(10, (count - 1).bit_length()))[:count]
+
+
+@cache
+def _many_powers(base: int, count: int) -> UInt64[np.ndarray, " power"]:
     factors = np.full(count, base, dtype=np.uint64)
     factors[0] = 1
     return np.cumprod(factors, dtype=np.uint64)
@@ -47,8 +88,7 @@ def occurrences(paragraphs: Paragraphs, documents: Sequence[Sequence[int]], repe
         repeats: how often each document occurs.
     """
     length = paragraphs.tokens.shape[1]
-    wanted = _row_hashes(paragraphs.tokens.numpy(), length)[:, 0]
-    keys, inverse = np.unique(wanted, return_inverse=True)
+    keys, inverse = np.unique(row_hashes(paragraphs.tokens.numpy()), return_inverse=True)
     totals = np.zeros(len(keys), dtype=np.int64)
     for tokens, repeat in zip(documents, repeats, strict=True):
         hashes = window_hashes(np.asarray(tokens, dtype=np.int64), length)
@@ -66,28 +106,107 @@ def cluster(paragraphs: Paragraphs, *, run: int = 25) -> np.ndarray:
     Raises:
         InputError: the run is not between 1 and the paragraphs' length.
     """
-    rows, length = paragraphs.tokens.shape
-    if not 1 <= run <= length:
-        raise InputError(f"run is {run}; wanted 1 to {length}, the paragraphs' length: give a shorter run of tokens")
-    if rows == 0:
-        return np.zeros(0, dtype=np.int64)
-    hashes = _row_hashes(paragraphs.tokens.numpy(), run)
-    _, columns = np.unique(hashes, return_inverse=True)
-    columns = columns.reshape(-1)
-    owners = np.repeat(np.arange(rows), hashes.shape[1])
-    # Rows and windows are the two sides of a graph: rows joined through a window are one component.
-    size = rows + int(columns.max()) + 1
-    graph = coo_matrix((np.ones(len(owners), dtype=np.int8), (owners, rows + columns)), shape=(size, size))
-    labels = connected_components(graph, directed=False)[1][:rows]
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse]
+    with tempfile.TemporaryDirectory(prefix="mechmem-") as folder:
+        clusters = Clusters(run, Path(folder) / "runs")
+        clusters.add(paragraphs.tokens.numpy())
+        return clusters.labels()
 
 
-def _row_hashes(tokens: Int[np.ndarray, "paragraph pos"], length: int) -> UInt64[np.ndarray, "paragraph window"]:
-    # The table of `window_hashes` is longer for larger ids but agrees on their common part: the stream is the same.
-    return np.stack([window_hashes(row, length) for row in tokens])
+class Clusters:
+    """Collect rows of tokens, any number of times, then label their near-duplicate clusters.
+
+    The runs go to disk, so that memory holds a few numbers a row however many runs a row has.
+    """
+
+    def __init__(self, run: int, folder: Path, *, buckets: int = 256) -> None:
+        """Begin without rows.
+
+        Args:
+            run: rows that share so many tokens in a row are of one cluster.
+            folder: for the runs; must hold none. Few runs stay in memory.
+            buckets: a power of two; the runs of one bucket must fit in memory.
+        """
+        self.run, self.rows = run, 0
+        self._spill = Spill(folder, buckets=buckets)
+
+    def add(self, tokens: Integer[np.ndarray, "row pos"]) -> None:
+        """Append rows.
+
+        Raises:
+            InputError: the run is not between 1 and the rows' length.
+        """
+        length = tokens.shape[1]
+        if not 1 <= self.run <= length:
+            raise InputError(
+                f"run is {self.run}; wanted 1 to {length}, the paragraphs' length: give a shorter run of tokens"
+            )
+        starts = length - self.run + 1
+        for first in range(0, len(tokens), _ROWS):
+            part = tokens[first : first + _ROWS]
+            # Hashed as one text; windows that cross from one row to the next are then left out.
+            hashes = np.zeros(part.size, dtype=np.uint64)
+            hashes[: part.size - self.run + 1] = window_hashes(part.reshape(-1), self.run)
+            keys = hashes.reshape(part.shape)[:, :starts].reshape(-1)
+            self._spill.add(keys, np.repeat(np.arange(self.rows, self.rows + len(part), dtype=np.int64), starts))
+            self.rows += len(part)
+
+    def labels(self) -> Int64[np.ndarray, " row"]:
+        """Each row's cluster; labels are numbered in the order of their first row."""
+        labels = np.arange(self.rows, dtype=np.int64)
+        edges: list[np.ndarray] = []
+        pending = 0
+        for keys, rows in self._spill.buckets():
+            edges.append(_shared(keys, rows))
+            pending += len(edges[-1])
+            # Edges are followed when they are as many as the rows, so that memory holds a few numbers a row.
+            if pending >= max(self.rows, BLOCK):
+                labels, edges, pending = _joined(labels, edges), [], 0
+        labels = _joined(labels, edges)
+        _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+        return np.argsort(np.argsort(first))[inverse]
 
 
-def unigram_counts(stream: Int[np.ndarray, " pos"], d_vocab: int) -> Int[np.ndarray, " d_vocab"]:
+def _shared(keys: UInt64[np.ndarray, " run"], rows: Int64[np.ndarray, " run"]) -> Int64[np.ndarray, "edge end"]:
+    """Pairs of rows that join all rows of each key: every row with the key's first one."""
+    order = np.argsort(keys, kind="stable")
+    keys, rows = keys[order], rows[order]
+    new = np.ones(len(keys), dtype=bool)
+    new[1:] = keys[1:] != keys[:-1]
+    first = rows[np.flatnonzero(new)][np.cumsum(new) - 1]
+    return np.unique(np.stack([first, rows], axis=1)[first != rows], axis=0)
+
+
+def _joined(labels: Int64[np.ndarray, " row"], edges: list[np.ndarray]) -> Int64[np.ndarray, " row"]:
+    """Labels after the edges between rows are followed."""
+    if not sum(map(len, edges)):
+        return labels
+    ends = labels[np.concatenate(edges)]
+    size = len(labels)
+    graph = coo_matrix((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    return connected_components(graph, directed=False)[1][labels].astype(np.int64)
+
+
+def unigram_counts(stream: Integer[np.ndarray, " pos"], d_vocab: int) -> Int[np.ndarray, " d_vocab"]:
     """How often every token id occurs in a text."""
     return np.bincount(stream, minlength=d_vocab)
+
+
+def corpus_unigram_counts(corpus: Corpus, d_vocab: int) -> Int[np.ndarray, " d_vocab"]:
+    """How often every token id occurs in a corpus, a block of tokens at a time.
+
+    Raises:
+        InputError: the corpus holds an id that is not below d_vocab.
+    """
+    totals = np.zeros(d_vocab, dtype=np.int64)
+    for number in range(len(corpus)):
+        tokens = corpus.shard(number).tokens
+        for first in range(0, len(tokens), BLOCK):
+            part = tokens[first : first + BLOCK]
+            highest = int(part.max())
+            if highest >= d_vocab:
+                raise InputError(
+                    f"the corpus holds token id {highest}; wanted ids below {d_vocab}, the model's vocabulary: "
+                    "tokenize with the model's own tokenizer"
+                )
+            totals += unigram_counts(part, d_vocab)
+    return totals

@@ -1,17 +1,25 @@
+"""A source becomes token shards: nothing lost, nothing twice, the same after a kill."""
+
 import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets.exceptions import DatasetNotFoundError
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from mechmem.data.corpora import read_corpus
+from mechmem.data import tokenizing
+from mechmem.data.corpora import open_corpus, read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.shards import Corpus
 
 TEXTS = ["".join(f"{word} {number} of {number * 7 % 31}, " for number in range(120)) for word in ("alpha", "beta")]
+SHORT = [f"document {number} of few words, " * (number % 5 + 1) for number in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +34,222 @@ def jsonl(path: Path, records: list) -> Path:
     return path
 
 
-def test_jsonl_gives_windows_of_every_document_with_counts_and_sources(tmp_path, tokenizer):
+def contents(corpus: Corpus) -> list[tuple[int, str, list[int]]]:
+    """(number, source, ids) of every document."""
+    found = []
+    for index in range(len(corpus)):
+        shard = corpus.shard(index)
+        assert shard.starts[0] == 0 and shard.starts[-1] == len(shard.tokens)
+        for number, source, start, stop in zip(
+            shard.numbers.tolist(), shard.sources.tolist(), shard.starts[:-1], shard.starts[1:], strict=True
+        ):
+            found.append((number, source, shard.tokens[start:stop].tolist()))
+    return found
+
+
+def adds_up(corpus: Corpus) -> dict[str, Any]:
+    for account in (*corpus.manifest["files"], corpus.manifest["total"]):
+        assert account["records"] == account["documents"] + sum(account["skipped"].values())
+    return corpus.manifest["total"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Four inputs in two folders, a file of another kind, and a broken line."""
+    source = tmp_path / "source"
+    (source / "b").mkdir(parents=True)
+    jsonl(source / "a.jsonl", [{"text": text, "source": f"s{len(text) % 3}"} for text in SHORT[:20]])
+    (source / "b" / "c.jsonl").write_text(json.dumps({"text": SHORT[20]}) + "\n{broken\n")
+    (source / "b" / "d.txt").write_text(SHORT[21])
+    np.save(source / "e.npy", np.arange(70, dtype=np.int32).reshape(7, 10))
+    (source / "LICENSE").write_text("left out")
+    return source
+
+
+def truth(tokenizer) -> list[tuple[int, str, list[int]]]:
+    rows = [(f"s{len(text) % 3}", text) for text in SHORT[:20]] + [("c.jsonl", SHORT[20]), ("d.txt", SHORT[21])]
+    documents = [(source, tokenizer(text)["input_ids"]) for source, text in rows]
+    documents += [("e.npy", list(range(start, start + 10))) for start in range(0, 70, 10)]
+    return [(number, *document) for number, document in enumerate(documents)]
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 25, 64, 10**6])
+def test_shards_hold_every_document_once_in_order(tmp_path, folder, tokenizer, shard_tokens):
+    corpus = open_corpus(folder, tokenizer, tmp_path / "c", shard_tokens=shard_tokens)
+    assert contents(corpus) == truth(tokenizer)
+    total = adds_up(corpus)
+    assert total["skipped"] == {"bad JSON": 1} and total["documents"] == 29 and total["records"] == 30
+    assert corpus.tokens == total["tokens"] == sum(len(ids) for *_, ids in truth(tokenizer))
+    assert (len(corpus) > 10) == (shard_tokens < 100)
+    assert json.loads((tmp_path / "c" / "manifest.json").read_text()) == corpus.manifest
+    assert "c.jsonl:2: bad JSON" in corpus.manifest["files"][1]["examples"][0]
+
+
+def test_a_killed_reader_goes_on_and_ends_with_the_same_shards(tmp_path, folder, tokenizer, monkeypatch):
+    whole = open_corpus(folder, tokenizer, tmp_path / "whole", shard_tokens=30)
+    save, calls = tokenizing.save_shard, []
+
+    def killed(path, *rest):
+        calls.append(path)
+        if len(calls) == int(len(whole) * 0.7):
+            raise KeyboardInterrupt
+        save(path, *rest)
+
+    monkeypatch.setattr(tokenizing, "save_shard", killed)
+    while True:  # each time some shards further
+        before = len(calls)
+        try:
+            corpus = open_corpus(folder, tokenizer, tmp_path / "c", shard_tokens=30)
+            break
+        except KeyboardInterrupt:
+            assert len(calls) > before
+    assert contents(corpus) == contents(whole) and corpus.digest == whole.digest
+    written = {file.name: file.read_bytes() for file in (tmp_path / "whole" / "shards").iterdir()}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "c" / "shards").iterdir()} == written
+    # What was done is not done again: now nothing is.
+    before = len(calls)
+    assert open_corpus(folder, tokenizer, tmp_path / "c", shard_tokens=30).digest == whole.digest
+    assert len(calls) == before
+
+
+def test_an_input_that_changed_or_another_setting_is_refused(tmp_path, folder, tokenizer):
+    open_corpus(folder, tokenizer, tmp_path / "c")
+    with pytest.raises(InputError, match="was begun with shard_tokens 1000000 and 10 came; wanted the same"):
+        open_corpus(folder, tokenizer, tmp_path / "c", shard_tokens=10)
+    other = ByteLevelBPETokenizer()
+    other.train_from_iterator(TEXTS, 290, show_progress=False)
+    with pytest.raises(InputError, match="was begun with tokenizer .* choose another folder"):
+        open_corpus(folder, PreTrainedTokenizerFast(tokenizer_object=other._tokenizer), tmp_path / "c")
+    with pytest.raises(InputError, match=r"c\.jsonl:2: bad JSON .*; wanted only records"):
+        open_corpus(folder, tokenizer, tmp_path / "c", strict=True)
+    with (folder / "a.jsonl").open("a") as handle:
+        handle.write('{"text": "more"}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl: changed since .*c was begun"):
+        open_corpus(folder, tokenizer, tmp_path / "c")
+    (folder / "b" / "d.txt").unlink()
+    with pytest.raises(InputError, match="was begun with 4 inputs and 3 came"):
+        open_corpus(folder, tokenizer, tmp_path / "c")
+
+
+def test_an_input_that_grows_while_it_is_read_is_refused(tmp_path, tokenizer, monkeypatch):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": SHORT[0]}])
+    save = tokenizing.save_shard
+
+    def grow(*arguments):
+        path.write_text(path.read_text() * 2)
+        save(*arguments)
+
+    monkeypatch.setattr(tokenizing, "save_shard", grow)
+    with pytest.raises(InputError, match=r"a\.jsonl: changed since"):
+        open_corpus(path, tokenizer, tmp_path / "c")
+
+
+def test_strict_names_the_line(tmp_path, folder, tokenizer):
+    with pytest.raises(InputError, match=r"c\.jsonl:2: bad JSON"):
+        open_corpus(folder, tokenizer, tmp_path / "c", strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.int64])
+def test_ids_are_not_copied_and_need_no_tokenizer(tmp_path, dtype):
+    ids = np.random.default_rng(0).integers(0, 60_000 if dtype == np.uint16 else 70_000, (23, 11)).astype(dtype)
+    np.save(tmp_path / "ids.npy", ids)
+    corpus = open_corpus(tmp_path / "ids.npy", None, tmp_path / "c", shard_tokens=50)
+    assert [row for *_, row in contents(corpus)] == ids.tolist()
+    assert len(corpus) == 6 and not list((tmp_path / "c" / "shards").iterdir())
+    base: Any = corpus.shard(1).tokens
+    while not isinstance(base, np.memmap):
+        base = base.base
+    assert base.dtype == dtype
+
+
+def test_a_large_vocabulary_gets_more_bits(tmp_path, tokenizer):
+    class Wide:
+        def __call__(self, texts, **_):
+            return {"input_ids": [[70_000, len(text)] for text in texts]}
+
+        def get_vocab(self):
+            return {"a": 70_000}
+
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "abc"}])
+    assert contents(open_corpus(path, Wide(), tmp_path / "c")) == [(0, "a.jsonl", [70_000, 3])]
+    assert open_corpus(path, tokenizer, tmp_path / "d").shard(0).tokens.dtype == np.uint16
+
+
+def test_datasets_are_read_from_disk_and_streamed_from_the_hub_part_by_part(tmp_path, tokenizer, monkeypatch):
+    rows = datasets.Dataset.from_dict({"body": SHORT[:12], "source": ["h"] * 12})
+    documents = [(number, "h", tokenizer(text)["input_ids"]) for number, text in enumerate(SHORT[:12])]
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "dict")
+    assert contents(open_corpus(tmp_path / "one", tokenizer, tmp_path / "c", column="body")) == documents
+    from_dict = open_corpus(tmp_path / "dict", tokenizer, tmp_path / "d", column="body", split="test")
+    assert contents(from_dict) == documents
+    with pytest.raises(InputError, match=r"the splits are \['test'\] and 'train' was asked for"):
+        open_corpus(tmp_path / "dict", tokenizer, tmp_path / "e", column="body")
+
+    def load(name, *, split, streaming):
+        if (name, split, streaming) != ("owner/name", "train", True):
+            raise DatasetNotFoundError(name)
+        return rows.to_iterable_dataset(num_shards=5)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = open_corpus("owner/name", tokenizer, tmp_path / "f", column="body")
+    assert contents(hub) == documents and len(hub.manifest["files"]) == 5
+    with pytest.raises(InputError, match="owner/other: no such path, and no dataset of this name could be opened"):
+        open_corpus("owner/other", tokenizer, tmp_path / "g")
+
+
+def test_progress_ends_with_all_bytes(tmp_path, folder, tokenizer):
+    seen: list[tuple[int, int]] = []
+    open_corpus(folder, tokenizer, tmp_path / "c", progress=lambda done, total: seen.append((done, total)))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) - len("left out")
+    assert seen == sorted(seen) and seen[-1] == (size, size)
+
+
+def test_sources_that_are_no_corpus_are_refused(tmp_path, tokenizer):
+    def refused(sentence: str, source: object, tokens: Any = tokenizer, **options: Any) -> None:
+        with pytest.raises(InputError, match=sentence):
+            open_corpus(str(source), tokens, tmp_path / "c" / str(len(list(tmp_path.glob("c/*")))), **options)
+
+    refused("none.txt: no such file or folder; wanted a corpus as .jsonl", tmp_path / "none.txt")
+    (tmp_path / "x.doc").write_text("text")
+    refused("x.doc: wanted a corpus as .jsonl, .* convert the file", tmp_path / "x.doc")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "x.doc").write_text("text")
+    refused("x: no file of 1 in this folder is one of", tmp_path / "x")
+    path = jsonl(tmp_path / "x" / "a.jsonl", [{"text": "a"}])
+    refused("a.jsonl: is text and the model has no tokenizer; give token ids", path, None)
+    refused("shard_tokens is 0; wanted at least 1", path, shard_tokens=0)
+    with pytest.raises(InputError, match="lies inside the source"):
+        open_corpus(tmp_path / "x", tokenizer, tmp_path / "x" / "c")
+    refused("holds no document; 1 records came, skipped 1, the first .*a.jsonl:1: no text", path, column="body")
+    path.write_text("")
+    refused("holds no document; 0 records came", path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        (np.zeros((2, 3)), r"float64 of shape \[2, 3\] came; wanted ids \[sequence, pos\] as uint16"),
+        (np.zeros(5, dtype=np.int32), r"int32 of shape \[5\] came; wanted ids"),
+        (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; wanted ids"),
+        (np.array([[1, 2], [3, -1]]), "a token id in rows 0 to 1 is -1; ids start at 0"),
+        (np.zeros((0, 5), dtype=np.int32), "holds no document"),
+    ],
+)
+def test_arrays_that_are_no_ids_are_refused(tmp_path, ids, sentence):
+    np.save(tmp_path / "a.npy", ids, allow_pickle=True)
+    with pytest.raises(InputError, match=sentence):
+        open_corpus(tmp_path / "a.npy", None, tmp_path / "c")
+
+
+def test_a_cut_array_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((9, 9), dtype=np.int32))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"a\.npy: not an array of numbers"):
+        open_corpus(tmp_path / "a.npy", None, tmp_path / "c")
+
+
+def test_read_jsonl_gives_windows_of_every_document_with_counts_and_sources(tmp_path, tokenizer):
     records = [{"text": text, "meta": {"pile_set_name": "Books"}} for text in (*TEXTS, TEXTS[0])]
     paragraphs = read_corpus(jsonl(tmp_path / "c.jsonl", records), tokenizer)
     expected = []
@@ -34,10 +257,26 @@ def test_jsonl_gives_windows_of_every_document_with_counts_and_sources(tmp_path,
         ids = tokenizer(text)["input_ids"]
         expected += [ids[start : start + 100] for start in range(0, len(ids) - 99, 100)]
     assert paragraphs.tokens.tolist() == expected
+    assert paragraphs.table is not None
+    assert paragraphs.table.column_names == ["id", "source", "count", "cluster", "text"]
     assert set(paragraphs.column("source")) == {"Books"}
     half = sum(ids in expected for ids in expected[: len(expected) // 2])
     assert paragraphs.column("count").tolist()[:half] == [2] * half
     assert paragraphs.column("text")[0] == tokenizer.decode(expected[0])
+
+
+def test_a_limit_draws_from_the_whole_text_and_counts_speak_of_all_of_it(tmp_path, tokenizer):
+    path = jsonl(tmp_path / "c.jsonl", [{"text": text} for text in (*TEXTS, TEXTS[0])])
+    whole = read_corpus(path, tokenizer)
+    count = dict(zip(whole.column("id").tolist(), whole.column("count").tolist(), strict=True))
+    drawn = set()
+    for seed in range(12):
+        part = read_corpus(path, tokenizer, limit=3, seed=seed)
+        ids = part.column("id").tolist()
+        assert len(ids) == 3 and ids == sorted(ids) and [count[i] for i in ids] == part.column("count").tolist()
+        assert torch.equal(part.tokens, whole.select(np.isin(whole.column("id"), ids)).tokens)
+        drawn |= set(ids)
+    assert len(drawn) > 6
 
 
 def test_the_same_text_as_txt_and_parquet_gives_the_same_paragraphs(tmp_path, tokenizer):
@@ -60,16 +299,11 @@ def test_token_files_keep_their_columns_and_gain_the_missing_ones(tmp_path, toke
     assert from_parquet.column("id").tolist() == [7, 8] and from_parquet.column("cluster").tolist() == [0, 0]
 
 
-def test_bad_corpora_are_refused(tmp_path, tokenizer):
+def test_read_refuses_bad_corpora(tmp_path, tokenizer):
     with pytest.raises(InputError, match="none.jsonl: no such file"):
         read_corpus(tmp_path / "none.jsonl", tokenizer)
-    (tmp_path / "c.doc").write_text("text")
-    with pytest.raises(InputError, match="c.doc: wanted a corpus as .txt"):
-        read_corpus(tmp_path / "c.doc", tokenizer)
     with pytest.raises(InputError, match="1 documents came and none has 100 tokens"):
         read_corpus(jsonl(tmp_path / "short.jsonl", [{"text": "short"}]), tokenizer)
-    with pytest.raises(InputError, match="a record has fields .'body'.; wanted 'text'"):
-        read_corpus(jsonl(tmp_path / "field.jsonl", [{"body": "x"}]), tokenizer)
     with pytest.raises(InputError, match="the model has no tokenizer; give token ids"):
         read_corpus(jsonl(tmp_path / "text.jsonl", [{"text": "x"}]), None)
     np.save(tmp_path / "empty.npy", np.zeros((0, 100), dtype=np.int32))

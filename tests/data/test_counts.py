@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from mechmem.data.counts import cluster, occurrences, unigram_counts, window_hashes
+from mechmem.data import counts
+from mechmem.data.corpora import open_corpus
+from mechmem.data.counts import (
+    Clusters,
+    blocks,
+    cluster,
+    corpus_unigram_counts,
+    occurrences,
+    row_hashes,
+    unigram_counts,
+    window_hashes,
+)
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 
@@ -83,3 +94,75 @@ def test_a_run_longer_than_the_paragraph_is_refused():
 
 def test_unigram_counts():
     assert unigram_counts(np.array([2, 0, 2]), 4).tolist() == [1, 0, 2, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64])
+def test_a_hash_is_the_sum_of_values_times_powers_however_it_is_reached(dtype, monkeypatch):
+    """Oracle: whole numbers of any size, reduced at the end."""
+    tokens = np.random.default_rng(0).integers(0, 60_000, 200).astype(dtype)
+    values = np.random.default_rng(0x6D6D).integers(0, 2**64, size=2**16, dtype=np.uint64)
+    truth = [
+        sum(int(values[int(token)]) * counts._BASE**power for power, token in enumerate(tokens[start : start + 9]))
+        % 2**64
+        for start in range(192)
+    ]
+    assert window_hashes(tokens, 9).tolist() == truth
+    assert row_hashes(np.lib.stride_tricks.sliding_window_view(tokens, 9)).tolist() == truth
+    monkeypatch.setattr(counts, "BLOCK", 25)
+    joined = [(first + place, value) for first, part in blocks(tokens, 9) for place, value in enumerate(part.tolist())]
+    assert joined == list(enumerate(truth))
+
+
+def test_hashes_of_small_ids_do_not_depend_on_large_ones_beside_them():
+    tokens = np.array([5, 6, 7, 8, 70_000])
+    assert window_hashes(tokens, 3)[0] == window_hashes(tokens[:3], 3)[0]
+
+
+def test_an_id_that_no_vocabulary_holds_is_refused():
+    with pytest.raises(InputError, match="a token id is 1099511627776; wanted ids below 16777216"):
+        window_hashes(np.array([1, 2**40]), 1)
+
+
+@pytest.mark.parametrize("buffer", [1, 50, 10**6])
+def test_clusters_of_rows_added_part_by_part_agree_with_merging_pair_by_pair(tmp_path, buffer, monkeypatch):
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, 50, (60, 13))
+    for row in range(0, 54, 3):
+        tokens[row + 2, 4:9] = tokens[row + 1, 1:6]
+        tokens[row + 3, 0:5] = tokens[row + 2, 7:12]
+    tokens[59, 2:7] = tokens[0, 8:13]  # joins what is far apart
+    monkeypatch.setattr(counts, "BLOCK", 3)
+    monkeypatch.setattr(counts, "_ROWS", 7)
+    clusters = Clusters(5, tmp_path / "runs", buckets=8)
+    clusters._spill._buffer = buffer
+    for part in np.split(tokens, [1, 1, 20, 33]):
+        clusters.add(part)
+    assert clusters.labels().tolist() == slow_cluster(tokens.tolist(), 5)
+
+
+def test_edges_are_followed_before_they_outgrow_the_rows(tmp_path, monkeypatch):
+    tokens = np.random.default_rng(4).integers(0, 3, (40, 12))
+    monkeypatch.setattr(counts, "BLOCK", 1)
+    sizes: list[int] = []
+    joined = counts._joined
+    monkeypatch.setattr(counts, "_joined", lambda labels, edges: sizes.append(len(edges)) or joined(labels, edges))
+    clusters = Clusters(3, tmp_path / "runs", buckets=64)
+    clusters._spill._buffer = 10
+    clusters.add(tokens)
+    assert clusters.labels().tolist() == slow_cluster(tokens.tolist(), 3) and len(sizes) > 3
+
+
+def test_no_rows_have_no_labels(tmp_path):
+    assert Clusters(5, tmp_path / "runs").labels().shape == (0,)
+    assert cluster(Paragraphs(torch.zeros((0, 30), dtype=torch.long), 10)).shape == (0,)
+
+
+def test_unigram_counts_of_a_corpus(tmp_path, monkeypatch):
+    ids = np.random.default_rng(0).integers(0, 50, (90, 7)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", ids)
+    corpus = open_corpus(tmp_path / "a.npy", None, tmp_path / "c", shard_tokens=100)
+    monkeypatch.setattr(counts, "BLOCK", 11)
+    truth = Counter(ids.reshape(-1).tolist())
+    assert corpus_unigram_counts(corpus, 60).tolist() == [truth[token] for token in range(60)]
+    with pytest.raises(InputError, match="the corpus holds token id 4[0-9]; wanted ids below 40"):
+        corpus_unigram_counts(corpus, 40)

@@ -1,0 +1,148 @@
+"""What a corpus is read from: a file, a folder of files or a dataset -> the inputs, each with an identity."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from jaxtyping import Integer
+
+from mechmem.data.errors import InputError
+from mechmem.data.readers import TEXT_SUFFIXES, read_rows, read_text, text_suffix
+from mechmem.data.records import Record, Tally
+
+LOG = logging.getLogger(__name__)
+SUFFIXES = (*TEXT_SUFFIXES, ".npy")
+ID_TYPES = ("uint16", "uint32", "int32", "int64")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file, or one part of a dataset: the unit in which work is resumed.
+
+    Attributes:
+        name: the file's path, or "dataset, part i".
+        size: bytes of the file; 1 for a part of a dataset, whose bytes nobody knows.
+        version: what changes when the content does: the modification time in ns, or a dataset's fingerprint.
+        rows: a part of a dataset, or None for a file.
+    """
+
+    name: str
+    size: int
+    version: str
+    rows: Any = None
+
+    @property
+    def is_ids(self) -> bool:
+        """Whether it holds token ids, not text."""
+        return self.rows is None and self.name.endswith(".npy")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two inputs to be the same, as JSON."""
+        return {"path": self.name, "size": self.size, "version": self.version}
+
+    def records(self, tally: Tally, column: str) -> Iterator[Record]:
+        """Its text records in order; see `readers.read_text`."""
+        if self.rows is not None:
+            return read_rows(self.rows, self.name, tally, column=column)
+        return read_text(Path(self.name), tally, column=column)
+
+
+def list_inputs(source: str | Path, *, split: str = "train") -> list[Input]:
+    """The inputs of a source, in the order in which they are read.
+
+    Args:
+        source: a file with one of `SUFFIXES`; a folder, read with its subfolders in the order of the names (files of
+            other kinds are named in the log and left out, hidden ones left out); a folder that `save_to_disk` of a
+            dataset wrote; or "owner/name" of a dataset on the hub, which is streamed.
+        split: of a dataset.
+
+    Raises:
+        InputError: no such path, an unknown suffix, or a folder without any file to read.
+    """
+    path = Path(source)
+    if path.is_file():
+        if not _readable(path):
+            raise InputError(f"{path}: wanted a corpus as {', '.join(SUFFIXES)}; convert the file to one of them")
+        return [file_input(path)]
+    if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return _saved_dataset(path, split)
+        return _folder(path)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) and not str(source).endswith(SUFFIXES):
+        return _hub_dataset(str(source), split)
+    raise InputError(
+        f"{source}: no such file or folder; wanted a corpus as {', '.join(SUFFIXES)}, a folder of these, "
+        "or a dataset's owner/name"
+    )
+
+
+def file_input(path: Path) -> Input:
+    """One file as it is now."""
+    status = path.stat()
+    return Input(str(path.absolute()), status.st_size, str(status.st_mtime_ns))
+
+
+def open_ids(path: Path) -> Integer[np.ndarray, "sequence pos"]:
+    """Open a `.npy` file of token ids, memory-mapped; nothing but its head is read.
+
+    Raises:
+        InputError: not an array of integers in two axes, or not readable.
+    """
+    wanted = f"wanted ids [sequence, pos] as {', '.join(ID_TYPES)}: save one row of ids for each sequence"
+    try:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not an array of numbers, or rows of unequal length ({error}); {wanted}") from error
+    if ids.ndim != 2 or ids.dtype.name not in ID_TYPES:
+        raise InputError(f"{path}: {ids.dtype} of shape {list(ids.shape)} came; {wanted}")
+    return ids
+
+
+def _readable(path: Path) -> bool:
+    return text_suffix(path) is not None or path.suffix == ".npy"
+
+
+def _folder(path: Path) -> list[Input]:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    for file in files:
+        if not _readable(file):
+            LOG.warning("left out %s: not one of %s", file, ", ".join(SUFFIXES))
+    found = [file_input(file) for file in files if _readable(file)]
+    if not found:
+        raise InputError(f"{path}: no file of {len(files)} in this folder is one of {', '.join(SUFFIXES)}")
+    return found
+
+
+def _saved_dataset(path: Path, split: str) -> list[Input]:
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise InputError(f"{path}: the splits are {list(saved)} and '{split}' was asked for; name one of them")
+        saved = saved[split]
+    return [Input(str(path), 1, saved._fingerprint, saved)]
+
+
+def _hub_dataset(name: str, split: str) -> list[Input]:
+    try:
+        stream = datasets.load_dataset(name, split=split, streaming=True)
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
+        raise InputError(
+            f"{name}: no such path, and no dataset of this name could be opened ({error}); wanted a corpus as "
+            f"{', '.join(SUFFIXES)}, a folder of these, or a dataset's owner/name"
+        ) from error
+    assert isinstance(stream, datasets.IterableDataset)
+    # A dataset's own files are the parts, so that a killed reader starts again at the file where it was.
+    parts = stream.num_shards
+    version = str(stream.info.version or "")
+    return [
+        Input(f"{name}, part {part} of {parts}", 1, version, stream.shard(num_shards=parts, index=part))
+        for part in range(parts)
+    ]

@@ -1,0 +1,86 @@
+"""One record of a source, and the account of every record that was read."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mechmem.data.errors import InputError
+
+LOG = logging.getLogger(__name__)
+EXAMPLES_KEPT = 20
+
+
+class Record(NamedTuple):
+    """One document as a source holds it.
+
+    Attributes:
+        text: its text; never empty, always expressible in UTF-8.
+        source: where it comes from: the Pile's `meta.pile_set_name`, a column `source`, or the file's name.
+    """
+
+    text: str
+    source: str
+
+
+@dataclass
+class Tally:
+    """What became of the records of one input.
+
+    Attributes:
+        strict: raise at the first record that cannot be used, where otherwise it is counted, logged and skipped.
+        records: how many were met; the point at which a file breaks off counts as one.
+        skipped: reason -> how many.
+        examples: the first skipped ones, "file:place: reason".
+        position: bytes of the input read so far, for progress.
+    """
+
+    strict: bool = False
+    records: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+    position: int = 0
+
+    def skip(self, place: str, reason: str, detail: str = "", *, count: int = 1) -> None:
+        """Account for records, already among `records`, that cannot be used.
+
+        Args:
+            place: "file:line" or the like.
+            reason: a few fixed words; records are counted by them.
+            detail: what differs from case to case.
+            count: how many records, from `place` on.
+
+        Raises:
+            InputError: the tally is strict.
+        """
+        sentence = f"{place}: {reason}" + (f" ({detail})" if detail else "")
+        if self.strict:
+            raise InputError(f"{sentence}; wanted only records that can be read: mend it, or read without strict")
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+        if len(self.examples) < EXAMPLES_KEPT:
+            self.examples.append(sentence)
+        LOG.warning("skipped %s", sentence)
+
+
+def checked_text(value: object, place: str, tally: Tally, *, column: str) -> str | None:
+    """Count a record; return its text if it is one, else account for it and return None."""
+    tally.records += 1
+    if not isinstance(value, str):
+        tally.skip(place, "no text", f"'{column}' is {type(value).__name__}; wanted a string")
+    elif not value:
+        tally.skip(place, "empty text")
+    elif not _expressible(value):
+        tally.skip(place, "invalid UTF-8", "the text holds half of a surrogate pair")
+    else:
+        return value
+    return None
+
+
+def _expressible(text: str) -> bool:
+    # JSON may escape half of a surrogate pair: Python reads it, and no tokenizer takes it.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""One input of a corpus -> its shards and its account."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechmem.data.atomic import replacing
+from mechmem.data.errors import InputError
+from mechmem.data.inputs import Input, file_input, open_ids
+from mechmem.data.progress import Progress
+from mechmem.data.records import Record, Tally
+from mechmem.data.shards import save_shard, shard_path
+
+BATCH_CHARACTERS = 2**20
+BATCH_DOCUMENTS = 1000
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Changes whenever the tokenizer's vocabulary or rules do."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class ReportingTally(Tally):
+    """A tally that tells the progress callback when its position moves."""
+
+    def __init__(self, strict: bool, progress: Progress | None, before: int, total: int) -> None:
+        """Begin an input that has `before` bytes of `total` ahead of it."""
+        super().__init__(strict)
+        self._progress, self._before, self._total = progress, before, total
+
+    def report(self, position: int) -> None:
+        """Say that `position` bytes of this input are done."""
+        if self._progress is not None:
+            self._progress(self._before + position, self._total)
+
+
+def input_account(
+    folder: Path, number: int, entry: Input, tokenizer: Any, tally: ReportingTally, column: str, shard_tokens: int
+) -> dict[str, Any]:
+    """One input's account as JSON, after doing the work if it is not done.
+
+    Raises:
+        InputError: the input cannot be used or changes while it is read, or the tally is strict and a record was
+            skipped, now or when the account was written.
+    """
+    path = folder / "accounts" / f"{number:06d}.json"
+    if path.is_file():
+        account = json.loads(path.read_text())
+        if tally.strict and account["skipped"]:
+            raise InputError(f"{account['examples'][0]}; wanted only records that can be read: mend it, or drop strict")
+        return account
+    if entry.is_ids:
+        shards, tokens = _id_shards(Path(entry.name), shard_tokens)
+        tally.records = shards[-1][1] if shards else 0
+    else:
+        shards, tokens = _tokenize(folder, number, entry.records(tally, column), tokenizer, tally, shard_tokens)
+    if entry.rows is None:
+        refuse_changed(entry.identity(), file_input(Path(entry.name)), folder)
+    documents = shards[-1][1] if shards else 0
+    assert tally.records == documents + sum(tally.skipped.values())
+    account = {**entry.identity(), "ids": entry.is_ids, "records": tally.records, "documents": documents}
+    account |= {"skipped": tally.skipped, "examples": tally.examples, "tokens": tokens}
+    account["shards"] = [list(shard) for shard in shards]  # as JSON will give them back
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(account))
+    return account
+
+
+def _tokenize(
+    folder: Path, number: int, records: Iterator[Record], tokenizer: Any, tally: ReportingTally, shard_tokens: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Write an input's shards; return each one's first document and the next one's, and how many tokens there are."""
+    dtype = np.uint16 if max(tokenizer.get_vocab().values(), default=0) < 2**16 else np.uint32
+    shards: list[tuple[int, int]] = []
+    documents: list[np.ndarray] = []
+    sources: list[str] = []
+    held = total = 0
+
+    def close() -> None:
+        first = shards[-1][1] if shards else 0
+        save_shard(shard_path(folder, number, len(shards)), documents, sources)
+        shards.append((first, first + len(documents)))
+
+    for batch in _batches(records):
+        texts = [record.text for record in batch]
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        for record, ids in zip(batch, encoded, strict=True):
+            documents.append(np.asarray(ids, dtype=dtype))
+            sources.append(record.source)
+            held += len(ids)
+            if held >= shard_tokens:
+                close()
+                total += held
+                documents, sources, held = [], [], 0
+        tally.report(tally.position)
+    if documents:
+        close()
+    return shards, total + held
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += len(record.text)
+        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _id_shards(path: Path, shard_tokens: int) -> tuple[list[tuple[int, int]], int]:
+    """Cut an array of ids into ranges of rows, and look at every id once."""
+    ids = open_ids(path)
+    step = max(1, shard_tokens // max(1, ids.shape[1]))
+    shards = [(first, min(first + step, len(ids))) for first in range(0, len(ids), step)]
+    for first, last in shards:
+        lowest = int(ids[first:last].min(initial=0))
+        if lowest < 0:
+            raise InputError(
+                f"{path}: a token id in rows {first} to {last - 1} is {lowest}; ids start at 0: no padding"
+            )
+    return shards, ids.size
+
+
+def refuse_changed(was: dict[str, Any], entry: Input, folder: Path) -> None:
+    """Raise InputError if an input is not what it was when the folder was begun."""
+    if was != entry.identity():
+        raise InputError(
+            f"{entry.name}: changed since {folder} was begun (was {was}, is {entry.identity()}); wanted the same "
+            "input: choose another folder, or remove this one"
+        )

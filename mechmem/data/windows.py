@@ -1,0 +1,263 @@
+"""A corpus' windows: cut, filtered, once each, sampled and counted, with an index on disk instead of copies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int64, Integer
+
+from mechmem.data.atomic import replacing
+from mechmem.data.distinct import CutWindows, chosen_ids, count_in_corpus
+from mechmem.data.errors import InputError
+from mechmem.data.filters import distinct_enough, without_keywords
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress, part_of
+from mechmem.data.shards import Corpus, Documents
+from mechmem.data.tokenizing import tokenizer_digest
+
+# Windows worked on at once.
+BLOCK = 2**14
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Which windows of a corpus are kept.
+
+    Attributes:
+        length: tokens of a window.
+        prefix_len: how many of them are given.
+        stride: tokens from one window's start to the next one's, from each document's start on.
+        min_distinct: drop windows with a smaller share of distinct tokens than this; the paper's is 0.5.
+        keywords: drop windows whose text holds one; the paper's are `filters.PAPER_KEYWORDS`.
+        deduplicate: of windows with equal tokens keep the first.
+        limit: keep a uniform random sample of this many, without replacement, of all that are left.
+        seed: chooses the sample.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    length: int = 100
+    prefix_len: int = 50
+    stride: int = 100
+    min_distinct: float | None = None
+    keywords: Sequence[str] = ()
+    deduplicate: bool = True
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.prefix_len < self.length:
+            raise InputError(
+                f"prefix_len is {self.prefix_len} and length {self.length}; wanted 1 <= prefix_len < length"
+            )
+        if self.stride < 1:
+            raise InputError(f"stride is {self.stride}; wanted at least 1 token from window to window")
+        if self.min_distinct is not None and not 0 <= self.min_distinct <= 1:
+            raise InputError(f"min_distinct is {self.min_distinct}; wanted a share of the window's tokens, 0 to 1")
+        if isinstance(self.keywords, str) or not all(isinstance(k, str) and k for k in self.keywords):
+            raise InputError(f"keywords is {self.keywords!r}; wanted a tuple of strings that are not empty")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit is {self.limit}; wanted at least 1 window, or None for all")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; wanted 0 or more")
+        object.__setattr__(self, "keywords", tuple(self.keywords))
+
+
+@dataclass(frozen=True)
+class WindowIndex:
+    """The kept windows of a corpus, in its order; tokens stay in the corpus.
+
+    Attributes:
+        corpus: where the tokens are.
+        settings: how the windows were chosen.
+        manifest: `documents`, `documents_too_short`, `windows` (all that were cut), `dropped` (by filter),
+            `duplicates`, `not_sampled`, `kept`; windows = dropped + duplicates + not_sampled + kept.
+        ids: each kept window's number among all that were cut, ascending; memory-mapped, [window].
+        counts: how often its tokens stand in the corpus, at any offset; memory-mapped, [window].
+        windows_before: how many windows were cut before each shard, with their total at the end, [shard + 1].
+    """
+
+    corpus: Corpus
+    settings: WindowSettings
+    manifest: dict[str, Any]
+    ids: Int64[np.ndarray, " window"]
+    counts: Int64[np.ndarray, " window"]
+    windows_before: Int64[np.ndarray, " edge"]
+
+    @property
+    def total(self) -> int:
+        """How many windows are kept."""
+        return self.manifest["kept"]
+
+    def paragraphs(self, shard: int) -> Paragraphs:
+        """The kept windows of one token shard of the corpus, perhaps none, in order.
+
+        The table has `id` (number among all windows that were cut), `document` (number in the corpus), `offset` (of
+        the first token, in the document), `source` and `count`.
+        """
+        documents = self.corpus.shard(shard)
+        first, last = np.searchsorted(self.ids, self.windows_before[shard : shard + 2])
+        ids = np.array(self.ids[first:last])
+        document, offset = Cuts(documents, self.settings).places(ids - self.windows_before[shard])
+        tokens = gathered(documents, document, offset, self.settings.length).astype(np.int64)
+        table = pa.table(
+            {
+                "id": ids,
+                "document": documents.numbers[document],
+                "offset": offset,
+                "source": pa.array(documents.sources[document].tolist(), pa.string()),
+                "count": np.array(self.counts[first:last]),
+            }
+        )
+        return Paragraphs(torch.from_numpy(tokens), self.settings.prefix_len, datasets.Dataset(table))
+
+
+class Cuts:
+    """Where the windows of a shard stand."""
+
+    def __init__(self, documents: Documents, settings: WindowSettings) -> None:
+        """Cut at the stride from each document's start; what does not fill a window at its end is left."""
+        lengths = np.diff(documents.starts)
+        self.stride = settings.stride
+        self.too_short = int((lengths < settings.length).sum())
+        in_document = np.maximum(0, (lengths - settings.length) // settings.stride + 1)
+        self.before = np.concatenate([np.zeros(1, np.int64), np.cumsum(in_document)])
+
+    def __len__(self) -> int:
+        return int(self.before[-1])
+
+    def places(self, windows: Int64[np.ndarray, " window"]) -> tuple[np.ndarray, np.ndarray]:
+        """Of windows by number in the shard: index of the document in the shard, and offset in it, [window] each."""
+        document = np.searchsorted(self.before, windows, side="right") - 1
+        return document, (windows - self.before[document]) * self.stride
+
+
+def gathered(
+    documents: Documents, document: Int64[np.ndarray, " window"], offset: Int64[np.ndarray, " window"], length: int
+) -> Integer[np.ndarray, "window pos"]:
+    """The windows' tokens."""
+    first = documents.starts[document] + offset
+    return documents.tokens[first[:, None] + np.arange(length)]
+
+
+def index_windows(
+    corpus: Corpus,
+    settings: WindowSettings,
+    folder: str | Path,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+) -> WindowIndex:
+    """Choose and count a corpus' windows, or open the index that `folder` holds already.
+
+    1. Cut every shard into windows, filter them, and write each one's number and hash to disk.
+    2. De-duplicate by hash, a range of hashes at a time; the first occurrence stays. With a limit, sample of what is
+       left: the windows whose seeded random numbers are lowest.
+    3. Read the corpus again and count, at any offset, the windows that stayed.
+
+    The index is written whole or not at all: a kill loses the work on it, never the corpus. Equal 64-bit hashes are
+    taken for equal windows; of n windows some two different ones share a hash with probability n^2 / 2^65.
+
+    Args:
+        corpus: the tokens.
+        settings: which windows are kept.
+        folder: of the index.
+        tokenizer: decodes windows for the keywords; without keywords it is not needed.
+        progress: called with shards read and shards to read (each is read twice).
+
+    Raises:
+        InputError: keywords without a tokenizer, a folder that holds something else or an index of another corpus or
+            other settings, or no window is left.
+    """
+    folder = Path(folder)
+    if settings.keywords:
+        without_keywords(np.zeros((0, settings.length), dtype=np.int64), settings.keywords, tokenizer)
+    described = {"settings": {**asdict(settings), "keywords": list(settings.keywords)}, "corpus": corpus.digest}
+    described["tokenizer"] = tokenizer_digest(tokenizer) if settings.keywords else None
+    if folder.is_dir() and any(folder.iterdir()):
+        _agree(folder, described)
+        return _opened(corpus, settings, folder)
+    report = progress or (lambda *_: None)
+    for left in folder.parent.glob(f".{escape(folder.stem)}.*.partial*"):
+        shutil.rmtree(left)  # by a killed run; other files beside the folder are not ours
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        cut, manifest, before = _cut_all(corpus, settings, tokenizer, temporary, part_of(report, 0, 2))
+        ids = chosen_ids(cut, settings.deduplicate, settings.limit, settings.seed, temporary)
+        manifest |= {"duplicates": ids.duplicates, "not_sampled": ids.not_sampled, "kept": ids.kept}
+        spent = sum(manifest["dropped"].values()) + ids.duplicates + ids.not_sampled + ids.kept
+        assert spent == manifest["windows"], manifest
+        if not ids.kept:
+            raise InputError(_nothing_left(manifest, settings))
+        count_in_corpus(corpus, ids, settings.length, temporary, part_of(report, 1, 2))
+        np.save(temporary / "windows_before.npy", before)
+        (temporary / "index.json").write_text(json.dumps({"described": described, "manifest": manifest}, indent=1))
+    return _opened(corpus, settings, folder)
+
+
+def _agree(folder: Path, described: dict[str, Any]) -> None:
+    path = folder / "index.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: holds files that are no index of windows; wanted an empty folder: choose another")
+    stored = json.loads(path.read_text())["described"]
+    if stored != described:
+        raise InputError(
+            f"{folder}: holds an index of another corpus or other settings ({stored['settings']}); wanted one of "
+            f"{described['settings']}: choose another folder, or remove this one"
+        )
+
+
+def _opened(corpus: Corpus, settings: WindowSettings, folder: Path) -> WindowIndex:
+    ids, counts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "counts"))
+    manifest = json.loads((folder / "index.json").read_text())["manifest"]
+    return WindowIndex(corpus, settings, manifest, ids, counts, np.load(folder / "windows_before.npy"))
+
+
+def _cut_all(
+    corpus: Corpus, settings: WindowSettings, tokenizer: Any, folder: Path, progress: Progress
+) -> tuple[CutWindows, dict[str, Any], Int64[np.ndarray, " edge"]]:
+    """Step 1: the windows that pass the filters, the account so far, and the windows before each shard."""
+    before = np.zeros(len(corpus) + 1, dtype=np.int64)
+    dropped = {"min_distinct": 0, "keywords": 0}
+    too_short = count = 0
+    cut = CutWindows(folder / "cut")
+    for number in range(len(corpus)):
+        documents = corpus.shard(number)
+        cuts = Cuts(documents, settings)
+        too_short, count = too_short + cuts.too_short, count + len(documents)
+        before[number + 1] = before[number] + len(cuts)
+        for first in range(0, len(cuts), BLOCK):
+            windows = np.arange(first, min(first + BLOCK, len(cuts)))
+            tokens = gathered(documents, *cuts.places(windows), settings.length)
+            keep = np.ones(len(windows), dtype=bool)
+            if settings.min_distinct is not None:
+                keep = distinct_enough(tokens, settings.min_distinct)
+                dropped["min_distinct"] += int((~keep).sum())
+            if settings.keywords:
+                # Decoding is slow: only what the filter before has left.
+                clean = without_keywords(tokens[keep], settings.keywords, tokenizer)
+                dropped["keywords"] += int((~clean).sum())
+                keep[keep] = clean
+            cut.add(before[number] + windows[keep], tokens[keep])
+        progress(number + 1, len(corpus))
+    manifest = {"documents": count, "documents_too_short": too_short, "windows": int(before[-1]), "dropped": dropped}
+    return cut, manifest, before
+
+
+def _nothing_left(manifest: dict[str, Any], settings: WindowSettings) -> str:
+    if not manifest["windows"]:
+        return (
+            f"{manifest['documents']} documents came and none has {settings.length} tokens; give longer documents, or "
+            "ask for shorter windows"
+        )
+    return f"of {manifest['windows']} windows the filters dropped {manifest['dropped']}; loosen the filters"
