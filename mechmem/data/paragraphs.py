@@ -14,8 +14,7 @@ from torch import Tensor
 
 from mechmem.data.atomic import replacing
 from mechmem.data.errors import InputError
-
-PREFIX_LEN_KEY = "mechmem.prefix_len"
+from mechmem.data.paragraph_files import PREFIX_LEN, PREFIX_LEN_KEY, columns_of, read_parts, token_column
 
 
 @dataclass(frozen=True)
@@ -120,20 +119,33 @@ class Paragraphs:
         return np.asarray(self.table[name][:])
 
     def with_columns(self, **columns: Any) -> Paragraphs:
-        """The same paragraphs with columns [paragraph] added to the table or replaced in it."""
-        data = {} if self.table is None else self.table.to_dict()
-        assert isinstance(data, dict)
-        data |= {name: np.asarray(values).tolist() for name, values in columns.items()}
-        return Paragraphs(self.tokens, self.prefix_len, datasets.Dataset.from_dict(data))
+        """The same paragraphs with columns [paragraph] added to the table or replaced in it.
+
+        Raises:
+            InputError: a column of another length.
+        """
+        import pyarrow as pa
+
+        table = {} if self.table is None else columns_of(self.table)
+        for name, values in columns.items():
+            array = np.asarray(values)
+            if array.ndim == 0 or len(array) != len(self):
+                raise InputError(
+                    f"column '{name}' has shape {list(array.shape)} for {len(self)} paragraphs; "
+                    "wanted one value for each"
+                )
+            # Integers and floats get the types that a Python list of them would get.
+            wide = {"i": np.int64, "f": np.float64}.get(array.dtype.kind) if array.ndim == 1 else None
+            table[name] = pa.array(array.tolist() if wide is None else np.asarray(array, dtype=wide))
+        return Paragraphs(self.tokens, self.prefix_len, datasets.Dataset(pa.table(table)))
 
     def save(self, path: str | Path) -> None:
         """Write a parquet file: column `tokens`, the table's columns, `prefix_len` in the schema's metadata."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {} if self.table is None else {n: self.table.data.column(n) for n in self.table.column_names}
-        rows = pa.array(self.tokens.to(torch.int32).numpy().tolist(), pa.list_(pa.int32()))
-        table = pa.table({**columns, "tokens": rows})
+        columns = {} if self.table is None else columns_of(self.table)
+        table = pa.table({**columns, "tokens": token_column(self.tokens.cpu().numpy())})
         table = table.replace_schema_metadata({PREFIX_LEN_KEY: str(self.prefix_len)})
         with replacing(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -143,41 +155,43 @@ class Paragraphs:
         """Read a parquet file that `save` wrote (or any with a `tokens` column), or a `.npy` array of ids.
 
         Args:
-            path: the file; its suffix says which.
+            path: the file; its suffix says which. A folder is read as parquet files, in the order of their names.
             prefix_len: where to split; by default what the file says, or else 50 (the paper's).
 
         Raises:
-            InputError: no such file, another suffix, a missing column or rows of unequal length.
+            InputError: no such file, another suffix, a missing column, ids that are no integers, rows of unequal
+                length, or parts that do not fit together.
         """
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{path}: no such file; wanted a .parquet or .npy file of paragraphs")
+        if path.is_dir():
+            parts = sorted(part for part in path.glob("*.parquet") if not part.name.startswith("."))
+            if not parts:
+                raise InputError(f"{path}: this folder holds no .parquet file; wanted parts with a column 'tokens'")
+            return _load_parquet(parts, prefix_len)
         if path.suffix == ".npy":
-            return Paragraphs(torch.as_tensor(np.load(path, allow_pickle=False)), prefix_len or 50)
+            return _load_array(path, prefix_len)
         if path.suffix != ".parquet":
             raise InputError(f"{path}: wanted .parquet (column 'tokens') or .npy (ids, [paragraph, pos])")
-        return _load_parquet(path, prefix_len)
+        return _load_parquet([path], prefix_len)
 
 
-def _load_parquet(path: Path, prefix_len: int | None) -> Paragraphs:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _load_array(path: Path, prefix_len: int | None) -> Paragraphs:
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a readable parquet file ({error}); write it again or fetch it anew") from error
-    if "tokens" not in table.column_names:
-        raise InputError(f"{path}: columns {table.column_names} came; wanted 'tokens', a list of ids in each row")
-    rows = table["tokens"].to_pylist()
-    lengths = set(map(len, rows))
-    if len(lengths) > 1:
-        raise InputError(f"{path}: rows have {len(lengths)} different lengths; wanted one: cut all rows to one length")
-    stored = (table.schema.metadata or {}).get(PREFIX_LEN_KEY.encode())
-    tokens = np.asarray(rows, dtype=np.int64).reshape(len(rows), -1)
-    rest = table.drop_columns(["tokens"]).replace_schema_metadata(None)
-    return Paragraphs(
-        torch.as_tensor(tokens),
-        prefix_len or int(stored or 50),
-        datasets.Dataset(rest) if rest.num_columns else None,
-    )
+        tokens = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path}: not an array of numbers, or rows of unequal length ({error}); wanted integer ids "
+            "[paragraph, pos]: save one row of ids for each paragraph, all of one length"
+        ) from error
+    # Torch computes nothing with unsigned integers of more than a byte.
+    tokens = tokens.astype(np.int64) if tokens.dtype.kind == "u" else tokens
+    if tokens.dtype.kind not in "ifb":
+        raise InputError(f"{path}: an array of {tokens.dtype} came; wanted integer ids [paragraph, pos]")
+    return Paragraphs(torch.as_tensor(tokens), PREFIX_LEN if prefix_len is None else prefix_len)
+
+
+def _load_parquet(parts: list[Path], prefix_len: int | None) -> Paragraphs:
+    tokens, prefix_len, table = read_parts(parts, prefix_len)
+    return Paragraphs(torch.from_numpy(tokens), prefix_len, table)

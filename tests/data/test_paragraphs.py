@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from mechmem.data import paragraph_files
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 
@@ -91,3 +92,109 @@ def test_a_table_of_another_length_and_an_unknown_column_are_refused():
         p.column("em")
     with pytest.raises(InputError, match="a mask of 3 values came for 7 paragraphs"):
         p.select(np.array([True, False, True]))
+
+
+def test_rows_chosen_out_of_order_are_saved_and_widened_as_chosen(tmp_path):
+    """`select` of a dataset leaves all rows in the table below: they must not come back."""
+    p = paragraphs().select([5, 1, 3])
+    widened = p.with_columns(
+        em=np.array([1, 2, 3], dtype=np.int32), half=np.array([0.5, 1, 2], np.float32), pair=[[1, 2]] * 3
+    )
+    widened.save(tmp_path / "p.parquet")
+    for q in (widened, Paragraphs.load(tmp_path / "p.parquet")):
+        assert q.column("id").tolist() == [5, 1, 3] and q.column("text").tolist() == ["row 5", "row 1", "row 3"]
+        assert q.column("em").tolist() == [1, 2, 3] and q.column("pair").tolist() == [[1, 2]] * 3
+        assert q.table is not None and q.table.features["half"].dtype == "float64"
+        assert q.tokens[:, 0].tolist() == [55, 11, 33]
+
+
+def test_saving_in_chunks_and_loading_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(paragraph_files, "ROWS", 2)
+    p = paragraphs()
+    p.save(tmp_path / "whole.parquet")
+    assert torch.equal(Paragraphs.load(tmp_path / "whole.parquet").tokens, p.tokens)
+    for name, rows in (("b", [4, 5, 6]), ("a", [0, 1, 2, 3]), ("c", [])):
+        p.select(np.array(rows, dtype=int)).save(tmp_path / "parts" / f"{name}.parquet")
+    (tmp_path / "parts" / "_SUCCESS").write_text("")
+    read = Paragraphs.load(tmp_path / "parts")
+    assert torch.equal(read.tokens, p.tokens) and read.prefix_len == 5
+    assert read.column("text").tolist() == p.column("text").tolist()
+
+
+def test_no_rows_make_a_round_trip(tmp_path):
+    none = paragraphs().select(np.zeros(7, dtype=bool))
+    none.save(tmp_path / "p.parquet")
+    read = Paragraphs.load(tmp_path / "p.parquet")
+    assert len(read) == 0 and read.prefix_len == 5 and read.with_columns(em=[]).column("em").shape == (0,)
+
+
+@pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "uint16", "sliced"])
+def test_every_kind_of_list_column_is_read(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    types = {"large_list": pa.large_list(pa.int64()), "fixed": pa.list_(pa.int32(), 3), "uint16": pa.list_(pa.uint16())}
+    column = pa.array(rows, types.get(kind, pa.list_(pa.int64())))
+    column = pa.chunked_array([column[1:], column[:1]]) if kind == "sliced" else column
+    pq.write_table(pa.table({"tokens": column}), tmp_path / "p.parquet")
+    expected = [*rows[1:], rows[0]] if kind == "sliced" else rows
+    assert Paragraphs.load(tmp_path / "p.parquet", prefix_len=1).tokens.tolist() == expected
+
+
+def test_bad_parquet_columns_and_parts_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def refused(sentence: str, *columns: dict) -> None:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for number, column in enumerate(columns):
+            pq.write_table(pa.table(column), folder / f"{number}.parquet")
+        with pytest.raises(InputError, match=sentence):
+            Paragraphs.load(folder, prefix_len=1)
+
+    refused("this folder holds no .parquet file")
+    refused(r"'tokens' came as list<element: double>; wanted a list of integer ids", {"tokens": [[1.5, 2.0]]})
+    refused("'tokens' came as string", {"tokens": ["1 2"]})
+    refused("an id in 'tokens' is null", {"tokens": [[1, None]]})
+    refused("rows have 2 different lengths", {"tokens": [[1, 2], None]})
+    refused("rows have 2 different lengths", {"tokens": [[1, 2]]}, {"tokens": [[1, 2, 3]]})
+    refused("the parts' columns differ", {"tokens": [[1, 2]], "em": [1]}, {"tokens": [[1, 2]]})
+    refused("1.parquet: columns .'em'. came; wanted 'tokens'", {"tokens": [[1, 2]]}, {"em": [1]})
+
+
+def test_parts_with_two_prefixes_are_refused_unless_one_is_named(tmp_path):
+    tokens = paragraphs().tokens
+    Paragraphs(tokens, 5).save(tmp_path / "a.parquet")
+    Paragraphs(tokens, 6).save(tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="the parts name prefix_len .*5.*6.*; wanted one: name it"):
+        Paragraphs.load(tmp_path)
+    assert Paragraphs.load(tmp_path, prefix_len=4).prefix_len == 4
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (np.zeros((2, 100)), r"torch.float64 of shape \[2, 100\]; wanted integer ids"),
+        (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; wanted integer ids"),
+        (np.array([["a", "b"]]), "an array of <U1 came; wanted integer ids"),
+        (np.zeros(100, dtype=np.int32), r"of shape \[100\]; wanted integer ids"),
+    ],
+)
+def test_arrays_that_are_no_paragraphs_are_refused(tmp_path, array, sentence):
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(InputError, match=sentence):
+        Paragraphs.load(tmp_path / "a.npy")
+
+
+def test_unsigned_ids_and_a_prefix_of_nothing(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 60), 50_000, dtype=np.uint16))
+    assert int(Paragraphs.load(tmp_path / "a.npy").tokens.max()) == 50_000
+    with pytest.raises(InputError, match="prefix_len is 0 and paragraphs have 60 tokens"):
+        Paragraphs.load(tmp_path / "a.npy", prefix_len=0)
+
+
+def test_a_column_of_another_length_is_refused():
+    with pytest.raises(InputError, match=r"column 'em' has shape \[3\] for 7 paragraphs; wanted one value for each"):
+        paragraphs().with_columns(em=[1, 2, 3])

@@ -1,0 +1,104 @@
+"""Paragraphs as parquet columns, by way of flat Arrow values and never of Python lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from mechmem.data.errors import InputError
+
+PREFIX_LEN_KEY = "mechmem.prefix_len"
+PREFIX_LEN = 50
+# Rows of a chunk when saving: its lists' offsets are 32-bit numbers.
+ROWS = 2**18
+
+
+def read_parts(
+    parts: list[Path], prefix_len: int | None
+) -> tuple[Int64[np.ndarray, "paragraph pos"], int, datasets.Dataset | None]:
+    """Token rows, prefix length and the other columns of parquet files, one after the other.
+
+    Args:
+        parts: the files, at least one.
+        prefix_len: where to split; by default what the files say, or else the paper's.
+
+    Raises:
+        InputError: a file that is none, has no column `tokens` of integers, rows of unequal length, or does not fit to
+            the others.
+    """
+    tables, tokens = [], []
+    for path in parts:
+        try:
+            # `read_table` would take a column from folder names like `x=1`.
+            table = pq.ParquetFile(path).read()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path}: not a readable parquet file ({error}); write it again or fetch it anew"
+            ) from error
+        if "tokens" not in table.column_names:
+            raise InputError(f"{path}: columns {table.column_names} came; wanted 'tokens', a list of ids in each row")
+        tokens.append(_flat_tokens(table["tokens"], path))
+        tables.append(table.drop_columns(["tokens"]))
+    lengths = {part.shape[1] for part in tokens if len(part)}
+    if len(lengths) > 1:
+        raise InputError(
+            f"{parts[0].parent}: rows have {len(lengths)} different lengths; wanted one: cut all rows to it"
+        )
+    stored = {(table.schema.metadata or {}).get(PREFIX_LEN_KEY.encode()) for table in tables}
+    if prefix_len is None and len(stored) > 1:
+        raise InputError(
+            f"{parts[0].parent}: the parts name prefix_len {sorted(map(str, stored))}; wanted one: name it"
+        )
+    try:
+        rest = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{parts[0].parent}: the parts' columns differ ({error}); wanted the same in each") from error
+    if prefix_len is None:
+        prefix_len = int(next(iter(stored)) or PREFIX_LEN)
+    if not lengths:
+        lengths = {max(part.shape[1] for part in tokens) or prefix_len + 1}
+    rows = [part.reshape(-1, max(lengths)) for part in tokens]
+    return np.concatenate(rows), prefix_len, datasets.Dataset(rest) if rest.num_columns else None
+
+
+def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:
+    """A column of lists as an array, by way of its flat values; no rows are [0, 0]."""
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not (
+        pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)
+    ):
+        raise InputError(f"{path}: 'tokens' came as {kind}; wanted a list of integer ids in each row")
+    lengths = pc.call_function("list_value_length", [column]).unique().to_pylist()
+    if len(lengths) > 1:
+        raise InputError(f"{path}: rows have {len(lengths)} different lengths; wanted one: cut all rows to one length")
+    chunks = [chunk.flatten() for chunk in column.chunks]
+    if lengths == [None] or any(chunk.null_count for chunk in chunks):
+        raise InputError(f"{path}: an id in 'tokens' is null; wanted integers: remove such rows")
+    if not lengths:
+        return np.zeros((0, 0), dtype=np.int64)
+    return np.concatenate([chunk.to_numpy() for chunk in chunks]).astype(np.int64).reshape(len(column), lengths[0])
+
+
+def token_column(tokens: Int64[np.ndarray, "paragraph pos"]) -> pa.ChunkedArray:
+    """Token rows as a column of lists of 32-bit ids, by way of flat values."""
+    return pa.chunked_array(
+        [_lists(tokens[first : first + ROWS]) for first in range(0, len(tokens), ROWS)], pa.list_(pa.int32())
+    )
+
+
+def _lists(tokens: Int64[np.ndarray, "paragraph pos"]) -> pa.ListArray:
+    offsets = np.arange(len(tokens) + 1, dtype=np.int32) * tokens.shape[1]
+    return pa.ListArray.from_arrays(offsets, tokens.reshape(-1).astype(np.int32))
+
+
+def columns_of(table: datasets.Dataset) -> dict[str, Any]:
+    """A table's columns as Arrow arrays, rows as `select` left them (the table below still holds every row)."""
+    rows: Any = table.with_format("arrow")[:]
+    return {name: rows.column(name) for name in table.column_names}
