@@ -82,6 +82,8 @@ def test_shards_hold_every_document_once_in_order(tmp_path, folder, tokenizer, s
     assert corpus.tokens == total["tokens"] == sum(len(ids) for *_, ids in truth(tokenizer))
     assert (len(corpus) > 10) == (shard_tokens < 100)
     assert json.loads((tmp_path / "c" / "manifest.json").read_text()) == corpus.manifest
+    exact = open_corpus(folder, tokenizer, tmp_path / "exact", shard_tokens=len(truth(tokenizer)[0][2]))
+    assert len(exact.shard(0)) == 1  # a shard that is just full is closed
     assert "c.jsonl:2: bad JSON" in corpus.manifest["files"][1]["examples"][0]
 
 

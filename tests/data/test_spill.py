@@ -13,7 +13,7 @@ def test_every_pair_comes_back_once_with_its_equals_and_in_the_order_added(tmp_p
     truth: dict[int, list[int]] = {}
     for value, key in enumerate(keys.tolist()):
         truth.setdefault(key, []).append(value)
-    for part in np.split(np.arange(400), [7, 7, 150]):
+    for part in np.split(np.arange(400), [7, 7, 150, 395]):
         spill.add(keys[part], part)
     for _ in range(2):  # reading leaves the pairs where they are
         found: dict[int, list[int]] = {}
@@ -44,3 +44,10 @@ def test_memory_holds_the_buffer_and_the_disk_the_rest(tmp_path):
 def test_buckets_that_bits_cannot_choose_are_refused(tmp_path):
     with pytest.raises(InputError, match="buckets is 100; wanted a power of two"):
         Spill(tmp_path, buckets=100)
+
+
+def test_the_lowest_keys_come_first_whichever_were_added_first(tmp_path):
+    spill = Spill(tmp_path / "s", buffer=1)
+    for bucket in (200, 8, 16, 3):
+        spill.add(np.array([bucket << 56], dtype=np.uint64), np.array([bucket]))
+    assert [values.tolist() for _, values in spill.buckets()] == [[3], [8], [16], [200]]
