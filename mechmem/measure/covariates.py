@@ -33,9 +33,9 @@ def with_covariates(
 ) -> Paragraphs:
     """The same paragraphs with what might explain their scores instead of memorization, for `match`.
 
-    A model that memorized a paragraph knows its prefix, too: `prefix_nll` of the model under study is partly memory, and
-    matching on it takes a part of what is sought away (or finds no partner). A second model of like skill that never
-    saw these paragraphs measures their ease alone.
+    A model that memorized a paragraph knows its prefix, too: `prefix_nll` of the model under study is partly memory,
+    and matching on it takes a part of what is sought away (or finds no partner). A second model of like skill that
+    never saw these paragraphs measures their ease alone.
 
     Args:
         paras: the table's other columns stay; these are replaced where they are there.
