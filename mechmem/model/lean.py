@@ -53,9 +53,12 @@ class KeyValues:
         return kept[0], kept[1]
 
     def select(self, rows: Int[Tensor, " chosen"]) -> KeyValues:
-        """A copy that holds some of the paragraphs."""
+        """A copy that holds some of the paragraphs, with room for as many positions."""
         chosen = object.__new__(KeyValues)
-        chosen._kept, chosen.length = self._kept[:, :, rows], self.length
+        layers, two, _, heads, capacity, d_head = self._kept.shape
+        chosen._kept = self._kept.new_empty(layers, two, len(rows), heads, capacity, d_head)
+        chosen._kept[..., : self.length, :] = self._kept[:, :, rows, :, : self.length]
+        chosen.length = self.length
         return chosen
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from mechmem.model.load import load_model
 FAMILIES = ["gpt_neo", "gpt_neox", "gpt2"]
 
 
-def lean_and_reference(write_checkpoint, family, processing="raw", dtype=torch.float32, **changes):
+def lean_and_reference(write_checkpoint, family, processing: Any = "raw", **changes):
     folder, reference = write_checkpoint(family, **changes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tokenizer")
         model = load_model(folder, processing=processing)
-    return LeanModel(model, dtype), reference
+    return LeanModel(model), reference
 
 
 def tokens_of(reference, rows=5, length=40):
@@ -93,7 +94,7 @@ def test_pieces_with_kept_keys_and_values_equal_the_whole(write_checkpoint, fami
 
 def test_types_of_less_and_more_precision(tiny_pair, tiny_paragraphs):
     model, tokens = tiny_pair.hooked, tiny_paragraphs.tokens
-    exact = copy.deepcopy(model).to(torch.float64)(tokens)
+    exact = copy.deepcopy(model).to(torch.float64)(tokens).detach()
     lean = LeanModel(model)
     wide = lean.unembed(lean.forward(tokens, dtype=torch.float64))
     assert wide.dtype == torch.float64 and torch.allclose(wide, exact, atol=1e-10, rtol=0)
