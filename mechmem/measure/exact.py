@@ -1,0 +1,211 @@
+"""Exact match that does not depend on how it was computed: fast where the answer is certain, wide where it is not."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.measure.margins import margins, uncertain
+from mechmem.measure.scores import leading_matches
+from mechmem.model.lean import KeyValues, LeanModel, fast_float32
+from mechmem.model.load import HookedTransformer
+
+Method = Literal["full", "cascade"]
+Precision = Literal["float32", "bfloat16"]
+# Continuation tokens after which the cascade looks who is left; at the end of the last, all.
+STAGES = (4, 14)
+# How much larger than the largest error seen a margin must be to count as certain.
+SAFETY = 4.0
+# Activations of one MLP held at once, in bytes: larger blocks go back to the operating system after every operation.
+BLOCK = 20e6
+# Float32 products whose NLL is further from float64 than this are not float32: nats a token.
+FLOAT32_ERROR = 1e-4
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some paragraphs, [paragraph].
+
+    Attributes:
+        em: leading continuation tokens that greedy decoding reproduces.
+        nll: mean over the continuation of -log p(token | true tokens before), nats; NaN where the cascade stopped.
+        match_fraction: share of continuation tokens that are the teacher-forced argmax; NaN where the cascade stopped.
+        rival: what greedy decoding says at the first mismatch (near-ties between tokens that are both wrong are not
+            settled); -1 where there is no mismatch or the cascade stopped.
+    """
+
+    em: Int[np.ndarray, " paragraph"]
+    nll: Float[np.ndarray, " paragraph"]
+    match_fraction: Float[np.ndarray, " paragraph"]
+    rival: Int[np.ndarray, " paragraph"]
+
+
+class ExactScorer:
+    """Scores paragraphs in one precision and settles near-ties in a wider one.
+
+    1. A margin is the true token's logit minus the largest other. Calibration measures how far the margins of a few
+       paragraphs lie from float64's; four times the largest error is the tolerance.
+    2. A paragraph whose EM could change within the tolerance is scored again: after bfloat16 in float32, after float32
+       in float64. What float64 says stands, and of equal logits the lowest id: EM does not depend on batch size,
+       precision, cascade or thread count.
+    3. `cascade` runs the prefix and a few continuation tokens, keeps keys and values, and goes on with those that are
+       not certainly lost. Their EM is exact, too; their NLL is not computed. In bfloat16, those that pass and those
+       that are uncertain are confirmed in float32 from the start, which gives their NLL.
+
+    Attributes:
+        tolerance: by precision, in logits.
+        settled: paragraphs scored again, by the precision that settled them.
+
+    Raises:
+        InputError: an unknown method or precision, bfloat16 without the cascade, or a model that is not supported.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        calibration: Paragraphs,
+        *,
+        method: Method = "full",
+        precision: Precision = "float32",
+        batch_size: int | None = None,
+        stages: tuple[int, ...] = STAGES,
+    ):
+        _check(method, precision)
+        self.method, self.precision, self._batch_size, self._stages = method, precision, batch_size, stages
+        self._lean = LeanModel(model)
+        self._fast = fast_float32 if self._lean.dtype == torch.float32 else lambda _: nullcontext()
+        self._first = LeanModel(model, torch.bfloat16) if precision == "bfloat16" else self._lean
+        self.settled = {"float32": 0, "float64": 0}
+        self.tolerance: dict[str, float] = {}
+        self._calibrate(calibration)
+
+    def score(self, paras: Paragraphs) -> Scores:
+        """Score paragraphs, in the order given; calibration does not depend on them."""
+        parts = []
+        size = self.batch_size(paras)
+        for start in range(0, len(paras), size):
+            parts.append(self._batch(paras.tokens[start : start + size], paras.prefix_len))
+        if not parts:
+            return Scores(np.zeros(0, int), np.zeros(0), np.zeros(0), np.zeros(0, int))
+        values = [torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(4)]
+        return Scores(values[0], values[1].astype(np.float64), values[2].astype(np.float64), values[3])
+
+    def batch_size(self, paras: Paragraphs) -> int:
+        """Paragraphs of one forward: as many as were asked for, or as many as stay near the cache."""
+        if self._batch_size is not None:
+            return self._batch_size
+        if self._lean.device.type != "cpu":
+            return 256
+        run = paras.tokens.shape[1] if self.method == "full" else paras.prefix_len + self._stages[0]
+        widest = max(layer.w_in.shape[1] for layer in self._lean.layers)
+        return max(1, int(BLOCK / (run * widest * self._first.dtype.itemsize)))
+
+    def _batch(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
+        tokens = tokens.to(self._lean.device)
+        return (self._whole if self.method == "full" else self._cascade)(tokens, prefix_len)
+
+    def _whole(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
+        """EM, NLL, share of matches and rival from all columns in float32, near-ties in float64."""
+        true = tokens[:, prefix_len:]
+        with self._fast(self._lean.device):
+            result = margins(self._lean, self._lean.forward(tokens[:, :-1])[:, prefix_len - 1 :], true)
+        assert result.token_nll is not None
+        match = result.matches(true)
+        em, rival = leading_matches(match), result.rival
+        near, _ = uncertain(result.margin, self.tolerance["float32"])
+        if bool(near.any()):
+            rows = near.nonzero().squeeze(1)
+            em[rows], rival[rows] = self._settle(tokens[rows], prefix_len)
+        return em, result.token_nll.mean(-1), match.float().mean(-1), _at_mismatch(rival, em)
+
+    def _settle(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, Tensor]:
+        self.settled["float64"] += len(tokens)
+        true = tokens[:, prefix_len:]
+        hidden = self._lean.forward(tokens[:, :-1], dtype=torch.float64)[:, prefix_len - 1 :]
+        result = margins(self._lean, hidden, true, nll=False)
+        return leading_matches(result.matches(true)), result.rival
+
+    def _cascade(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
+        """The same, stage by stage, for those that are not certainly lost."""
+        count, length = len(tokens), tokens.shape[1] - prefix_len
+        confirm = self.precision == "bfloat16"
+        em = torch.zeros(count, dtype=torch.long, device=tokens.device)
+        rival, again = torch.full_like(em, -1), torch.zeros_like(em, dtype=torch.bool)
+        token_nll, match = torch.full((2, count, length), torch.nan, device=tokens.device, dtype=self._lean.dtype)
+        left, kept, done = torch.arange(count, device=tokens.device), None, 0
+        for stop in [*(stage for stage in self._stages if stage < length), length]:
+            kept = kept or KeyValues(self._first, count, tokens.shape[1])
+            true = tokens[left, prefix_len + done : prefix_len + stop]
+            with self._fast(self._lean.device):
+                hidden = self._first.forward(tokens[left, kept.length : prefix_len + stop - 1], kept)
+                result = margins(self._first, hidden[:, done - stop :], true, nll=not confirm)
+            near, lost = uncertain(result.margin, self.tolerance[self.precision])
+            matches = result.matches(true)
+            matched = leading_matches(matches)
+            em[left], rival[left] = done + matched, _at_mismatch(result.rival, matched)
+            again[left] |= near
+            if result.token_nll is not None:
+                token_nll[left, done:stop], match[left, done:stop] = result.token_nll, matches.to(match.dtype)
+            # Those in doubt are confirmed from the start after bfloat16; in float32 only their EM is to be settled.
+            going = (~lost & ~near if confirm else ~lost).nonzero().squeeze(1)
+            if len(going) < len(left) and stop < length:
+                kept = kept.select(going)
+            left, done = left[going], stop
+            if len(left) == 0:
+                break
+        rival[token_nll.isnan().any(-1)] = -1
+        nll, share = token_nll.mean(-1), match.mean(-1)
+        if confirm:
+            again[left] = True
+        for rows in again.nonzero().squeeze(1).split(max(1, count // 4)):
+            if confirm:
+                self.settled["float32"] += len(rows)
+                em[rows], nll[rows], share[rows], rival[rows] = self._whole(tokens[rows], prefix_len)
+            else:
+                em[rows], rivals = self._settle(tokens[rows], prefix_len)
+                rival[rows] = _at_mismatch(rivals, em[rows]).where(~nll[rows].isnan(), -1)
+        return em, nll, share, rival
+
+    def _calibrate(self, paras: Paragraphs) -> None:
+        """Measure the margins' largest error; refuse oneDNN's products if they are not float32."""
+        tokens, start = paras.tokens.to(self._lean.device), paras.prefix_len
+        true = tokens[:, start:]
+        exact = margins(self._lean, self._lean.forward(tokens[:, :-1], dtype=torch.float64)[:, start - 1 :], true)
+        for name, lean in {"float32": self._lean, self.precision: self._first}.items():
+            with self._fast(lean.device):
+                found = margins(lean, lean.forward(tokens[:, :-1])[:, start - 1 :], true)
+            assert found.token_nll is not None and exact.token_nll is not None
+            if name == "float32" and float((found.token_nll - exact.token_nll).abs().max()) > FLOAT32_ERROR:
+                self._fast = lambda _: nullcontext()
+                found = margins(lean, lean.forward(tokens[:, :-1])[:, start - 1 :], true)
+            self.tolerance[name] = SAFETY * float((found.margin - exact.margin).abs().max())
+
+
+def _at_mismatch(
+    rival: Int[Tensor, "paragraph column"], matched: Int[Tensor, " paragraph"]
+) -> Int[Tensor, " paragraph"]:
+    """The rival at the first mismatch; -1 where every column matched."""
+    last = rival.shape[1] - 1
+    found = rival.gather(1, matched.clamp(max=last)[:, None]).squeeze(1)
+    return found.where(matched <= last, -1)
+
+
+def _check(method: str, precision: str) -> None:
+    if method not in get_args(Method) or precision not in get_args(Precision):
+        raise InputError(
+            f"method is {method!r} and precision {precision!r}; wanted a method of {', '.join(get_args(Method))} and a "
+            f"precision of {', '.join(get_args(Precision))}"
+        )
+    if method == "full" and precision == "bfloat16":
+        raise InputError(
+            "bfloat16 came with the method 'full'; it only decides which paragraphs to confirm in float32: wanted the "
+            "method 'cascade' with it"
+        )
