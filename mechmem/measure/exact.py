@@ -61,6 +61,7 @@ class ExactScorer:
        that are uncertain are confirmed in float32 from the start, which gives their NLL.
 
     Attributes:
+        lean: the float32 model, as its own type has it.
         tolerance: by precision, in logits.
         settled: paragraphs scored again, by the precision that settled them.
 
@@ -80,9 +81,9 @@ class ExactScorer:
     ):
         _check(method, precision)
         self.method, self.precision, self._batch_size, self._stages = method, precision, batch_size, stages
-        self._lean = LeanModel(model)
-        self._fast = fast_float32 if self._lean.dtype == torch.float32 else lambda _: nullcontext()
-        self._first = LeanModel(model, torch.bfloat16) if precision == "bfloat16" else self._lean
+        self.lean = LeanModel(model)
+        self._fast = fast_float32 if self.lean.dtype == torch.float32 else lambda _: nullcontext()
+        self._first = LeanModel(model, torch.bfloat16) if precision == "bfloat16" else self.lean
         self.settled = {"float32": 0, "float64": 0}
         self.tolerance: dict[str, float] = {}
         self._calibrate(calibration)
@@ -102,21 +103,21 @@ class ExactScorer:
         """Paragraphs of one forward: as many as were asked for, or as many as stay near the cache."""
         if self._batch_size is not None:
             return self._batch_size
-        if self._lean.device.type != "cpu":
+        if self.lean.device.type != "cpu":
             return 256
         run = paras.tokens.shape[1] if self.method == "full" else paras.prefix_len + self._stages[0]
-        widest = max(layer.w_in.shape[1] for layer in self._lean.layers)
+        widest = max(layer.w_in.shape[1] for layer in self.lean.layers)
         return max(1, int(BLOCK / (run * widest * self._first.dtype.itemsize)))
 
     def _batch(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
-        tokens = tokens.to(self._lean.device)
+        tokens = tokens.to(self.lean.device)
         return (self._whole if self.method == "full" else self._cascade)(tokens, prefix_len)
 
     def _whole(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
         """EM, NLL, share of matches and rival from all columns in float32, near-ties in float64."""
         true = tokens[:, prefix_len:]
-        with self._fast(self._lean.device):
-            result = margins(self._lean, self._lean.forward(tokens[:, :-1])[:, prefix_len - 1 :], true)
+        with self._fast(self.lean.device):
+            result = margins(self.lean, self.lean.forward(tokens[:, :-1])[:, prefix_len - 1 :], true)
         assert result.token_nll is not None
         match = result.matches(true)
         em, rival = leading_matches(match), result.rival
@@ -129,8 +130,8 @@ class ExactScorer:
     def _settle(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, Tensor]:
         self.settled["float64"] += len(tokens)
         true = tokens[:, prefix_len:]
-        hidden = self._lean.forward(tokens[:, :-1], dtype=torch.float64)[:, prefix_len - 1 :]
-        result = margins(self._lean, hidden, true, nll=False)
+        hidden = self.lean.forward(tokens[:, :-1], dtype=torch.float64)[:, prefix_len - 1 :]
+        result = margins(self.lean, hidden, true, nll=False)
         return leading_matches(result.matches(true)), result.rival
 
     def _cascade(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
@@ -139,12 +140,12 @@ class ExactScorer:
         confirm = self.precision == "bfloat16"
         em = torch.zeros(count, dtype=torch.long, device=tokens.device)
         rival, again = torch.full_like(em, -1), torch.zeros_like(em, dtype=torch.bool)
-        token_nll, match = torch.full((2, count, length), torch.nan, device=tokens.device, dtype=self._lean.dtype)
+        token_nll, match = torch.full((2, count, length), torch.nan, device=tokens.device, dtype=self.lean.dtype)
         left, kept, done = torch.arange(count, device=tokens.device), None, 0
         for stop in [*(stage for stage in self._stages if stage < length), length]:
             kept = kept or KeyValues(self._first, count, tokens.shape[1])
             true = tokens[left, prefix_len + done : prefix_len + stop]
-            with self._fast(self._lean.device):
+            with self._fast(self.lean.device):
                 hidden = self._first.forward(tokens[left, kept.length : prefix_len + stop - 1], kept)
                 result = margins(self._first, hidden[:, done - stop :], true, nll=not confirm)
             near, lost = uncertain(result.margin, self.tolerance[self.precision])
@@ -176,10 +177,10 @@ class ExactScorer:
 
     def _calibrate(self, paras: Paragraphs) -> None:
         """Measure the margins' largest error; refuse oneDNN's products if they are not float32."""
-        tokens, start = paras.tokens.to(self._lean.device), paras.prefix_len
+        tokens, start = paras.tokens.to(self.lean.device), paras.prefix_len
         true = tokens[:, start:]
-        exact = margins(self._lean, self._lean.forward(tokens[:, :-1], dtype=torch.float64)[:, start - 1 :], true)
-        for name, lean in {"float32": self._lean, self.precision: self._first}.items():
+        exact = margins(self.lean, self.lean.forward(tokens[:, :-1], dtype=torch.float64)[:, start - 1 :], true)
+        for name, lean in {"float32": self.lean, self.precision: self._first}.items():
             with self._fast(lean.device):
                 found = margins(lean, lean.forward(tokens[:, :-1])[:, start - 1 :], true)
             assert found.token_nll is not None and exact.token_nll is not None
