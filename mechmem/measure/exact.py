@@ -79,7 +79,7 @@ class ExactScorer:
         batch_size: int | None = None,
         stages: tuple[int, ...] = STAGES,
     ):
-        _check(method, precision)
+        check_method(method, precision)
         self.method, self.precision, self._batch_size, self._stages = method, precision, batch_size, stages
         self.lean = LeanModel(model)
         self._fast = fast_float32 if self.lean.dtype == torch.float32 else lambda _: nullcontext()
@@ -199,7 +199,8 @@ def _at_mismatch(
     return found.where(matched <= last, -1)
 
 
-def _check(method: str, precision: str) -> None:
+def check_method(method: str, precision: str) -> None:
+    """Refuse with InputError what `ExactScorer` does not know."""
     if method not in get_args(Method) or precision not in get_args(Precision):
         raise InputError(
             f"method is {method!r} and precision {precision!r}; wanted a method of {', '.join(get_args(Method))} and a "
