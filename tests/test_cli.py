@@ -1,7 +1,13 @@
+import json
+
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from mechmem.cli import app
+from mechmem.cli.progress import Lines
+from mechmem.data.bundled import bundled_paragraphs
+from mechmem.data.paragraphs import Paragraphs
 
 runner = CliRunner()
 
@@ -14,11 +20,31 @@ def test_help_names_every_command_and_what_it_writes():
         assert runner.invoke(app, [command, "--help"]).exit_code == 0
 
 
-def test_scan_writes_the_paragraphs_and_says_where(tmp_path):
+def test_a_study_s_scan_writes_the_paragraphs_and_says_where(tmp_path):
     answer = runner.invoke(app, ["scan", "--out", str(tmp_path / "s"), "--limit", "40"])
     assert answer.exit_code == 0, answer.output
     assert (tmp_path / "s" / "paragraphs.parquet").exists() and not (tmp_path / "s" / "gradients.nc").exists()
     assert "Where the time went" in answer.output and "scoring paragraphs" in answer.output
+
+
+def test_a_scan_writes_one_file_and_its_account(tmp_path):
+    lines = [json.dumps({"text": text}) for text in bundled_paragraphs().column("text")[:9]]
+    (tmp_path / "c.jsonl").write_text("\n".join([*lines, "{"]))
+    out = tmp_path / "p.parquet"
+    options = ["--corpus", str(tmp_path / "c.jsonl"), "--out", str(out), "--stride", "50", "--no-edit-distance"]
+    answer = runner.invoke(app, ["scan", *options, "--min-distinct", "0.1", "--paper-keywords"])
+    assert answer.exit_code == 0, answer.output
+    paras = Paragraphs.load(out)
+    assert {"em", "nll", "count", "cluster", "text"} <= set(paras.table.column_names if paras.table else [])
+    settings = json.loads(out.with_suffix(".json").read_text())["described"]["settings"]
+    assert settings["windows"]["stride"] == 50 and "license" in settings["windows"]["keywords"]
+    assert "skipped: bad JSON" in answer.output and "memorized (EM 50)" in answer.output
+
+
+@pytest.mark.parametrize("option", [["--stride", "50"], ["--engine", "ray"], ["--method", "cascade"]])
+def test_a_study_refuses_the_options_of_a_scan(tmp_path, option):
+    answer = runner.invoke(app, ["scan", "--out", str(tmp_path / "s"), *option])
+    assert answer.exit_code == 2 and "name a .parquet" in answer.output and not (tmp_path / "s").exists()
 
 
 def test_bad_input_ends_with_its_sentence_and_exit_code_2(tmp_path):
@@ -28,8 +54,21 @@ def test_bad_input_ends_with_its_sentence_and_exit_code_2(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_a_corpus_of_other_ids_is_refused_before_anything_is_scored(tmp_path):
+@pytest.mark.parametrize("out", ["s", "s.parquet"])
+def test_a_corpus_of_other_ids_is_refused_before_anything_is_scored(tmp_path, out):
     np.save(tmp_path / "ids.npy", np.full((3, 100), 50_000, dtype=np.int32))
-    answer = runner.invoke(app, ["scan", "--corpus", str(tmp_path / "ids.npy"), "--out", str(tmp_path / "s")])
+    answer = runner.invoke(app, ["scan", "--corpus", str(tmp_path / "ids.npy"), "--out", str(tmp_path / out)])
     assert answer.exit_code == 2 and "50000" in answer.output.replace(",", "")
-    assert not (tmp_path / "s").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.npy"]
+
+
+def test_a_log_gets_a_line_with_speed_and_time_left(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    lines = Lines()
+    for done in range(0, 1001, 10):
+        lines("scoring paragraphs", done, 1000)
+        now[0] += 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "scoring paragraphs ..." and len(said) == 1 + 100 // 31
+    assert said[1] == "scoring paragraphs: 310 of 1,000, 10.0/s, 0:01:09 left"

@@ -158,7 +158,7 @@ def read_corpus(source: str | Path, tokenizer: Any, *, limit: int | None = None,
         InputError: whatever `open_corpus` and `index_windows` refuse, or no paragraph in it.
     """
     path = Path(source)
-    if _holds_paragraphs(path):
+    if holds_table(path) or (path.suffix == ".npy" and path.is_file()):
         paragraphs = Paragraphs.load(path)
         if limit is not None:
             paragraphs = paragraphs.select(np.arange(min(limit, len(paragraphs))))
@@ -169,16 +169,17 @@ def read_corpus(source: str | Path, tokenizer: Any, *, limit: int | None = None,
     return _complete(paragraphs, tokenizer)
 
 
-def _holds_paragraphs(path: Path) -> bool:
+def holds_table(path: Path) -> bool:
+    """Whether a `.parquet`, or the first one of a folder, holds paragraphs (a column `tokens`) and not text."""
     if path.is_dir():
         first = next(iter(sorted(path.glob("*.parquet"))), None)
-        return first is not None and _holds_paragraphs(first)
+        return first is not None and holds_table(first)
     if path.suffix == ".parquet" and path.is_file():
         try:
             return "tokens" in pq.read_schema(path).names
         except (OSError, ValueError):
             return False
-    return path.suffix == ".npy" and path.is_file()
+    return False
 
 
 def _from_text(source: str | Path, tokenizer: Any, limit: int | None, seed: int) -> Paragraphs:

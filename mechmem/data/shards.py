@@ -44,7 +44,8 @@ class Corpus:
     Attributes:
         folder: where the shards are.
         manifest: `files` (a list) and `total`, each with `records`, `documents`, `skipped` (by reason), `tokens`; a
-            file also with its `path`, `size`, `version` and the first `examples` of what was skipped.
+            file also with its `path`, `size`, `version`, `highest_id` (of text the tokenizer's highest) and the first
+            `examples` of what was skipped.
     """
 
     folder: Path
@@ -58,6 +59,16 @@ class Corpus:
         files = manifest["files"]
         shards = list(accumulate((len(file["shards"]) for file in files), initial=0))
         return Corpus(folder, manifest, shards, list(accumulate((file["documents"] for file in files), initial=0)))
+
+    @staticmethod
+    def load(folder: Path) -> Corpus:
+        """A corpus that `open_corpus` finished, as it lies in its folder; only read, by any number of processes."""
+        return Corpus.of(folder, json.loads((folder / "manifest.json").read_text()))
+
+    @property
+    def highest_id(self) -> int:
+        """No token id is larger."""
+        return max(file["highest_id"] for file in self.manifest["files"])
 
     def __len__(self) -> int:
         return self._shards_before[-1]

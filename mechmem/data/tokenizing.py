@@ -58,9 +58,10 @@ def input_account(
             raise InputError(f"{account['examples'][0]}; wanted only records that can be read: mend it, or drop strict")
         return account
     if entry.is_ids:
-        shards, tokens = _id_shards(Path(entry.name), shard_tokens)
+        shards, tokens, highest = _id_shards(Path(entry.name), shard_tokens)
         tally.records = shards[-1][1] if shards else 0
     else:
+        highest = max(tokenizer.get_vocab().values(), default=0)
         shards, tokens = _tokenize(folder, number, entry.records(tally, column), tokenizer, tally, shard_tokens)
     if entry.rows is None:
         refuse_changed(entry.identity(), file_input(Path(entry.name)), folder)
@@ -68,6 +69,7 @@ def input_account(
     assert tally.records == documents + sum(tally.skipped.values())
     account = {**entry.identity(), "ids": entry.is_ids, "records": tally.records, "documents": documents}
     account |= {"skipped": tally.skipped, "examples": tally.examples, "tokens": tokens}
+    account["highest_id"] = highest
     account["shards"] = [list(shard) for shard in shards]  # as JSON will give them back
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(account))
@@ -119,18 +121,20 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _id_shards(path: Path, shard_tokens: int) -> tuple[list[tuple[int, int]], int]:
-    """Cut an array of ids into ranges of rows, and look at every id once."""
+def _id_shards(path: Path, shard_tokens: int) -> tuple[list[tuple[int, int]], int, int]:
+    """Cut an array of ids into ranges of rows, and look at every id once; the last number is the highest id."""
     ids = open_ids(path)
     step = max(1, shard_tokens // max(1, ids.shape[1]))
     shards = [(first, min(first + step, len(ids))) for first in range(0, len(ids), step)]
+    highest = 0
     for first, last in shards:
+        highest = max(highest, int(ids[first:last].max(initial=0)))
         lowest = int(ids[first:last].min(initial=0))
         if lowest < 0:
             raise InputError(
                 f"{path}: a token id in rows {first} to {last - 1} is {lowest}; ids start at 0: no padding"
             )
-    return shards, ids.size
+    return shards, ids.size, highest
 
 
 def refuse_changed(was: dict[str, Any], entry: Input, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
 from mechmem.measure.margins import margins, uncertain
 from mechmem.measure.scores import leading_matches
 from mechmem.model.lean import KeyValues, LeanModel, fast_float32
@@ -88,12 +89,14 @@ class ExactScorer:
         self.tolerance: dict[str, float] = {}
         self._calibrate(calibration)
 
-    def score(self, paras: Paragraphs) -> Scores:
-        """Score paragraphs, in the order given; calibration does not depend on them."""
+    def score(self, paras: Paragraphs, progress: Progress | None = None) -> Scores:
+        """Score paragraphs, in the order given; `progress` is called with (paragraphs done, paragraphs)."""
         parts = []
         size = self.batch_size(paras)
         for start in range(0, len(paras), size):
             parts.append(self._batch(paras.tokens[start : start + size], paras.prefix_len))
+            if progress is not None:
+                progress(min(start + size, len(paras)), len(paras))
         if not parts:
             return Scores(np.zeros(0, int), np.zeros(0), np.zeros(0), np.zeros(0, int))
         values = [torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(4)]

@@ -1,0 +1,5 @@
+"""`python -m mechmem.cli`."""
+
+from mechmem.cli import app
+
+app()

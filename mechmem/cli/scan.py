@@ -1,0 +1,130 @@
+"""`mechmem scan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.table import Table
+
+from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors
+from mechmem.cli.progress import live_progress
+from mechmem.cli.study import study
+
+ScanOut = Annotated[Path, typer.Option(help="A .parquet file; or a study's folder, for the study's first stage.")]
+
+
+@app.command()
+def scan(
+    model: Model = "bundled",
+    corpus: Corpus = None,
+    out: Annotated[
+        Path, typer.Option(help="A .parquet file; or a study's folder, for the study's first stage.")
+    ] = Path("paragraphs.parquet"),
+    seed: Seed = 0,
+    limit: Annotated[int | None, typer.Option(help="Score a uniform random sample of this many.")] = None,
+    device: Device = None,
+    stride: Annotated[int, typer.Option(help="Tokens from one window of 100 to the next.")] = 100,
+    min_distinct: Annotated[
+        float | None, typer.Option(help="Drop windows with a smaller share of distinct tokens; the paper's is 0.5.")
+    ] = None,
+    paper_keywords: Annotated[bool, typer.Option(help="Drop windows that hold one of the paper's keywords.")] = False,
+    deduplicate: Annotated[bool, typer.Option(help="Score equal windows once.")] = True,
+    strict: Annotated[bool, typer.Option(help="Stop at a record that cannot be read instead of counting it.")] = False,
+    column: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
+    method: Annotated[str, typer.Option(help="full, or cascade: stop where a paragraph is certainly lost.")] = "full",
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16 in the cascade, confirmed in float32.")
+    ] = "float32",
+    edit_distance: Annotated[bool, typer.Option(help="Decode what is not memorized, for its edit distance.")] = True,
+    min_em: Annotated[int, typer.Option(help="Write only paragraphs of at least this EM; all are counted.")] = 0,
+    rows_per_file: Annotated[int | None, typer.Option(help="Write a folder of files with so many rows each.")] = None,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of one part of the work.")] = 200_000,
+    batch_size: Annotated[int | None, typer.Option(help="Paragraphs of one forward.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: workers of the cluster at RAY_ADDRESS.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Of Ray; by default one a GPU.")] = None,
+) -> None:
+    """Find the memorized paragraphs of a corpus; writes OUT (parquet) and beside it a manifest (json).
+
+    Each paragraph gets EM, NLL, match, edit distance, its count in the corpus and its cluster of near-duplicates.
+    Stop it at any time: the same command goes on where it was.
+    """
+    with plain_errors():
+        with console.status("loading"):
+            from mechmem.data.errors import InputError
+            from mechmem.data.filters import PAPER_KEYWORDS
+            from mechmem.data.windows import WindowSettings
+            from mechmem.measure.scan import scan as run_scan
+            from mechmem.measure.scan_settings import ScanSettings
+        source = None if corpus is None else str(corpus)
+        windows = WindowSettings(
+            stride=stride,
+            min_distinct=min_distinct,
+            keywords=PAPER_KEYWORDS if paper_keywords else (),
+            deduplicate=deduplicate,
+            limit=limit,
+            seed=seed,
+        )
+        settings = ScanSettings(
+            model=model,
+            corpus=source,
+            windows=windows,
+            method=cast(Any, method),
+            precision=cast(Any, precision),
+            edit_distance=edit_distance,
+            min_em=min_em,
+            strict=strict,
+            column=column,
+            split=split,
+            shard_tokens=shard_tokens,
+            batch_size=batch_size,
+        )
+        if out.suffix != ".parquet":
+            of_a_study = ScanSettings(model=model, corpus=source, windows=WindowSettings(limit=limit, seed=seed))
+            if settings != of_a_study or engine != "local" or workers or rows_per_file:
+                raise InputError(
+                    f"{out}: options of a scan came for a study's folder, whose first stage takes model, corpus, seed "
+                    "and limit alone; name a .parquet with --out"
+                )
+            study("scan", out, device, model=model, corpus=source, seed=seed, limit=limit)
+            return
+        with live_progress() as progress:
+            manifest = run_scan(
+                settings,
+                out,
+                device=device,
+                engine=engine,
+                workers=workers,
+                rows_per_file=rows_per_file,
+                progress=progress,
+            )
+        print_scan(manifest)
+        console.print(f"Wrote {out.resolve()}", soft_wrap=True, highlight=False)
+
+
+def print_scan(manifest: dict[str, Any]) -> None:
+    """What was read, what was left out, and what was found."""
+    account, em = manifest["account"], manifest["em"]
+    table = Table("what", "how many", title="The scan")
+    corpus, windows = account.get("corpus"), account.get("windows")
+    if corpus and windows:
+        table.add_row("records read", f"{corpus['records']:,}")
+        for reason, count in corpus["skipped"].items():
+            table.add_row(f"  skipped: {reason}", f"{count:,}")
+        table.add_row("documents", f"{corpus['documents']:,}")
+        table.add_row("windows", f"{windows['windows']:,}")
+        for reason, count in windows["dropped"].items():
+            if count:
+                table.add_row(f"  dropped: {reason}", f"{count:,}")
+        table.add_row("  duplicates", f"{windows['duplicates']:,}")
+        table.add_row("  not sampled", f"{windows['not_sampled']:,}")
+    scored, seconds = sum(em), manifest["seconds"]["scoring"]
+    table.add_section()
+    table.add_row("paragraphs scored", f"{scored:,}")
+    table.add_row(f"  memorized (EM {len(em) - 1})", f"{em[-1]:,}")
+    table.add_row(f"  other (EM at most {(len(em) - 1) // 5})", f"{sum(em[: (len(em) - 1) // 5 + 1]):,}")
+    table.add_row("rows written", f"{manifest['rows']:,}")
+    table.add_row("paragraphs a second", f"{scored / max(seconds, 1e-9):,.1f}")
+    console.print(table)
