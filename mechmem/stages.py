@@ -21,7 +21,9 @@ from mechmem.data.progress import Progress, part_of
 from mechmem.intervene.ablate import ablate_heads
 from mechmem.localize.gradients import layer_shares, parameter_gradients
 from mechmem.localize.heads import head_patterns, rare_token_attention
-from mechmem.measure.scores import memorized_other, score
+from mechmem.measure.decode import edit_distances, greedy_continuations
+from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.scores import memorized_other
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 
@@ -115,7 +117,7 @@ class Run:
 def corpus_paragraphs(settings: Settings, model: HookedTransformer) -> Paragraphs:
     """The paragraphs that a study scores, before any score."""
     if settings.corpus is not None:
-        return read_corpus(settings.corpus, model.tokenizer, limit=settings.limit)
+        return read_corpus(settings.corpus, model.tokenizer, limit=settings.limit, seed=settings.seed)
     if settings.model != "bundled":
         raise InputError(
             f"no corpus came for {settings.model}; the bundled paragraphs are token ids of the bundled model alone: "
@@ -128,24 +130,32 @@ def corpus_paragraphs(settings: Settings, model: HookedTransformer) -> Paragraph
 def score_stage(run: Run) -> None:
     """Score every paragraph; label the sets; -> paragraphs.parquet."""
     paragraphs = run.unscored
-    scores = score(run.model, paragraphs, progress=run.progress)
-    memorized, other = memorized_other(scores)
+    scorer = ExactScorer(run.model, paragraphs.select(np.arange(min(CALIBRATION, len(paragraphs)))))
+    # Scoring and decoding take about the same time.
+    scores = scorer.score(paragraphs, part_of(run.progress, 0, 2))
+    said = greedy_continuations(
+        scorer.lean,
+        paragraphs.tokens,
+        paragraphs.prefix_len,
+        scores.em,
+        scores.rival,
+        progress=part_of(run.progress, 1, 2),
+    )
+    memorized, other = memorized_other(scores.em, paragraphs.continuation_len)
     tokenizer = run.model.tokenizer
 
     def texts(rows: list[list[int]]) -> list[str]:
         return [str(ids) if tokenizer is None else str(tokenizer.decode(ids)) for ids in rows]
 
     scored = paragraphs.with_columns(
-        em=scores.em.values,
-        nll=scores.nll.values,
-        match_fraction=scores.match.mean("pos").values,
+        em=scores.em,
+        nll=scores.nll,
+        match_fraction=scores.match_fraction,
+        edit_distance=edit_distances(said, paragraphs.continuation.numpy()),
         set=np.select([memorized, other], SETS, default="between"),
         prefix_text=texts(paragraphs.prefix.tolist()),
         continuation_text=texts(paragraphs.continuation.tolist()),
-        # What the model says is its own only up to its first mistake: from there on it would not read the true text.
-        greedy_text=texts(
-            [row[: em + 1] for row, em in zip(scores.greedy.values.tolist(), scores.em.values, strict=True)]
-        ),
+        greedy_text=texts(said.tolist()),
     )
     scored.save(run.folder / "paragraphs.parquet")
 

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from mechmem.data.progress import Progress
 from mechmem.model.lean import KeyValues, LeanModel, fast_float32
 
 
@@ -19,6 +20,7 @@ def greedy_continuations(
     rival: Int[np.ndarray, " paragraph"],
     *,
     batch_size: int = 64,
+    progress: Progress | None = None,
 ) -> Int[np.ndarray, "paragraph continuation_pos"]:
     """Greedy continuations of paragraphs whose leading matches are known: only what follows them is decoded.
 
@@ -29,6 +31,7 @@ def greedy_continuations(
         em: leading matches of each paragraph; up to there the greedy continuation is the true one.
         rival: what the model says instead at the first mismatch (any value where there is none).
         batch_size: paragraphs decoded together, those with like EM beside one another.
+        progress: called with (paragraphs decoded, paragraphs to decode).
 
     Returns:
         Ids. Ties after the first mismatch are settled in the model's own precision.
@@ -41,6 +44,8 @@ def greedy_continuations(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         said[rows] = _decode(lean, tokens[rows], prefix_len, matched[rows], first[rows])
+        if progress is not None:
+            progress(min(start + batch_size, len(order)), len(order))
     assert said.shape == (count, length)
     return said.cpu().numpy()
 

@@ -25,6 +25,8 @@ Precision = Literal["float32", "bfloat16"]
 STAGES = (4, 14)
 # How much larger than the largest error seen a margin must be to count as certain.
 SAFETY = 4.0
+# Paragraphs that are enough to measure the tolerance on: each has as many margins as its continuation tokens.
+CALIBRATION = 16
 # Activations of one MLP held at once, in bytes: larger blocks go back to the operating system after every operation.
 BLOCK = 20e6
 # Float32 products whose NLL is further from float64 than this are not float32: nats a token.

@@ -13,14 +13,11 @@ from mechmem.data.atomic import replacing
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.measure.decode import edit_distances, greedy_continuations
-from mechmem.measure.exact import ExactScorer
+from mechmem.measure.exact import CALIBRATION, ExactScorer
 from mechmem.measure.scan_rows import ScanRows, reopen_rows
 from mechmem.measure.scan_settings import ScanSettings
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
-
-# The paragraphs that calibrate the tolerance: the first of the scan, whichever process scores.
-CALIBRATION = 16
 
 
 class PartScorer:
@@ -45,7 +42,7 @@ class PartScorer:
         settings = self._settings
         return ExactScorer(
             self._model,
-            self._rows.first(CALIBRATION),
+            self._rows.first(CALIBRATION),  # whichever process scores
             method=settings.method,
             precision=settings.precision,
             batch_size=settings.batch_size,

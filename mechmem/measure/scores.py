@@ -105,12 +105,13 @@ def leading_matches(match: Bool[Tensor, "*batch pos"]) -> Int[Tensor, "*batch"]:
     return match.long().cumprod(-1).sum(-1)
 
 
-def memorized_other(scores: xr.Dataset) -> tuple[Bool[np.ndarray, " paragraph"], Bool[np.ndarray, " paragraph"]]:
-    """Which paragraphs are memorized (EM == all) and which are other (EM <= a fifth of the continuation, 10 of 50).
+def memorized_other(
+    em: Int[np.ndarray, " paragraph"], length: int
+) -> tuple[Bool[np.ndarray, " paragraph"], Bool[np.ndarray, " paragraph"]]:
+    """Which paragraphs are memorized (EM == length) and which are other (EM <= a fifth of the continuation, 10 of 50).
 
     Paragraphs in between are in neither; a fifth is rounded down.
     """
-    length, em = scores.sizes["pos"], scores.em.values
     return em == length, em <= length // 5
 
 
@@ -133,7 +134,7 @@ def split(paras: Paragraphs, scores: xr.Dataset) -> tuple[Paragraphs, Paragraphs
             f"scores of {scores.sizes['paragraph']} paragraphs with {scores.sizes['pos']} continuation tokens came for "
             f"{len(paras)} paragraphs with {paras.continuation_len}; wanted the scores of these paragraphs: score them"
         )
-    memorized, other = memorized_other(scores)
+    memorized, other = memorized_other(scores.em.values, paras.continuation_len)
     return paras.select(memorized), paras.select(other)
 
 

@@ -19,6 +19,7 @@ COLUMNS = {
     "em": "EM",
     "nll": "NLL",
     "match_fraction": "Match",
+    "edit_distance": "Edit distance",
 }
 READING = (
     "Each paragraph is cut in two. The model is given the prefix and continues it greedily, always with the most "
@@ -171,8 +172,8 @@ def _near_misses(study: StudyFiles) -> list[Block]:
         return []
     chosen = between[np.argsort(-em[between], kind="stable")][:NEAR_MISSES]
     note = (
-        "The paragraphs that came closest without being memorized; under each, what the model said up to its first "
-        "mistake, that token included."
+        "The paragraphs that came closest without being memorized; under each, what the model says on its own when "
+        "it is given the prefix."
     )
     return [_table(study, chosen, "Near misses", note, said=greedy)]
 
