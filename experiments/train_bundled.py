@@ -185,7 +185,10 @@ def train() -> tuple[GPTNeoForCausalLM, dict]:
 
 def ship(model: GPTNeoForCausalLM, log: dict) -> None:
     """Step 3: the checkpoint in float16, tokenizer, paragraphs, counts and the training record into mechmem/assets."""
-    model.config.activation_function = "gelu_new"
+    # What training did without, decoding wants.
+    model.config.activation_function, model.config.use_cache = "gelu_new", True
+    assert model.generation_config is not None
+    model.generation_config.use_cache = True
     with replacing(bundled.MODEL_FOLDER) as folder:
         model.half().save_pretrained(folder)
         PreTrainedTokenizerFast.from_pretrained(WORK / "corpus/tokenizer").save_pretrained(folder)

@@ -28,7 +28,7 @@ SAFETY = 4.0
 # Paragraphs that are enough to measure the tolerance on: each has as many margins as its continuation tokens.
 CALIBRATION = 16
 # Activations of one MLP held at once, in bytes: larger blocks go back to the operating system after every operation.
-BLOCK = 20e6
+BLOCK = 8e6
 # Float32 products whose NLL is further from float64 than this are not float32: nats a token.
 FLOAT32_ERROR = 1e-4
 

@@ -1,8 +1,8 @@
 """A decoder as plain matrix products, for scoring: the same numbers as the hooked model without its hooks.
 
 transformers has no fused attention for GPT-Neo, and HookedTransformer keeps every intermediate. Here one product gives
-queries, keys and values of all heads, attention is `scaled_dot_product_attention` (global or local), and keys and
-values can be kept, so that what two sequences share before a position is computed once.
+queries, keys and values of all heads, attention is global or local, and keys and values can be kept, so that what two
+sequences share before a position is computed once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "silu": functional.silu,
 } | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda x: functional.gelu(x, approximate="tanh"))
+
+# Attention scores held at once: 2 MB of float32.
+SCORES_AT_ONCE = 2**19
+# With more keys than this the fused kernel is as fast, and needs less memory.
+LONG = 512
 
 
 class KeyValues:
@@ -159,12 +164,7 @@ class LeanModel:
             query, key = _rotate(query, rotation), _rotate(key, rotation)
         if kept is not None:
             key, value = kept.extend(number, key, value)
-        stop = past + residual.shape[1]
-        whole = layer.window is None or stop <= layer.window
-        # A single query sees everything that is kept; the causal shortcut would show it the first key alone.
-        causal = past == 0 and whole
-        mask = None if causal or (whole and residual.shape[1] == 1) else self._mask(past, stop, layer.window)
-        z = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=layer.scale)
+        z = attend(query, key, value, self._mask(past, key.shape[2], layer.window), layer.scale)
         return _affine(rearrange(z, "paragraph head pos d_head -> paragraph pos (head d_head)"), layer.w_o, layer.b_o)
 
     def _mlp(self, layer: Layer, residual: Tensor) -> Tensor:
@@ -182,6 +182,33 @@ class LeanModel:
         angles = torch.arange(past, past + count, device=self.device, dtype=torch.float64)[:, None] * self._rotary[1]
         angles = torch.cat([angles, angles], -1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def attend(
+    query: Float[Tensor, "paragraph head query_pos d_head"],
+    key: Float[Tensor, "paragraph head key_pos d_head"],
+    value: Float[Tensor, "paragraph head key_pos d_head"],
+    seen: Bool[Tensor, "query_pos key_pos"],
+    scale: float,
+) -> Float[Tensor, "paragraph head query_pos d_head"]:
+    """Attention of the queries to the keys they see.
+
+    On a CPU torch's fused kernel takes two to seven times as long as plain products, where the scores of some heads fit
+    the cache together (docs/benchmarks/attention.md). Scores and their softmax are never of sixteen bits, as in the
+    fused kernel.
+    """
+    if query.device.type != "cpu" or key.shape[2] > LONG:
+        return functional.scaled_dot_product_attention(query, key, value, seen, scale=scale)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    flat = [rearrange(x, "paragraph head pos d_head -> (paragraph head) pos d_head") for x in (query, key, value)]
+    hidden = torch.zeros(seen.shape, dtype=wide).masked_fill_(~seen, -torch.inf)
+    z = torch.empty_like(flat[0])
+    step = max(1, SCORES_AT_ONCE // seen.numel())
+    for start in range(0, len(z), step):
+        q, k, v = (x[start : start + step] for x in flat)
+        weights = torch.baddbmm(hidden, q.to(wide), k.to(wide).mT, alpha=scale).softmax(-1)
+        torch.bmm(weights.to(v.dtype), v, out=z[start : start + step])
+    return rearrange(z, "(paragraph head) pos d_head -> paragraph head pos d_head", head=query.shape[1])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mechmem.data.errors import InputError
+from mechmem.model import lean
 from mechmem.model.lean import KeyValues, LeanModel, fast_float32
 from mechmem.model.load import load_model
 
@@ -137,3 +138,21 @@ def test_the_fast_library_is_given_back():
     assert torch.get_float32_matmul_precision() == before
     with fast_float32(torch.device("cuda")):
         assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("queries", [1, 3, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_attention_in_blocks_is_the_fused_one(monkeypatch, queries, dtype):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(4, 3, queries, 5, generator=generator).to(dtype)
+    key, value = torch.randn(2, 4, 3, 9, 5, generator=generator).to(dtype)
+    seen = torch.ones(9, 9, dtype=torch.bool).tril()[9 - queries :]
+    # Twelve heads in blocks of five, so that the last is smaller.
+    monkeypatch.setattr(lean, "SCORES_AT_ONCE", 5 * seen.numel())
+    blocks = lean.attend(query, key, value, seen, 0.7)
+    monkeypatch.setattr(lean, "LONG", 8)
+    fused = lean.attend(query, key, value, seen, 0.7)
+    assert blocks.dtype == fused.dtype == dtype
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(blocks, fused, atol=tolerance, rtol=tolerance)
+    assert not torch.allclose(blocks, lean.attend(query, key, value, seen, 0.1), atol=tolerance)
