@@ -8,6 +8,7 @@ Every way scores the same paragraphs, in turn, ROUNDS times over; figures are me
 Writes docs/benchmarks/measure-<what>.md.
 """
 
+import ctypes
 import platform
 import subprocess
 import sys
@@ -156,6 +157,8 @@ def products(name: str, count: int, dtype: torch.dtype, precision: str) -> None:
 
 def peak_memory(work: Callable[[], None]) -> float:
     """MB that a call needs above what the process holds before it."""
+    # What earlier work freed goes back first: taken again, it would not count.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     work()

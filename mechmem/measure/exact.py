@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -121,7 +121,7 @@ class ExactScorer:
     def _whole(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
         """EM, NLL, share of matches and rival from all columns in float32, near-ties in float64."""
         true = tokens[:, prefix_len:]
-        with self._fast(self.lean.device):
+        with self.fast():
             result = margins(self.lean, self.lean.forward(tokens[:, :-1])[:, prefix_len - 1 :], true)
         assert result.token_nll is not None
         match = result.matches(true)
@@ -129,10 +129,15 @@ class ExactScorer:
         near, _ = uncertain(result.margin, self.tolerance["float32"])
         if bool(near.any()):
             rows = near.nonzero().squeeze(1)
-            em[rows], rival[rows] = self._settle(tokens[rows], prefix_len)
+            em[rows], rival[rows] = self.settle(tokens[rows], prefix_len)
         return em, result.token_nll.mean(-1), match.float().mean(-1), _at_mismatch(rival, em)
 
-    def _settle(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, Tensor]:
+    def fast(self) -> AbstractContextManager[None]:
+        """The fastest float32 products that are float32 here."""
+        return self._fast(self.lean.device)
+
+    def settle(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, Tensor]:
+        """EM, [paragraph], and the rival of each column, [paragraph, column], in float64."""
         self.settled["float64"] += len(tokens)
         true = tokens[:, prefix_len:]
         hidden = self.lean.forward(tokens[:, :-1], dtype=torch.float64)[:, prefix_len - 1 :]
@@ -150,7 +155,7 @@ class ExactScorer:
         for stop in [*(stage for stage in self._stages if stage < length), length]:
             kept = kept or KeyValues(self._first, count, tokens.shape[1])
             true = tokens[left, prefix_len + done : prefix_len + stop]
-            with self._fast(self.lean.device):
+            with self.fast():
                 hidden = self._first.forward(tokens[left, kept.length : prefix_len + stop - 1], kept)
                 result = margins(self._first, hidden[:, done - stop :], true, nll=not confirm)
             near, lost = uncertain(result.margin, self.tolerance[self.precision])
@@ -176,7 +181,7 @@ class ExactScorer:
                 self.settled["float32"] += len(rows)
                 em[rows], nll[rows], share[rows], rival[rows] = self._whole(tokens[rows], prefix_len)
             else:
-                em[rows], rivals = self._settle(tokens[rows], prefix_len)
+                em[rows], rivals = self.settle(tokens[rows], prefix_len)
                 rival[rows] = _at_mismatch(rivals, em[rows]).where(~nll[rows].isnan(), -1)
         return em, nll, share, rival
 

@@ -1,0 +1,117 @@
+"""Runs of paragraphs whose prefix was changed from some place on, sharing what comes before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.measure.decode import greedy_continuations
+from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.margins import margins, uncertain
+from mechmem.measure.scores import leading_matches, score_logits
+from mechmem.model.forward import continuation_logits
+from mechmem.model.lean import KeyValues
+from mechmem.model.lean_weights import unsupported
+from mechmem.model.load import HookedTransformer
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the model makes of some continuations, on the CPU.
+
+    Attributes:
+        em: leading matches, near-ties settled.
+        token_nll: -log p of each true token, nats.
+        match: whether it is the argmax.
+        predicted: the argmax.
+        rival: what greedy decoding says at the first mismatch; any id where there is none.
+    """
+
+    em: Int[Tensor, " paragraph"]
+    token_nll: Float[Tensor, "paragraph continuation_pos"]
+    match: Bool[Tensor, "paragraph continuation_pos"]
+    predicted: Int[Tensor, "paragraph continuation_pos"]
+    rival: Int[Tensor, " paragraph"]
+
+
+class PrefixRuns(Protocol):
+    """Some paragraphs, to be run with their prefixes changed."""
+
+    clean: Run
+
+    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> Run:
+        """Run them changed at `place` or behind it, where `place` is not behind that of any earlier call."""
+        ...
+
+    def decode(self, changed: Int[Tensor, "paragraph pos"], run: Run) -> Int[np.ndarray, "paragraph continuation_pos"]:
+        """What greedy decoding writes after the changed prefixes, given their run."""
+        ...
+
+
+def prefix_runs(model: HookedTransformer, paras: Paragraphs) -> Callable[[Tensor], PrefixRuns]:
+    """How rows of these paragraphs are best run: with kept keys and values, or whole where hooks must act."""
+    if unsupported(model) or any(point.fwd_hooks for point in model.hook_dict.values()):
+        return lambda tokens: _WholeRuns(model, tokens, paras.prefix_len)
+    scorer = ExactScorer(model, paras.select(np.arange(min(CALIBRATION, len(paras)))))
+    return lambda tokens: _KeptRuns(scorer, tokens, paras.prefix_len)
+
+
+class _KeptRuns:
+    def __init__(self, scorer: ExactScorer, tokens: Int[Tensor, "paragraph pos"], prefix_len: int):
+        self._scorer, self._prefix_len = scorer, prefix_len
+        self._kept = KeyValues(scorer.lean, *tokens.shape)
+        self.clean = self.score(tokens, 0)
+
+    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> Run:
+        lean, prefix_len = self._scorer.lean, self._prefix_len
+        # Forgetting what stands behind the place leaves the clean positions before it; later ones are written over.
+        self._kept.length = place
+        with self._scorer.fast():
+            hidden = lean.forward(changed[:, place:-1], self._kept)[:, prefix_len - 1 - place :]
+            true = changed[:, prefix_len:].to(hidden.device)
+            result = margins(lean, hidden, true)
+        assert result.token_nll is not None
+        match = result.matches(true)
+        em, rivals = leading_matches(match), result.rival
+        near, _ = uncertain(result.margin, self._scorer.tolerance["float32"])
+        if bool(near.any()):
+            rows = near.nonzero().squeeze(1)
+            em[rows], rivals[rows] = self._scorer.settle(changed[rows], prefix_len)
+        rival = rivals.gather(1, em.clamp(max=true.shape[1] - 1)[:, None]).squeeze(1)
+        predicted = torch.where(match, true, result.rival)
+        return Run(em.cpu(), result.token_nll.cpu(), match.cpu(), predicted.cpu(), rival.cpu())
+
+    def decode(self, changed: Int[Tensor, "paragraph pos"], run: Run) -> Int[np.ndarray, "paragraph continuation_pos"]:
+        return greedy_continuations(
+            self._scorer.lean, changed, self._prefix_len, run.em.numpy(), run.rival.numpy(), batch_size=len(changed)
+        )
+
+
+class _WholeRuns:
+    def __init__(self, model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"], prefix_len: int):
+        self._model, self._prefix_len = model, prefix_len
+        self.clean = self.score(tokens, 0)
+
+    @torch.no_grad()
+    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> Run:  # noqa: ARG002
+        logits = continuation_logits(self._model, changed, self._prefix_len)
+        found = {name: values.cpu() for name, values in score_logits(logits, changed[:, self._prefix_len :]).items()}
+        last = found["greedy"].shape[1] - 1
+        rival = found["greedy"].gather(1, found["em"].clamp(max=last)[:, None]).squeeze(1)
+        return Run(found["em"], found["token_nll"], found["match"], found["greedy"], rival)
+
+    @torch.no_grad()
+    def decode(self, changed: Int[Tensor, "paragraph pos"], run: Run) -> Int[np.ndarray, "paragraph continuation_pos"]:  # noqa: ARG002
+        text = changed.clone()
+        for stop in range(self._prefix_len, changed.shape[1]):
+            # One column: the last, of the tokens before and any one token behind them.
+            logits = continuation_logits(self._model, text[:, : stop + 1], stop)
+            text[:, stop] = logits[:, 0].argmax(-1).cpu()
+        return text[:, self._prefix_len :].numpy()
