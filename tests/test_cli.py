@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 from mechmem.cli import app
@@ -15,7 +16,7 @@ runner = CliRunner()
 def test_help_names_every_command_and_what_it_writes():
     answer = runner.invoke(app, ["--help"])
     assert answer.exit_code == 0
-    for command in ("run", "scan", "gradients", "heads", "unlearn", "report", "check"):
+    for command in ("run", "scan", "perturb", "gradients", "heads", "unlearn", "report", "check"):
         assert command in answer.output
         assert runner.invoke(app, [command, "--help"]).exit_code == 0
 
@@ -72,3 +73,27 @@ def test_a_log_gets_a_line_with_speed_and_time_left(monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "scoring paragraphs ..." and len(said) == 1 + 100 // 31
     assert said[1] == "scoring paragraphs: 310 of 1,000, 10.0/s, 0:01:09 left"
+
+
+def test_perturb_writes_the_numbers_and_the_pairs(tmp_path):
+    known = bundled_paragraphs()
+    known.select(np.argsort(-known.column("count"), kind="stable")[:6]).save(tmp_path / "p.parquet")
+    out = tmp_path / "perturbed.nc"
+    options = ["--paragraphs", str(tmp_path / "p.parquet"), "--out", str(out), "--limit", "2"]
+    answer = runner.invoke(app, ["perturb", *options])
+    assert answer.exit_code == 0, answer.output
+    result = xr.load_dataset(out, engine="h5netcdf")
+    assert result.em_drop.shape == (2, 50) and result.clean_em.values.tolist() == [50, 50]
+    clean, corrupt = (Paragraphs.load(tmp_path / f"perturbed-{name}.parquet") for name in ("clean", "corrupt"))
+    assert ((clean.tokens != corrupt.tokens)[:, :50].sum(1) == 1).all() and len(clean) <= 2
+    assert "the places that matter most" in answer.output and "perturbed-corrupt.parquet" in answer.output
+    for wrong, sentence in ((["--limit", "0"], "limit is 0"), (["--out", "x.txt"], "ends in .nc")):
+        answer = runner.invoke(app, ["perturb", *options, *wrong])
+        assert answer.exit_code == 2 and sentence in answer.output
+
+
+def test_perturb_says_when_nothing_is_memorized(tmp_path):
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(1, 4096, (3, 100)))
+    options = ["--paragraphs", str(tmp_path / "ids.npy"), "--out", str(tmp_path / "o.nc")]
+    answer = runner.invoke(app, ["perturb", *options])
+    assert answer.exit_code == 2 and "none has EM 50" in answer.output and not (tmp_path / "o.nc").exists()

@@ -40,6 +40,9 @@ def scan(
     ] = "float32",
     edit_distance: Annotated[bool, typer.Option(help="Decode what is not memorized, for its edit distance.")] = True,
     min_em: Annotated[int, typer.Option(help="Write only paragraphs of at least this EM; all are counted.")] = 0,
+    spans: Annotated[bool, typer.Option(help="Document mode: find memorized spans at every offset.")] = False,
+    context: Annotated[int | None, typer.Option(help="Tokens read at once in document mode.")] = None,
+    min_match: Annotated[int, typer.Option(help="Predicted tokens of 50 for a closer look, in document mode.")] = 45,
     rows_per_file: Annotated[int | None, typer.Option(help="Write a folder of files with so many rows each.")] = None,
     shard_tokens: Annotated[int, typer.Option(help="Tokens of one part of the work.")] = 200_000,
     batch_size: Annotated[int | None, typer.Option(help="Paragraphs of one forward.")] = None,
@@ -58,6 +61,7 @@ def scan(
             from mechmem.data.windows import WindowSettings
             from mechmem.measure.scan import scan as run_scan
             from mechmem.measure.scan_settings import ScanSettings
+            from mechmem.measure.spans import SpanSettings
         source = None if corpus is None else str(corpus)
         windows = WindowSettings(
             stride=stride,
@@ -75,6 +79,7 @@ def scan(
             precision=cast(Any, precision),
             edit_distance=edit_distance,
             min_em=min_em,
+            spans=SpanSettings(min_match=min_match, context=context) if spans else None,
             strict=strict,
             column=column,
             split=split,
@@ -106,25 +111,36 @@ def scan(
 
 def print_scan(manifest: dict[str, Any]) -> None:
     """What was read, what was left out, and what was found."""
-    account, em = manifest["account"], manifest["em"]
+    account = manifest["account"]
     table = Table("what", "how many", title="The scan")
     corpus, windows = account.get("corpus"), account.get("windows")
-    if corpus and windows:
+    if corpus:
         table.add_row("records read", f"{corpus['records']:,}")
         for reason, count in corpus["skipped"].items():
             table.add_row(f"  skipped: {reason}", f"{count:,}")
         table.add_row("documents", f"{corpus['documents']:,}")
+    if windows:
         table.add_row("windows", f"{windows['windows']:,}")
         for reason, count in windows["dropped"].items():
             if count:
                 table.add_row(f"  dropped: {reason}", f"{count:,}")
         table.add_row("  duplicates", f"{windows['duplicates']:,}")
         table.add_row("  not sampled", f"{windows['not_sampled']:,}")
-    scored, seconds = sum(em), manifest["seconds"]["scoring"]
+    seconds = max(manifest["seconds"]["scoring"], 1e-9)
     table.add_section()
-    table.add_row("paragraphs scored", f"{scored:,}")
-    table.add_row(f"  memorized (EM {len(em) - 1})", f"{em[-1]:,}")
-    table.add_row(f"  other (EM at most {(len(em) - 1) // 5})", f"{sum(em[: (len(em) - 1) // 5 + 1]):,}")
-    table.add_row("rows written", f"{manifest['rows']:,}")
-    table.add_row("paragraphs a second", f"{scored / max(seconds, 1e-9):,.1f}")
+    if "em" in manifest:
+        em = manifest["em"]
+        few = (len(em) - 1) // 5
+        table.add_row("paragraphs scored", f"{sum(em):,}")
+        table.add_row(f"  memorized (EM {len(em) - 1})", f"{em[-1]:,}")
+        table.add_row(f"  other (EM at most {few})", f"{sum(em[: few + 1]):,}")
+        table.add_row("rows written", f"{manifest['rows']:,}")
+        table.add_row("paragraphs a second", f"{sum(em) / seconds:,.1f}")
+    else:
+        for name, count in manifest["found"].items():
+            table.add_row(f"memorized {name}" if name in ("windows", "spans") else name, f"{count:,}")
+        for stride, missed in manifest["missed"].items():
+            table.add_row(f"  spans that windows at {stride} miss", f"{missed['spans_missed']:,}")
+            table.add_row("  tokens of spans that they miss", f"{missed['tokens_missed']:,} of {missed['tokens']:,}")
+        table.add_row("tokens a second", f"{manifest['found']['tokens'] / seconds:,.0f}")
     console.print(table)

@@ -64,7 +64,8 @@ class ExactScorer:
        that are uncertain are confirmed in float32 from the start, which gives their NLL.
 
     Attributes:
-        lean: the float32 model, as its own type has it.
+        lean: the model in its own type, float32 as a rule.
+        first: the model that looks first: `lean`, or its bfloat16 copy.
         tolerance: by precision, in logits.
         settled: paragraphs scored again, by the precision that settled them.
 
@@ -86,7 +87,7 @@ class ExactScorer:
         self.method, self.precision, self._batch_size, self._stages = method, precision, batch_size, stages
         self.lean = LeanModel(model)
         self._fast = fast_float32 if self.lean.dtype == torch.float32 else lambda _: nullcontext()
-        self._first = LeanModel(model, torch.bfloat16) if precision == "bfloat16" else self.lean
+        self.first = LeanModel(model, torch.bfloat16) if precision == "bfloat16" else self.lean
         self.settled = {"float32": 0, "float64": 0}
         self.tolerance: dict[str, float] = {}
         self._calibrate(calibration)
@@ -112,7 +113,7 @@ class ExactScorer:
             return 256
         run = paras.tokens.shape[1] if self.method == "full" else paras.prefix_len + self._stages[0]
         widest = max(layer.w_in.shape[1] for layer in self.lean.layers)
-        return max(1, int(BLOCK / (run * widest * self._first.dtype.itemsize)))
+        return max(1, int(BLOCK / (run * widest * self.first.dtype.itemsize)))
 
     def _batch(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
         tokens = tokens.to(self.lean.device)
@@ -153,11 +154,11 @@ class ExactScorer:
         token_nll, match = torch.full((2, count, length), torch.nan, device=tokens.device, dtype=self.lean.dtype)
         left, kept, done = torch.arange(count, device=tokens.device), None, 0
         for stop in [*(stage for stage in self._stages if stage < length), length]:
-            kept = kept or KeyValues(self._first, count, tokens.shape[1])
+            kept = kept or KeyValues(self.first, count, tokens.shape[1])
             true = tokens[left, prefix_len + done : prefix_len + stop]
             with self.fast():
-                hidden = self._first.forward(tokens[left, kept.length : prefix_len + stop - 1], kept)
-                result = margins(self._first, hidden[:, done - stop :], true, nll=not confirm)
+                hidden = self.first.forward(tokens[left, kept.length : prefix_len + stop - 1], kept)
+                result = margins(self.first, hidden[:, done - stop :], true, nll=not confirm)
             near, lost = uncertain(result.margin, self.tolerance[self.precision])
             matches = result.matches(true)
             matched = leading_matches(matches)
@@ -190,7 +191,7 @@ class ExactScorer:
         tokens, start = paras.tokens.to(self.lean.device), paras.prefix_len
         true = tokens[:, start:]
         exact = margins(self.lean, self.lean.forward(tokens[:, :-1], dtype=torch.float64)[:, start - 1 :], true)
-        for name, lean in {"float32": self.lean, self.precision: self._first}.items():
+        for name, lean in {"float32": self.lean, self.precision: self.first}.items():
             with self._fast(lean.device):
                 found = margins(lean, lean.forward(tokens[:, :-1])[:, start - 1 :], true)
             assert found.token_nll is not None and exact.token_nll is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.measure.scan_parts import PartScorer, account_path
-from mechmem.measure.scan_rows import Report, ScanRows
+from mechmem.measure.scan_rows import DocumentRows, Report, ScanRows
 from mechmem.measure.scan_settings import ScanSettings
 
 # Cores of a worker that computes without a GPU: two processes of one thread are little faster than one of two, and
@@ -25,7 +24,7 @@ MOST_BLOCKS = 10_000
 def score_parts(
     settings: ScanSettings,
     folder: Path,
-    rows: ScanRows,
+    rows: ScanRows | DocumentRows,
     *,
     workers: int | None = None,
     device: str | torch.device | None = None,
@@ -87,10 +86,10 @@ def score_parts(
                 },
                 **share,
             )
-            done = rows.total - sum(len(rows.part(number)) for number in todo)
+            done = rows.total - sum(rows.size(number) for number in todo)
             for row in scored.iter_rows():
-                done += row["paragraphs"]
-                report("scoring paragraphs", done, rows.total)
+                done += row["size"]
+                report(settings.doing, done, rows.total)
     finally:
         if begun_here:
             ray.shutdown()
@@ -111,5 +110,5 @@ class _Worker:
         self._scorer = PartScorer(settings, Path(folder), device=device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        counts = [self._scorer.score(int(number))["paragraphs"] for number in batch["part"]]
-        return {"part": batch["part"], "paragraphs": counts, "process": [os.getpid()] * len(counts)}
+        sizes = [self._scorer.score(int(number))["size"] for number in batch["part"]]
+        return {"part": batch["part"], "size": sizes}

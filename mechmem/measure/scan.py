@@ -18,7 +18,7 @@ from mechmem.data.atomic import remove_partials, replacing
 from mechmem.data.errors import InputError
 from mechmem.measure.scan_output import write_output
 from mechmem.measure.scan_parts import PartScorer
-from mechmem.measure.scan_rows import Report, ScanRows, open_rows, source_inputs
+from mechmem.measure.scan_rows import DocumentRows, Report, ScanRows, open_rows, source_inputs
 from mechmem.measure.scan_settings import ScanSettings
 from mechmem.model.load import HookedTransformer, load_model, provenance
 
@@ -55,7 +55,9 @@ def scan(
     Returns:
         The manifest, which is also written beside the output (`paragraphs.json`): settings, model, what was read,
         skipped and dropped (`account`; records = documents + skipped, windows = dropped + duplicates + not_sampled +
-        kept), `em` (how many paragraphs have each EM), rows written, tolerance and how many near-ties were settled.
+        kept), `em` (how many paragraphs have each EM), rows written, tolerance and how many near-ties were settled. In
+        document mode rows are spans (see `find_spans`), and instead of `em` there are `found` (tokens, candidates,
+        windows, spans) and `missed` (what windows at stride 50 and 100 do not see of the spans).
 
     Raises:
         InputError: a corpus or model that cannot be used, an output of another model or other settings, a full disk.
@@ -86,14 +88,13 @@ def scan(
         scoring = time.monotonic()
         accounts = _score(settings, folder, rows, model, engine, workers, report)
         seconds = time.monotonic() - scoring
-        written = write_output(folder, rows.parts, out, run=settings.run, rows_per_file=rows_per_file, report=report)
+        run = settings.run if settings.spans is None else None
+        written = write_output(folder, rows.parts, out, run=run, rows_per_file=rows_per_file, report=report)
         manifest = {
             "described": described,
             "account": rows.account,
-            "em": np.sum([account["em"] for account in accounts], axis=0).tolist(),
             "rows": written,
-            "tolerance": accounts[0]["tolerance"],
-            "settled": {name: sum(each["settled"][name] for each in accounts) for name in accounts[0]["settled"]},
+            **_total(accounts),
             "seconds": {"scoring": round(seconds, 2), "all": round(time.monotonic() - started, 2)},
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
@@ -106,14 +107,14 @@ def scan(
 def _score(
     settings: ScanSettings,
     folder: Path,
-    rows: ScanRows,
+    rows: ScanRows | DocumentRows,
     model: HookedTransformer,
     engine: str,
     workers: int | None,
     report: Report,
 ) -> list[dict[str, Any]]:
     """Score every part that is not done; -> the parts' accounts."""
-    report("scoring paragraphs", 0, rows.total)
+    report(settings.doing, 0, rows.total)
     if engine == "ray":
         from mechmem.measure.ray_engine import score_parts
 
@@ -121,11 +122,26 @@ def _score(
     scorer, accounts, done = PartScorer(settings, folder, model=model), [], 0
     for number in range(rows.parts):
         accounts.append(
-            scorer.score(number, lambda part, _, before=done: report("scoring paragraphs", before + part, rows.total))
+            scorer.score(number, lambda part, _, before=done: report(settings.doing, before + part, rows.total))
         )
-        done += accounts[-1]["paragraphs"]
-        report("scoring paragraphs", done, rows.total)
+        done += accounts[-1]["size"]
+        report(settings.doing, done, rows.total)
     return accounts
+
+
+def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the parts' accounts say together: numbers are added up; the tolerance is the same in all."""
+    first = accounts[0]
+    result: dict[str, Any] = {}
+    for name, value in first.items():
+        values = [account[name] for account in accounts]
+        if name == "tolerance":
+            result[name] = value
+        elif isinstance(value, dict):
+            result[name] = _total(values)
+        else:
+            result[name] = np.sum(values, axis=0).tolist()
+    return result
 
 
 def _check_arguments(out: Path, engine: str, workers: int | None, rows_per_file: int | None) -> None:

@@ -18,7 +18,7 @@ from mechmem.measure.scan_rows import Report
 
 
 def write_output(
-    folder: Path, parts: int, out: Path, *, run: int, rows_per_file: int | None = None, report: Report
+    folder: Path, parts: int, out: Path, *, run: int | None, rows_per_file: int | None = None, report: Report
 ) -> int:
     """Write the output, whole or not at all; -> rows written.
 
@@ -26,7 +26,7 @@ def write_output(
         folder: the scan's work folder.
         parts: how many parts it has.
         out: the file, or with `rows_per_file` the folder of files.
-        run: tokens that rows of one cluster share; rows that came with a column `cluster` keep it.
+        run: tokens that rows of one cluster share; rows that came with a column `cluster` keep it. None: no clusters.
         rows_per_file: most rows of a file of the folder.
         report: called after each part is read; each is read twice.
     """
@@ -75,9 +75,9 @@ class _Files:
         return pq.ParquetWriter(path, self._schema, compression="zstd")
 
 
-def _clusters(folder: Path, parts: int, run: int, report: Report) -> np.ndarray | None:
+def _clusters(folder: Path, parts: int, run: int | None, report: Report) -> np.ndarray | None:
     """Each row's cluster, or None where the rows bring their own."""
-    if "cluster" in pq.read_schema(rows_path(folder, 0)).names:
+    if run is None or "cluster" in pq.read_schema(rows_path(folder, 0)).names:
         return None
     runs = folder / "runs"
     shutil.rmtree(runs, ignore_errors=True)

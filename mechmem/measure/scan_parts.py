@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mechmem.data.atomic import replacing
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
+from mechmem.data.shards import Documents
 from mechmem.measure.decode import edit_distances, greedy_continuations
 from mechmem.measure.exact import CALIBRATION, ExactScorer
-from mechmem.measure.scan_rows import ScanRows, reopen_rows
+from mechmem.measure.scan_rows import DocumentRows, ScanRows, reopen_rows
 from mechmem.measure.scan_settings import ScanSettings
+from mechmem.measure.spans import find_spans, missed_by_stride
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
+
+# A scan of windows at these strides is what document mode is compared with.
+STRIDES = (50, 100)
 
 
 class PartScorer:
@@ -34,7 +41,7 @@ class PartScorer:
         self._model = load_model(settings.model, processing="raw", device=device) if model is None else model
 
     @cached_property
-    def _rows(self) -> ScanRows:
+    def _rows(self) -> ScanRows | DocumentRows:
         return reopen_rows(self._settings, self._model, self._folder)
 
     @cached_property
@@ -53,7 +60,7 @@ class PartScorer:
 
         Args:
             number: of the part.
-            progress: called with (paragraphs done, paragraphs of the part).
+            progress: called with (done, of the part), in paragraphs or in document mode tokens.
 
         Raises:
             InputError: ids that the model does not know.
@@ -61,25 +68,30 @@ class PartScorer:
         done = account_path(self._folder, number)
         if done.is_file():
             return json.loads(done.read_text())
-        paragraphs = self._rows.part(number)
-        if len(paragraphs):
-            check_fit(self._model, paragraphs)
-        scored, account = self._scored(paragraphs, progress)
-        scored.save(rows_path(self._folder, number))
+        before, rows = dict(self._scorer.settled), self._rows
+        if isinstance(rows, ScanRows):
+            paragraphs, account = self._scored(rows.part(number), progress)
+            paragraphs.save(rows_path(self._folder, number))
+        else:
+            table, account = self._spans(rows.corpus.shard(number), progress)
+            with replacing(rows_path(self._folder, number)) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+        account |= {
+            "size": rows.size(number),
+            "settled": {name: count - before[name] for name, count in self._scorer.settled.items()},
+            "tolerance": self._scorer.tolerance,
+        }
         with replacing(done) as temporary:
             temporary.write_text(json.dumps(account))
         return account
 
     def _scored(self, paragraphs: Paragraphs, progress: Progress | None) -> tuple[Paragraphs, dict[str, Any]]:
-        scorer, before = self._scorer, dict(self._scorer.settled)
+        scorer = self._scorer
+        if len(paragraphs):
+            check_fit(self._model, paragraphs)
         scores = scorer.score(paragraphs, progress)
         columns: dict[str, Any] = {"em": scores.em, "nll": scores.nll, "match_fraction": scores.match_fraction}
-        account = {
-            "paragraphs": len(paragraphs),
-            "em": np.bincount(scores.em, minlength=paragraphs.continuation_len + 1).tolist(),
-            "settled": {name: count - before[name] for name, count in scorer.settled.items()},
-            "tolerance": scorer.tolerance,
-        }
+        account = {"em": np.bincount(scores.em, minlength=paragraphs.continuation_len + 1).tolist()}
         keep = scores.em >= self._settings.min_em
         if self._settings.edit_distance:
             distance = np.full(len(paragraphs), np.nan)
@@ -95,6 +107,18 @@ class PartScorer:
         if tokenizer is not None:
             columns["text"] = np.array(tokenizer.batch_decode(paragraphs.tokens.tolist()), dtype=object)
         return paragraphs.with_columns(**columns).select(keep), account
+
+    def _spans(self, documents: Documents, progress: Progress | None) -> tuple[pa.Table, dict[str, Any]]:
+        settings = self._settings.spans
+        assert settings is not None
+        spans, found = find_spans(self._scorer, documents, settings, progress)
+        tokenizer = self._model.tokenizer
+        if tokenizer is not None:
+            reproduced = [ids[settings.prefix_len :] for ids in spans["tokens"].to_pylist()]
+            spans = spans.append_column("text", pa.array(tokenizer.batch_decode(reproduced), pa.string()))
+        lengths = {"prefix_len": settings.prefix_len, "continuation_len": settings.continuation_len}
+        missed = {f"stride {stride}": missed_by_stride(spans, stride, **lengths) for stride in STRIDES}
+        return spans, {"found": found, "missed": missed}
 
 
 def rows_path(folder: Path, number: int) -> Path:

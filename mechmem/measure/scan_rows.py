@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from mechmem.data.errors import InputError
 from mechmem.data.inputs import Input, file_input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.shards import Corpus
-from mechmem.data.windows import WindowIndex, index_windows
+from mechmem.data.windows import Cuts, WindowIndex, WindowSettings, gathered, index_windows
 from mechmem.measure.scan_settings import ScanSettings
+from mechmem.measure.spans import SpanSettings
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 
@@ -44,17 +45,68 @@ class ScanRows:
     account: dict[str, Any]
     part: Callable[[int], Paragraphs]
 
+    def size(self, number: int) -> int:
+        """Paragraphs of a part."""
+        return len(self.part(number))
+
     def first(self, count: int) -> Paragraphs:
         """The first `count` paragraphs, or all if there are fewer: the same whoever asks."""
-        chosen: list[torch.Tensor] = []
-        prefix_len = 1
-        for number in range(self.parts):
-            part = self.part(number)
-            prefix_len = part.prefix_len
-            chosen.append(part.tokens[: count - sum(map(len, chosen))])
-            if sum(map(len, chosen)) == count:
-                break
-        return Paragraphs(torch.cat(chosen), prefix_len)
+        return _first((self.part(number) for number in range(self.parts)), count)
+
+
+@dataclass(frozen=True)
+class DocumentRows:
+    """Whole documents to read, a part at a time.
+
+    Attributes:
+        account: what was read and skipped, as JSON.
+        corpus: where they are.
+        lengths: of prefix and continuation.
+    """
+
+    account: dict[str, Any]
+    corpus: Corpus
+    lengths: tuple[int, int]
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return len(self.corpus)
+
+    @property
+    def total(self) -> int:
+        """Tokens in all of them."""
+        return self.corpus.tokens
+
+    def size(self, number: int) -> int:
+        """Tokens of a part."""
+        return len(self.corpus.shard(number).tokens)
+
+    def first(self, count: int) -> Paragraphs:
+        """The first `count` windows that do not overlap, or all if there are fewer."""
+        prefix_len, continuation_len = self.lengths
+        settings = WindowSettings(prefix_len + continuation_len, prefix_len, prefix_len + continuation_len)
+
+        def windows() -> Iterator[Paragraphs]:
+            for number in range(self.parts):
+                documents = self.corpus.shard(number)
+                cuts = Cuts(documents, settings)
+                places = cuts.places(np.arange(min(len(cuts), count)))
+                tokens = gathered(documents, *places, settings.length).astype(np.int64)
+                yield Paragraphs(torch.from_numpy(tokens), prefix_len)
+
+        return _first(windows(), count)
+
+
+def _first(parts: Iterator[Paragraphs], count: int) -> Paragraphs:
+    chosen: list[torch.Tensor] = []
+    prefix_len = 1
+    for part in parts:
+        prefix_len = part.prefix_len
+        chosen.append(part.tokens[: count - sum(map(len, chosen))])
+        if sum(map(len, chosen)) == count:
+            break
+    return Paragraphs(torch.cat(chosen), prefix_len)
 
 
 def source_inputs(settings: ScanSettings) -> list[Input]:
@@ -71,7 +123,9 @@ def source_inputs(settings: ScanSettings) -> list[Input]:
     return [file_input(file) for file in files]
 
 
-def open_rows(settings: ScanSettings, model: HookedTransformer, folder: Path, report: Report) -> ScanRows:
+def open_rows(
+    settings: ScanSettings, model: HookedTransformer, folder: Path, report: Report
+) -> ScanRows | DocumentRows:
     """Tokenize, cut, filter and count what is not done yet in `folder`; one process at a time.
 
     Raises:
@@ -79,9 +133,15 @@ def open_rows(settings: ScanSettings, model: HookedTransformer, folder: Path, re
             model cannot read.
     """
     table = _table(settings)
+    if table is not None and settings.spans is not None:
+        raise InputError(
+            f"{table}: holds paragraphs and document mode reads whole documents; give text, or ids as .npy"
+        )
     if table is not None:
         return _table_rows(settings, table, model)
-    if settings.windows.length > model.cfg.n_ctx:
+    if settings.spans is not None:
+        settings.spans.context_of(model.cfg.n_ctx)
+    elif settings.windows.length > model.cfg.n_ctx:
         raise InputError(
             f"paragraphs are to have {settings.windows.length} tokens and the model's context is {model.cfg.n_ctx}; "
             "wanted no more than the context: ask for shorter windows"
@@ -102,20 +162,26 @@ def open_rows(settings: ScanSettings, model: HookedTransformer, folder: Path, re
             f"{settings.corpus}: a token id is {corpus.highest_id} and the model's vocabulary has {model.cfg.d_vocab} "
             f"tokens; wanted ids below {model.cfg.d_vocab}: encode the text with this model's tokenizer"
         )
+    if settings.spans is not None:
+        rows = _document_rows(settings.spans, corpus)
+        if not len(rows.first(1)):
+            raise InputError(f"{settings.corpus}: no document has {sum(rows.lengths)} tokens; give longer documents")
+        return rows
     index = index_windows(
         corpus, settings.windows, folder / "windows", model.tokenizer, partial(report, "choosing and counting windows")
     )
     return _window_rows(index)
 
 
-def reopen_rows(settings: ScanSettings, model: HookedTransformer, folder: Path) -> ScanRows:
+def reopen_rows(settings: ScanSettings, model: HookedTransformer, folder: Path) -> ScanRows | DocumentRows:
     """What `open_rows` made, only read: any number of processes at once."""
     table = _table(settings)
     if table is not None:
         return _table_rows(settings, table, model)
-    return _window_rows(
-        index_windows(Corpus.load(folder / "corpus"), settings.windows, folder / "windows", model.tokenizer)
-    )
+    corpus = Corpus.load(folder / "corpus")
+    if settings.spans is not None:
+        return _document_rows(settings.spans, corpus)
+    return _window_rows(index_windows(corpus, settings.windows, folder / "windows", model.tokenizer))
 
 
 def _table(settings: ScanSettings) -> Path | None:
@@ -129,6 +195,10 @@ def _table(settings: ScanSettings) -> Path | None:
 def _window_rows(index: WindowIndex) -> ScanRows:
     account = {"corpus": index.corpus.manifest["total"], "windows": index.manifest}
     return ScanRows(len(index.corpus), index.total, account, index.paragraphs)
+
+
+def _document_rows(settings: SpanSettings, corpus: Corpus) -> DocumentRows:
+    return DocumentRows({"corpus": corpus.manifest["total"]}, corpus, (settings.prefix_len, settings.continuation_len))
 
 
 def _table_rows(settings: ScanSettings, path: Path, model: HookedTransformer) -> ScanRows:

@@ -8,6 +8,7 @@ from typing import Any
 from mechmem.data.errors import InputError
 from mechmem.data.windows import WindowSettings
 from mechmem.measure.exact import Method, Precision, check_method
+from mechmem.measure.spans import SpanSettings
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ScanSettings:
         precision: "bfloat16" goes with the cascade: what passes and what is uncertain is confirmed in float32.
         edit_distance: decode greedily what is not memorized, as far as it is scored in full.
         min_em: write no paragraph with a lower EM; the manifest counts them.
+        spans: read whole documents and write memorized spans at any offset instead of windows (document mode, see
+            `find_spans`); stride, filters, limit and `min_em` are for windows alone.
         run: paragraphs that share so many tokens in a row are one cluster.
         strict: stop at the first record that cannot be read.
         column: the field that holds the text.
@@ -42,6 +45,7 @@ class ScanSettings:
     precision: Precision = "float32"
     edit_distance: bool = True
     min_em: int = 0
+    spans: SpanSettings | None = None
     run: int = 25
     strict: bool = False
     column: str = "text"
@@ -51,6 +55,11 @@ class ScanSettings:
 
     def __post_init__(self) -> None:
         check_method(self.method, self.precision)
+        if self.spans is not None and self.windows != WindowSettings(seed=self.windows.seed):
+            raise InputError(
+                "settings of windows came for document mode, which looks at every offset of every document; leave "
+                "stride, filters and limit away"
+            )
         if not 1 <= self.run <= self.windows.length:
             raise InputError(f"run is {self.run}; wanted 1 to {self.windows.length}, the paragraphs' length")
         if (
@@ -67,6 +76,11 @@ class ScanSettings:
                 f"no corpus came for {self.model}; the bundled paragraphs are token ids of the bundled model alone: "
                 "name text or tokens that the model was trained on with --corpus"
             )
+
+    @property
+    def doing(self) -> str:
+        """What is counted while it works."""
+        return "scoring paragraphs" if self.spans is None else "reading tokens"
 
     def described(self) -> dict[str, Any]:
         """The settings as JSON has them."""

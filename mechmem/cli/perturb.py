@@ -1,0 +1,83 @@
+"""`mechmem perturb`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.table import Table
+
+from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors
+from mechmem.cli.progress import live_progress
+
+
+@app.command()
+def perturb(
+    model: Model = "bundled",
+    corpus: Corpus = None,
+    out: Annotated[Path, typer.Option(help="A netCDF file; its pairs are written beside it.")] = Path(
+        "perturbation.nc"
+    ),
+    seed: Seed = 0,
+    limit: Annotated[int, typer.Option(help="Perturb a random sample of this many paragraphs.")] = 90,
+    min_em: Annotated[
+        int | None, typer.Option(help="Only paragraphs of at least this EM; by default memorized.")
+    ] = None,
+    replacement: Annotated[str, typer.Option(help="random, or runner-up: the model's own next guess.")] = "random",
+    scope: Annotated[str, typer.Option(help="token; rest: it and all after it; prefix: all at once.")] = "token",
+    samples: Annotated[int, typer.Option(help="Random replacements of each token.")] = 1,
+    edit_distance: Annotated[bool, typer.Option(help="Decode, for the edit distance.")] = False,
+    device: Device = None,
+) -> None:
+    """Replace every prefix token in turn and score again; writes OUT (netCDF).
+
+    With scope token also OUT-clean.parquet and OUT-corrupt.parquet: each paragraph and its worst single replacement.
+    """
+    with plain_errors():
+        with console.status("loading"):
+            from mechmem.data.atomic import replacing
+            from mechmem.data.errors import InputError
+            from mechmem.measure.pairs import worst_perturbations
+            from mechmem.measure.perturb import perturb_prefix
+            from mechmem.measure.survivors import memorized_sample
+            from mechmem.model.load import load_model
+        if out.suffix != ".nc":
+            raise InputError(f"the output is {out}; wanted a name that ends in .nc")
+        loaded = load_model(model, processing="raw", device=device)
+        with live_progress() as progress:
+            paras = memorized_sample(
+                loaded,
+                None if corpus is None else str(corpus),
+                limit=limit,
+                min_em=min_em,
+                seed=seed,
+                progress=lambda done, total: progress("scoring paragraphs", done, total),
+            )
+            result = perturb_prefix(
+                loaded,
+                paras,
+                replacement=cast(Any, replacement),
+                scope=cast(Any, scope),
+                samples=samples,
+                edit_distance=edit_distance,
+                seed=seed,
+                progress=lambda done, total: progress("perturbing paragraphs", done, total),
+            )
+        written = [out]
+        if scope == "token":
+            clean, corrupt = worst_perturbations(loaded, paras, result)
+            for name, pairs in (("clean", clean), ("corrupt", corrupt)):
+                written.append(out.with_name(f"{out.stem}-{name}.parquet"))
+                pairs.save(written[-1])
+        with replacing(out) as temporary:
+            result.to_netcdf(temporary, engine="h5netcdf")
+        table = Table("position", "EM drop", "95 %", title=f"{len(paras)} paragraphs, the places that matter most")
+        for place in result.em_drop_mean.argsort().values[::-1][:10]:
+            here = result.isel(pos=int(place))
+            interval = f"{float(here.em_drop_low):.1f} to {float(here.em_drop_high):.1f}"
+            table.add_row(str(int(here.pos)), f"{float(here.em_drop_mean):.1f}", interval)
+        console.print(table)
+        console.print(f"Mean over all places: {float(result.em_drop.mean()):.2f} tokens of EM", highlight=False)
+        for path in written:
+            console.print(f"Wrote {path.resolve()}", soft_wrap=True, highlight=False)

@@ -1,0 +1,247 @@
+"""Document mode: every stretch of a document that the model continues word for word, at any offset.
+
+A scan of windows looks at every fiftieth or hundredth offset and pays for each window's prefix. Here the model reads
+long stretches once; where it predicts nearly every token, all windows are scored with their exact prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Int, Integer
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
+from mechmem.data.shards import Documents
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.margins import margins
+
+# Tokens read by one forward on a CPU, and on other devices.
+TOKENS_AT_ONCE = {"cpu": 2**11}
+OTHERWISE = 2**16
+CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class SpanSettings:
+    """How documents are read and what counts as found.
+
+    Attributes:
+        prefix_len: tokens that the model is given when a window is confirmed.
+        continuation_len: tokens that it must then reproduce.
+        min_match: a window is confirmed if reading predicts so many of its continuation tokens; lower finds more of
+            what only the exact prefix brings out, and costs more.
+        context: tokens read at once; None: 512, or the model's context if that is less.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    prefix_len: int = 50
+    continuation_len: int = 50
+    min_match: int = 45
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefix_len < 1 or self.continuation_len < 1:
+            raise InputError(
+                f"prefix_len is {self.prefix_len} and continuation_len {self.continuation_len}; wanted 1 or more"
+            )
+        if not 1 <= self.min_match <= self.continuation_len:
+            raise InputError(
+                f"min_match is {self.min_match}; wanted 1 to {self.continuation_len}, the tokens of a continuation"
+            )
+
+    def context_of(self, n_ctx: int) -> int:
+        """Tokens read at once by a model of this context.
+
+        Raises:
+            InputError: it does not hold a prefix and a continuation, or the model's does not hold it.
+        """
+        context = min(n_ctx, CONTEXT) if self.context is None else self.context
+        least = self.prefix_len + self.continuation_len
+        if not least <= context <= n_ctx:
+            raise InputError(
+                f"the context is {context}; wanted {least} (a prefix and a continuation) to {n_ctx}, the model's"
+            )
+        return context
+
+
+def find_spans(
+    scorer: ExactScorer, documents: Documents, settings: SpanSettings, progress: Progress | None = None
+) -> tuple[pa.Table, dict[str, int]]:
+    """The memorized spans of some documents.
+
+    1. Read every document once, `context` tokens at a time, each token with at least `prefix_len` before it. Tokens
+       within the tolerance of being the argmax count as predicted.
+    2. Candidates are all offsets at which at least `min_match` of the next `continuation_len` tokens are predicted.
+    3. Every candidate is scored exactly: the `prefix_len` tokens before it alone, EM as in `score`. Equal windows are
+       scored once.
+    4. Confirmed windows whose continuations overlap or touch are one span.
+
+    What is found is exact: no window is reported that greedy decoding from its exact prefix does not reproduce. A
+    window is missed if reading with more context predicts fewer than `min_match` of its tokens; experiments/spans.py
+    measures how many.
+
+    Args:
+        scorer: of the model; its precision is that of the reading.
+        documents: whole documents.
+        settings: how to read.
+        progress: called with (tokens read, tokens).
+
+    Returns:
+        A table with one row a span: `document`, `source`, `start` and `stop` (the tokens that are reproduced, in the
+        document), `windows` (offsets of the confirmed windows' first tokens), `tokens` (ids from the first prefix token
+        to the span's end), and the numbers `tokens`, `candidates`, `windows`, `spans`.
+
+    Raises:
+        InputError: ids beyond the model's vocabulary, or a context that is not fit.
+    """
+    tokens = np.asarray(documents.tokens).astype(np.int64)
+    if len(tokens) and int(tokens.max()) >= scorer.lean.d_vocab:
+        raise InputError(
+            f"a token id is {tokens.max()} and the model's vocabulary has {scorer.lean.d_vocab} tokens; wanted lower "
+            "ids: encode the text with this model's tokenizer"
+        )
+    predicted = predictions(scorer, documents, settings, progress)
+    candidates = _candidates(predicted, documents.starts, settings)
+    confirmed = candidates[_memorized(scorer, tokens, candidates, settings)]
+    rows = _spans(tokens, documents, confirmed, settings)
+    counts = {"tokens": len(tokens), "candidates": len(candidates), "windows": len(confirmed), "spans": len(rows)}
+    return pa.Table.from_pylist(rows, SCHEMA), counts
+
+
+SCHEMA = pa.schema(
+    [
+        ("document", pa.int64()),
+        ("source", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("windows", pa.list_(pa.int64())),
+        ("tokens", pa.list_(pa.int32())),
+    ]
+)
+
+
+def predictions(
+    scorer: ExactScorer, documents: Documents, settings: SpanSettings, progress: Progress | None = None
+) -> Bool[np.ndarray, " pos"]:
+    """Which tokens the model predicts, perhaps by a near-tie, from at least `prefix_len` before them."""
+    lean, first = scorer.lean, settings.prefix_len
+    context = settings.context_of(lean.n_ctx)
+    pieces = [
+        (start, min(start + context, stop))
+        for begin, stop in pairwise(documents.starts.tolist())
+        for start in range(begin, max(begin, stop - first), context - first)
+    ]
+    # Pieces of like lengths are read together, so that little is padded; padding stands behind, where nothing sees it.
+    pieces.sort(key=lambda piece: piece[0] - piece[1])
+    predicted = np.zeros(len(documents.tokens), dtype=bool)
+    at_once = TOKENS_AT_ONCE.get(lean.device.type, OTHERWISE)
+    tolerance, read, total = scorer.tolerance[scorer.precision], 0, sum(stop - start for start, stop in pieces)
+    while pieces:
+        length = pieces[0][1] - pieces[0][0]
+        batch, pieces = pieces[: max(1, at_once // length)], pieces[max(1, at_once // length) :]
+        begins, stops = np.array(batch).T[:, :, None]
+        places = begins + np.arange(length)
+        inside = torch.from_numpy(places < stops)
+        places = np.minimum(places, len(predicted) - 1)
+        rows = torch.from_numpy(np.asarray(documents.tokens)[places].astype(np.int64))
+        with scorer.fast():
+            hidden = scorer.first.forward(rows[:, :-1])[:, first - 1 :]
+            asked = inside[:, first:].to(hidden.device)
+            margin = margins(
+                scorer.first, hidden[asked][None], rows[:, first:][inside[:, first:]][None], nll=False
+            ).margin
+        predicted[places[:, first:][inside[:, first:].numpy()]] = (margin[0] >= -tolerance).cpu().numpy()
+        read += int(inside.sum())
+        if progress is not None:
+            progress(read, total)
+    return predicted
+
+
+def _candidates(
+    predicted: Bool[np.ndarray, " pos"], starts: Int[np.ndarray, " edge"], settings: SpanSettings
+) -> Int[np.ndarray, " candidate"]:
+    """Places where a continuation may begin: enough is predicted, and prefix and continuation stand in one document."""
+    length = settings.continuation_len
+    sums = np.concatenate([[0], np.cumsum(predicted)])
+    places = np.flatnonzero(sums[length:] - sums[:-length] >= settings.min_match)
+    document = np.searchsorted(starts, places, side="right") - 1
+    fits = (places - settings.prefix_len >= starts[document]) & (places + length <= starts[document + 1])
+    return places[fits]
+
+
+def _memorized(
+    scorer: ExactScorer,
+    tokens: Integer[np.ndarray, " pos"],
+    candidates: Int[np.ndarray, " candidate"],
+    settings: SpanSettings,
+) -> Bool[np.ndarray, " candidate"]:
+    if not len(candidates):
+        return np.zeros(0, dtype=bool)
+    offsets = np.arange(-settings.prefix_len, settings.continuation_len)
+    rows, inverse = np.unique(tokens[candidates[:, None] + offsets], axis=0, return_inverse=True)
+    scores = scorer.score(Paragraphs(torch.from_numpy(rows), settings.prefix_len))
+    return (scores.em == settings.continuation_len)[inverse.reshape(-1)]
+
+
+def _spans(
+    tokens: Integer[np.ndarray, " pos"],
+    documents: Documents,
+    confirmed: Int[np.ndarray, " window"],
+    settings: SpanSettings,
+) -> list[dict[str, Any]]:
+    """Rows of the table: confirmed continuations that overlap or touch, of one document."""
+    if not len(confirmed):
+        return []
+    document = np.searchsorted(documents.starts, confirmed, side="right") - 1
+    apart = (np.diff(confirmed) > settings.continuation_len) | (np.diff(document) > 0)
+    rows = []
+    for group in np.split(np.arange(len(confirmed)), np.flatnonzero(apart) + 1):
+        number = int(document[group[0]])
+        begin, places = int(documents.starts[number]), confirmed[group]
+        start, stop = int(places[0]), int(places[-1]) + settings.continuation_len
+        rows.append(
+            {
+                "document": int(documents.numbers[number]),
+                "source": str(documents.sources[number]),
+                "start": start - begin,
+                "stop": stop - begin,
+                "windows": (places - settings.prefix_len - begin).tolist(),
+                "tokens": tokens[start - settings.prefix_len : stop].tolist(),
+            }
+        )
+    return rows
+
+
+def missed_by_stride(
+    spans: pa.Table, stride: int, *, prefix_len: int = 50, continuation_len: int = 50
+) -> dict[str, Any]:
+    """What a scan of windows at this stride, from each document's start, does not see of some spans.
+
+    Returns:
+        `spans` and `spans_missed` (no window of theirs stands on the grid), `tokens` (reproduced by any window) and
+        `tokens_missed` (by none on the grid).
+
+    Raises:
+        InputError: a stride below 1.
+    """
+    if stride < 1:
+        raise InputError(f"stride is {stride}; wanted 1 or more tokens from window to window")
+    result = {"spans": len(spans), "spans_missed": 0, "tokens": 0, "tokens_missed": 0}
+    for windows in spans["windows"].to_pylist():
+        reproduced = [
+            {w + prefix_len + i for w in some for i in range(continuation_len)}
+            for some in (windows, [w for w in windows if w % stride == 0])
+        ]
+        result["spans_missed"] += not reproduced[1]
+        result["tokens"] += len(reproduced[0])
+        result["tokens_missed"] += len(reproduced[0]) - len(reproduced[1])
+    return result
