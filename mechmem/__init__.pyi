@@ -1,6 +1,9 @@
 from .data.bundled import bundled_paragraphs as bundled_paragraphs
 from .data.bundled import bundled_unigram_counts as bundled_unigram_counts
+from .data.corpora import open_corpus as open_corpus
+from .data.corpora import read_corpus as read_corpus
 from .data.counts import cluster as cluster
+from .data.counts import corpus_unigram_counts as corpus_unigram_counts
 from .data.filters import PAPER_KEYWORDS as PAPER_KEYWORDS
 from .data.paragraphs import Paragraphs as Paragraphs
 from .data.windows import WindowSettings as WindowSettings

@@ -86,7 +86,7 @@ def test_perturb_writes_the_numbers_and_the_pairs(tmp_path):
     assert result.em_drop.shape == (2, 50) and result.clean_em.values.tolist() == [50, 50]
     clean, corrupt = (Paragraphs.load(tmp_path / f"perturbed-{name}.parquet") for name in ("clean", "corrupt"))
     assert ((clean.tokens != corrupt.tokens)[:, :50].sum(1) == 1).all() and len(clean) <= 2
-    assert "the places that matter most" in answer.output and "perturbed-corrupt.parquet" in answer.output
+    assert "What matters most" in answer.output and "perturbed-corrupt.parquet" in answer.output
     for wrong, sentence in ((["--limit", "0"], "limit is 0"), (["--out", "x.txt"], "ends in .nc")):
         answer = runner.invoke(app, ["perturb", *options, *wrong])
         assert answer.exit_code == 2 and sentence in answer.output

@@ -72,12 +72,13 @@ def perturb(
                 pairs.save(written[-1])
         with replacing(out) as temporary:
             result.to_netcdf(temporary, engine="h5netcdf")
-        table = Table("position", "EM drop", "95 %", title=f"{len(paras)} paragraphs, the places that matter most")
+        table = Table("position", "EM drop", "95 %", title="What matters most")
         for place in result.em_drop_mean.argsort().values[::-1][:10]:
             here = result.isel(pos=int(place))
             interval = f"{float(here.em_drop_low):.1f} to {float(here.em_drop_high):.1f}"
             table.add_row(str(int(here.pos)), f"{float(here.em_drop_mean):.1f}", interval)
         console.print(table)
-        console.print(f"Mean over all places: {float(result.em_drop.mean()):.2f} tokens of EM", highlight=False)
+        mean = float(result.em_drop.mean())
+        console.print(f"Mean of {len(paras)} paragraphs and all places: {mean:.2f} tokens of EM", highlight=False)
         for path in written:
             console.print(f"Wrote {path.resolve()}", soft_wrap=True, highlight=False)
