@@ -3,6 +3,7 @@
     python experiments/benchmarks/measure.py            # both models; about half an hour on two cores
     python experiments/benchmarks/measure.py bundled    # one of them
     python experiments/benchmarks/measure.py perturb    # every prefix position perturbed, against decoding each
+    python experiments/benchmarks/measure.py documents  # document mode against windows, in tokens a second
     python experiments/benchmarks/measure.py memory     # peak memory of a scan against the length of the corpus
 
 Every way scores the same paragraphs, in turn, ROUNDS times over; figures are medians, ratios are taken within a round.
@@ -18,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 import mechmem as mm
 from mechmem.data.bundled import MODEL_FOLDER
+from mechmem.data.shards import Documents
 from mechmem.measure.decode import greedy_continuations
 from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.spans import SpanSettings, find_spans
 from mechmem.model.lean import LeanModel
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -39,6 +43,8 @@ PREFIX, LENGTH = 50, 100
 # Paragraphs of the ways that decode token by token, of one forward, and of the cascade.
 FEW, SOME, MANY = {"125m": 32, "bundled": 128}, {"125m": 64, "bundled": 512}, {"125m": 200, "bundled": 1000}
 BATCH = 32
+# Documents and their length.
+READ = {"bundled": (20, 2000), "125m": (5, 2000)}
 PERTURBED = {"bundled": 90, "125m": 8}
 SHAPE = {"125m": (12, 768, 12, 50257), "bundled": (6, 256, 8, 4096)}
 TARGETS = {
@@ -276,6 +282,39 @@ def save(name: str, lines: list[str]) -> None:
     print("\n".join(lines))
 
 
+def documents() -> None:
+    """Tokens a second of document mode and of windows at stride 50, on text of which nothing is memorized."""
+    lines = ["# Whole documents against windows at stride 50", ""]
+    lines += [stamp("python experiments/benchmarks/measure.py documents"), ""]
+    lines += ["| model | precision | document mode, tokens/s | windows, tokens/s | ratio within a round |"]
+    lines += ["|---|---|---|---|---|"]
+    for name, (count, length) in READ.items():
+        model, _ = models(name)
+        tokens = np.random.default_rng(SEED).integers(0, model.cfg.d_vocab, (count, length))
+        whole = Documents(tokens.reshape(-1), np.arange(count + 1) * length, np.arange(count), np.full(count, "random"))
+        cut = np.lib.stride_tricks.sliding_window_view(tokens, LENGTH, axis=1)[:, ::50].reshape(-1, LENGTH)
+        paras = mm.Paragraphs(torch.from_numpy(cut.copy()), PREFIX)
+        for precision in ("float32", "bfloat16"):
+            scorer = ExactScorer(model, paras.select(range(CALIBRATION)), method="cascade", precision=precision)
+            speeds: tuple[list[float], list[float]] = ([], [])
+            for _ in range(ROUNDS + 1):
+                for kept, work in zip(
+                    speeds,
+                    (partial(find_spans, scorer, whole, SpanSettings()), partial(scorer.score, paras)),
+                    strict=True,
+                ):
+                    started = time.perf_counter()
+                    work()
+                    kept.append(tokens.size / (time.perf_counter() - started))
+            read, scored = (np.array(values[1:]) for values in speeds)
+            lines.append(
+                f"| {name} | {precision} | {np.median(read):,.0f} | {np.median(scored):,.0f} | "
+                f"{np.median(read / scored):.2f} |"
+            )
+            print(lines[-1], flush=True)
+    save("measure-documents.md", lines)
+
+
 def perturbation() -> None:
     """Perturb every prefix position, against doing each replacement as the study's code does."""
     lines = ["# Perturbing every position of the prefix", ""]
@@ -332,6 +371,6 @@ def scan_memory() -> None:
 
 
 if __name__ == "__main__":
-    special = {"memory": scan_memory, "perturb": perturbation}
-    for chosen in sys.argv[1:] or ["bundled", "125m", "perturb", "memory"]:
+    special = {"memory": scan_memory, "perturb": perturbation, "documents": documents}
+    for chosen in sys.argv[1:] or ["bundled", "125m", "perturb", "documents", "memory"]:
         special[chosen]() if chosen in special else measure(chosen)

@@ -59,7 +59,9 @@ def worst_perturbations(model: HookedTransformer, paras: Paragraphs, drop: xr.Da
     for start in range(0, len(paras), BATCH):
         changed = corrupt[start : start + BATCH]
         runs = open_runs(changed)
-        corrupt[start : start + BATCH, paras.prefix_len :] = torch.from_numpy(runs.decode(changed, runs.clean))
+        corrupt[start : start + BATCH, paras.prefix_len :] = torch.from_numpy(
+            runs.decode(changed, runs.clean.em, runs.clean.rival)
+        )
     differs = np.flatnonzero((corrupt != paras.tokens)[:, paras.prefix_len :].any(1).numpy())
     if not len(differs):
         raise InputError("no replacement changes how the model goes on; wanted at least one: perturb with more samples")

@@ -21,6 +21,9 @@ from mechmem.model.lean import KeyValues
 from mechmem.model.lean_weights import unsupported
 from mechmem.model.load import HookedTransformer
 
+# Rows of one forward of the hooked model while it decodes.
+ROWS = 64
+
 
 @dataclass(frozen=True)
 class Run:
@@ -50,8 +53,10 @@ class PrefixRuns(Protocol):
         """Run them changed at `place` or behind it, where `place` is not behind that of any earlier call."""
         ...
 
-    def decode(self, changed: Int[Tensor, "paragraph pos"], run: Run) -> Int[np.ndarray, "paragraph continuation_pos"]:
-        """What greedy decoding writes after the changed prefixes, given their run."""
+    def decode(
+        self, changed: Int[Tensor, "row pos"], em: Int[Tensor, " row"], rival: Int[Tensor, " row"]
+    ) -> Int[np.ndarray, "row continuation_pos"]:
+        """What greedy decoding writes after any changed prefixes, given what their runs said."""
         ...
 
 
@@ -88,10 +93,10 @@ class _KeptRuns:
         predicted = torch.where(match, true, result.rival)
         return Run(em.cpu(), result.token_nll.cpu(), match.cpu(), predicted.cpu(), rival.cpu())
 
-    def decode(self, changed: Int[Tensor, "paragraph pos"], run: Run) -> Int[np.ndarray, "paragraph continuation_pos"]:
-        return greedy_continuations(
-            self._scorer.lean, changed, self._prefix_len, run.em.numpy(), run.rival.numpy(), batch_size=len(changed)
-        )
+    def decode(
+        self, changed: Int[Tensor, "row pos"], em: Int[Tensor, " row"], rival: Int[Tensor, " row"]
+    ) -> Int[np.ndarray, "row continuation_pos"]:
+        return greedy_continuations(self._scorer.lean, changed, self._prefix_len, em.numpy(), rival.numpy())
 
 
 class _WholeRuns:
@@ -108,10 +113,16 @@ class _WholeRuns:
         return Run(found["em"], found["token_nll"], found["match"], found["greedy"], rival)
 
     @torch.no_grad()
-    def decode(self, changed: Int[Tensor, "paragraph pos"], run: Run) -> Int[np.ndarray, "paragraph continuation_pos"]:  # noqa: ARG002
+    def decode(
+        self,
+        changed: Int[Tensor, "row pos"],
+        em: Int[Tensor, " row"],  # noqa: ARG002
+        rival: Int[Tensor, " row"],  # noqa: ARG002
+    ) -> Int[np.ndarray, "row continuation_pos"]:
         text = changed.clone()
-        for stop in range(self._prefix_len, changed.shape[1]):
-            # One column: the last, of the tokens before and any one token behind them.
-            logits = continuation_logits(self._model, text[:, : stop + 1], stop)
-            text[:, stop] = logits[:, 0].argmax(-1).cpu()
+        for part in text.split(ROWS):
+            for stop in range(self._prefix_len, changed.shape[1]):
+                # One column: the last, of the tokens before and any one token behind them.
+                logits = continuation_logits(self._model, part[:, : stop + 1], stop)
+                part[:, stop] = logits[:, 0].argmax(-1).cpu()
         return text[:, self._prefix_len :].numpy()

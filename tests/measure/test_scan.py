@@ -294,6 +294,7 @@ def test_rows_of_a_file_keep_their_columns_and_are_sampled(tmp_path, bundled):
     found = Paragraphs.load(tmp_path / "s.parquet")
     assert len(found) == 12 and manifest["account"] == {"rows": 40, "not_sampled": 28, "kept": 12}
     rows = found.column("mine") // 2
+    assert rows.max() > 20 and np.all(np.diff(rows) > 0), "a sample, in order, and not the first rows"
     for name in ("count", "cluster", "seen", "source"):
         assert np.array_equal(found.column(name), known.column(name)[rows])
     assert found.column("em").tolist() == score(bundled, known.select(rows)).em.values.tolist()
