@@ -140,7 +140,7 @@ def main() -> None:
         if name != "memorized"
     ]
     lines += ["", "![Mean EM drop by replaced position](perturbation.png)", "", "Balance of the matching:", ""]
-    lines += ["```", balance.to_dataframe().round(3).to_string(), "```", ""]
+    lines += ["```", balance.drop_dims("paragraph").to_dataframe().round(3).to_string(), "```", ""]
     draw({name: values["profile"] for name, values in sets.items()})
     notes = PAGE.read_text().split("<!-- notes -->\n") if PAGE.exists() else []
     PAGE.write_text("\n".join(lines) + ("<!-- notes -->\n" + notes[1] if len(notes) == 2 else ""))

@@ -24,6 +24,7 @@ from .measure.scan_settings import ScanSettings as ScanSettings
 from .measure.scores import kl as kl
 from .measure.scores import score as score
 from .measure.scores import split as split
+from .measure.spans import SpanSettings as SpanSettings
 from .measure.stats import cluster_bootstrap as cluster_bootstrap
 from .model.export import export as export
 from .model.load import load_model as load_model

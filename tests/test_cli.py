@@ -37,7 +37,7 @@ def test_a_scan_writes_one_file_and_its_account(tmp_path):
     assert answer.exit_code == 0, answer.output
     paras = Paragraphs.load(out)
     assert {"em", "nll", "count", "cluster", "text"} <= set(paras.table.column_names if paras.table else [])
-    settings = json.loads(out.with_suffix(".json").read_text())["described"]["settings"]
+    settings = json.loads(out.with_suffix(".scan.json").read_text())["described"]["settings"]
     assert settings["windows"]["stride"] == 50 and "license" in settings["windows"]["keywords"]
     assert "skipped: bad JSON" in answer.output and "memorized (EM 50)" in answer.output
 

@@ -126,7 +126,6 @@ def print_scan(manifest: dict[str, Any]) -> None:
                 table.add_row(f"  dropped: {reason}", f"{count:,}")
         table.add_row("  duplicates", f"{windows['duplicates']:,}")
         table.add_row("  not sampled", f"{windows['not_sampled']:,}")
-    seconds = max(manifest["seconds"]["scoring"], 1e-9)
     table.add_section()
     if "em" in manifest:
         em = manifest["em"]
@@ -135,12 +134,12 @@ def print_scan(manifest: dict[str, Any]) -> None:
         table.add_row(f"  memorized (EM {len(em) - 1})", f"{em[-1]:,}")
         table.add_row(f"  other (EM at most {few})", f"{sum(em[: few + 1]):,}")
         table.add_row("rows written", f"{manifest['rows']:,}")
-        table.add_row("paragraphs a second", f"{sum(em) / seconds:,.1f}")
+        table.add_row("paragraphs a second", f"{manifest['per_second']:,.1f}")
     else:
         for name, count in manifest["found"].items():
             table.add_row(f"memorized {name}" if name in ("windows", "spans") else name, f"{count:,}")
         for stride, missed in manifest["missed"].items():
             table.add_row(f"  spans that windows at {stride} miss", f"{missed['spans_missed']:,}")
             table.add_row("  tokens of spans that they miss", f"{missed['tokens_missed']:,} of {missed['tokens']:,}")
-        table.add_row("tokens a second", f"{manifest['found']['tokens'] / seconds:,.0f}")
+        table.add_row("tokens a second", f"{manifest['per_second']:,.0f}")
     console.print(table)

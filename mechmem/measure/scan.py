@@ -17,7 +17,7 @@ import numpy as np
 from mechmem.data.atomic import remove_partials, replacing
 from mechmem.data.errors import InputError
 from mechmem.measure.scan_output import write_output
-from mechmem.measure.scan_parts import PartScorer
+from mechmem.measure.scan_parts import PartScorer, account_path
 from mechmem.measure.scan_rows import DocumentRows, Report, ScanRows, open_rows, source_inputs
 from mechmem.measure.scan_settings import ScanSettings
 from mechmem.model.load import HookedTransformer, load_model, provenance
@@ -53,7 +53,7 @@ def scan(
         progress: called with (what is being done, done, total).
 
     Returns:
-        The manifest, which is also written beside the output (`paragraphs.json`): settings, model, what was read,
+        The manifest, which is also written beside the output (`paragraphs.scan.json`): settings, model, what was read,
         skipped and dropped (`account`; records = documents + skipped, windows = dropped + duplicates + not_sampled +
         kept), `em` (how many paragraphs have each EM), rows written, tolerance and how many near-ties were settled. In
         document mode rows are spans (see `find_spans`), and instead of `em` there are `found` (tokens, candidates,
@@ -68,7 +68,7 @@ def scan(
     model = load_model(settings.model, processing="raw", device=device)
     described = {"format": FORMAT, "settings": settings.described(), "rows_per_file": rows_per_file}
     described = json.loads(json.dumps(described | {"weights": provenance(model).weight_hash, "inputs": inputs}))
-    manifest_path, folder = out.with_suffix(".json"), out.with_suffix(".scan")
+    manifest_path, folder = out.with_suffix(".scan.json"), out.with_suffix(".scan")
     if out.exists() and manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text())
         _refuse_other(out, manifest.get("described", {}), described)
@@ -85,7 +85,7 @@ def scan(
             if new:
                 shutil.rmtree(folder)
             raise
-        scoring = time.monotonic()
+        scoring, left = time.monotonic(), rows.total - _done(folder, rows.parts)
         accounts = _score(settings, folder, rows, model, engine, workers, report)
         seconds = time.monotonic() - scoring
         run = settings.run if settings.spans is None else None
@@ -96,6 +96,7 @@ def scan(
             "rows": written,
             **_total(accounts),
             "seconds": {"scoring": round(seconds, 2), "all": round(time.monotonic() - started, 2)},
+            "per_second": round(left / seconds, 1),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         with replacing(manifest_path) as temporary:
@@ -127,6 +128,12 @@ def _score(
         done += accounts[-1]["size"]
         report(settings.doing, done, rows.total)
     return accounts
+
+
+def _done(folder: Path, parts: int) -> int:
+    """Paragraphs or tokens that an earlier run scored."""
+    paths = (account_path(folder, number) for number in range(parts))
+    return sum(json.loads(path.read_text())["size"] for path in paths if path.is_file())
 
 
 def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:

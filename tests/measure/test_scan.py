@@ -108,7 +108,7 @@ def test_edit_distance_is_that_of_greedy_decoding(scanned, bundled):
 
 
 def test_the_manifest_accounts_for_every_line(scanned, texts):
-    manifest = json.loads(scanned[0].with_suffix(".json").read_text())
+    manifest = json.loads(scanned[0].with_suffix(".scan.json").read_text())
     assert manifest == scanned[1]
     corpus, windows = manifest["account"]["corpus"], manifest["account"]["windows"]
     assert corpus["records"] == len(texts) + 1 == corpus["documents"] + sum(corpus["skipped"].values())
@@ -143,15 +143,15 @@ def test_killed_before_any_write_it_goes_on_to_the_same_output(scanned, corpus, 
             break
         except Killed:
             kills += 1
-            assert not out.exists() or not out.with_suffix(".json").exists()
+            assert not out.exists() or not out.with_suffix(".scan.json").exists()
     assert kills > 5
     assert same(out, scanned[0])
-    manifest = json.loads(out.with_suffix(".json").read_text())
+    manifest = json.loads(out.with_suffix(".scan.json").read_text())
     for name in ("account", "em", "rows", "settled", "tolerance"):
         assert manifest[name] == scanned[1][name]
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".left")) == [
-        "paragraphs.json",
         "paragraphs.parquet",
+        "paragraphs.scan.json",
     ]
 
 
