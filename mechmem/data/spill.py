@@ -19,7 +19,7 @@ class Spill:
     Few pairs stay in memory and touch no disk. Within a bucket, pairs stand in the order in which they were added.
     """
 
-    def __init__(self, folder: Path, *, buckets: int = 256, buffer: int = 2**20) -> None:
+    def __init__(self, folder: Path, *, buckets: int = 256, buffer: int = 2**18) -> None:
         """Begin empty.
 
         Args:

@@ -26,7 +26,7 @@ def greedy_continuations(
 
     Args:
         lean: the model.
-        tokens: prefix and true continuation.
+        tokens: prefix and true continuation, on any device.
         prefix_len: tokens of the prefix.
         em: leading matches of each paragraph; up to there the greedy continuation is the true one.
         rival: what the model says instead at the first mismatch (any value where there is none).
@@ -37,6 +37,7 @@ def greedy_continuations(
         Ids. Ties after the first mismatch are settled in the model's own precision.
     """
     count, length = len(tokens), tokens.shape[1] - prefix_len
+    tokens = tokens.cpu()
     said = tokens[:, prefix_len:].clone()
     matched, first = torch.as_tensor(em), torch.as_tensor(rival)
     order = torch.argsort(matched, stable=True)
@@ -47,7 +48,7 @@ def greedy_continuations(
         if progress is not None:
             progress(min(start + batch_size, len(order)), len(order))
     assert said.shape == (count, length)
-    return said.cpu().numpy()
+    return said.numpy()
 
 
 def _decode(

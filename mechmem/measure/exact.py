@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -70,7 +71,8 @@ class ExactScorer:
         settled: paragraphs scored again, by the precision that settled them.
 
     Raises:
-        InputError: an unknown method or precision, bfloat16 without the cascade, or a model that is not supported.
+        InputError: an unknown method or precision, bfloat16 without the cascade, no paragraph to calibrate on, a batch
+            of none, stages that do not rise, or a model that is not supported.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ExactScorer:
         stages: tuple[int, ...] = STAGES,
     ):
         check_method(method, precision)
+        _check_sizes(calibration, batch_size, stages)
         self.method, self.precision, self._batch_size, self._stages = method, precision, batch_size, stages
         self.lean = LeanModel(model)
         self._fast = fast_float32 if self.lean.dtype == torch.float32 else lambda _: nullcontext()
@@ -131,7 +134,8 @@ class ExactScorer:
         if bool(near.any()):
             rows = near.nonzero().squeeze(1)
             em[rows], rival[rows] = self.settle(tokens[rows], prefix_len)
-        return em, result.token_nll.mean(-1), match.float().mean(-1), _at_mismatch(rival, em)
+        share = match.to(result.token_nll.dtype).mean(-1)
+        return em, result.token_nll.mean(-1), share, _at_mismatch(rival, em)
 
     def fast(self) -> AbstractContextManager[None]:
         """The fastest float32 products that are float32 here."""
@@ -151,7 +155,9 @@ class ExactScorer:
         confirm = self.precision == "bfloat16"
         em = torch.zeros(count, dtype=torch.long, device=tokens.device)
         rival, again = torch.full_like(em, -1), torch.zeros_like(em, dtype=torch.bool)
-        token_nll, match = torch.full((2, count, length), torch.nan, device=tokens.device, dtype=self.lean.dtype)
+        # As wide as what `margins` gives for a model of sixteen bits, too.
+        wide = torch.promote_types(self.lean.dtype, torch.float32)
+        token_nll, match = torch.full((2, count, length), torch.nan, device=tokens.device, dtype=wide)
         left, kept, done = torch.arange(count, device=tokens.device), None, 0
         for stop in [*(stage for stage in self._stages if stage < length), length]:
             kept = kept or KeyValues(self.first, count, tokens.shape[1])
@@ -221,4 +227,17 @@ def check_method(method: str, precision: str) -> None:
         raise InputError(
             "bfloat16 came with the method 'full'; it only decides which paragraphs to confirm in float32: wanted the "
             "method 'cascade' with it"
+        )
+
+
+def _check_sizes(calibration: Paragraphs, batch_size: int | None, stages: tuple[int, ...]) -> None:
+    if not len(calibration):
+        raise InputError("no paragraph came to calibrate on; wanted at least one: give some of those to be scored")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(
+            f"batch_size is {batch_size}; wanted at least 1 paragraph, or None for as many as fit the cache"
+        )
+    if not stages or any(stop <= start for start, stop in pairwise((0, *stages))):
+        raise InputError(
+            f"stages are {stages}; wanted rising numbers of continuation tokens after which to look who is left, from 1"
         )

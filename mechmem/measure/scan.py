@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.metadata
 import json
 import shutil
@@ -88,6 +89,9 @@ def scan(
         scoring, left = time.monotonic(), rows.total - _done(folder, rows.parts)
         accounts = _score(settings, folder, rows, model, engine, workers, report)
         seconds = time.monotonic() - scoring
+        # What the model took is free for the clusters. It holds itself in cycles, so it waits for the collector.
+        del model
+        gc.collect()
         run = settings.run if settings.spans is None else None
         written = write_output(folder, rows.parts, out, run=run, rows_per_file=rows_per_file, report=report)
         manifest = {
