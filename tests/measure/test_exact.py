@@ -210,6 +210,36 @@ def test_ways_that_are_unknown_are_refused(mode, sentence):
         exact.check_method(**{"method": "full", "precision": "float32"} | mode)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; wanted at least 1"),
+        ({"stages": ()}, r"stages are \(\); wanted rising numbers"),
+        ({"stages": (4, 4)}, "wanted rising numbers of continuation tokens"),
+        ({"stages": (0, 4)}, "wanted rising numbers of continuation tokens"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(tiny_model, tiny_paragraphs, sizes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        ExactScorer(tiny_model, tiny_paragraphs, **sizes)
+
+
+def test_no_calibration_is_refused(tiny_model, tiny_paragraphs):
+    with pytest.raises(InputError, match="wanted at least one: give some"):
+        ExactScorer(tiny_model, tiny_paragraphs.select(np.zeros(0, dtype=int)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_model_of_sixteen_bits_is_scored_as_its_weights_in_float64_say(tiny_model, spoilt, dtype, mode):
+    narrow = copy.deepcopy(tiny_model).to(dtype)
+    paras, _, _ = spoilt
+    scores = ExactScorer(narrow, paras.select(np.arange(16)), **mode).score(paras)
+    wide = copy.deepcopy(narrow).to(torch.float64)
+    assert scores.em.tolist() == score(wide, paras).em.values.tolist()
+    assert len(set(scores.em.tolist())) > 5
+
+
 @pytest.mark.parametrize("batch_size", [1, 10, 102])
 def test_what_follows_the_first_mismatch_is_decoded(tiny_pair, spoilt, batch_size):
     paras, em, rival = spoilt

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from mechmem.data.shards import Documents
 from mechmem.data.windows import WindowSettings
 from mechmem.measure import spans as spans_module
 from mechmem.measure.exact import ExactScorer
+from mechmem.measure.margins import margins
 from mechmem.measure.scan import scan
 from mechmem.measure.scan_settings import ScanSettings
 from mechmem.measure.scores import score
@@ -100,19 +102,44 @@ def test_no_window_is_reported_that_is_not_memorized(tiny_model, scorer, written
         assert row["windows"][0] + 6 == row["start"] and row["windows"][-1] + 11 == row["stop"]
 
 
-def test_every_token_is_predicted_from_the_piece_that_gives_it_most(tiny_model, scorer, written, monkeypatch):
-    predicted = predictions(scorer, written, SMALL)
-    slow = np.zeros(len(written.tokens), dtype=bool)
+@pytest.fixture(scope="module")
+def slow(tiny_model, written) -> np.ndarray:
+    """Which tokens of the pieces are the argmax, piece by piece, each from the piece that gives it most before."""
+    found = np.zeros(len(written.tokens), dtype=bool)
     for begin, stop in zip(written.starts[:-1], written.starts[1:], strict=True):
         for start in range(begin, stop, 14):
             piece = torch.from_numpy(written.tokens[start : min(start + 20, stop)].astype(np.int64))
             if len(piece) > 6:
                 with torch.no_grad():
                     argmax = tiny_model(piece[None], padding_side="right")[0].argmax(-1)
-                slow[start + 6 : start + len(piece)] = (argmax[5:-1] == piece[6:]).numpy()
-    assert np.array_equal(predicted, slow) and 0 < slow.mean() < 1
+                found[start + 6 : start + len(piece)] = (argmax[5:-1] == piece[6:]).numpy()
+    return found
+
+
+def test_every_token_is_predicted_from_the_piece_that_gives_it_most(scorer, written, slow, monkeypatch):
+    # A continuation that needs one predicted token of five is a candidate until all five are known: none is skipped.
+    loose = SpanSettings(prefix_len=6, continuation_len=5, min_match=1, context=20)
+    assert np.array_equal(predictions(scorer, written, loose), slow) and 0 < slow.mean() < 1
     monkeypatch.setitem(spans_module.TOKENS_AT_ONCE, "cpu", 1)
-    assert np.array_equal(predictions(scorer, written, SMALL), slow)
+    assert np.array_equal(predictions(scorer, written, loose), slow)
+
+
+@pytest.mark.parametrize("min_match", [2, 4, 5])
+def test_logits_are_skipped_only_where_no_candidate_is_lost(scorer, written, slow, min_match, monkeypatch):
+    asked = []
+
+    def counting(lean, hidden, true, **options):
+        asked.append(true.numel())
+        return margins(lean, hidden, true, **options)
+
+    monkeypatch.setattr(spans_module, "margins", counting)
+    settings = SpanSettings(prefix_len=6, continuation_len=5, min_match=min_match, context=20)
+    found = predictions(scorer, written, settings)
+    candidates = spans_module._candidates(slow, written.starts, settings)
+    assert spans_module._candidates(found, written.starts, settings).tolist() == candidates.tolist()
+    assert len(candidates) and not (found & ~slow).any()
+    columns = sum(stop - start - 6 for start, stop in pairwise(written.starts) if stop - start >= 11)
+    assert sum(asked) < columns if min_match > 2 else sum(asked) <= columns
 
 
 def test_candidates_never_cross_a_document(scorer, monkeypatch):
@@ -138,7 +165,14 @@ def test_spans_are_joined_only_if_their_continuations_touch():
 def test_what_a_stride_misses_is_counted():
     table = pa.table({"windows": [[100, 101, 102], [7], [49, 51]]})
     missed = missed_by_stride(table, 50)
-    assert missed == {"spans": 3, "spans_missed": 2, "tokens": 52 + 50 + 52, "tokens_missed": 2 + 50 + 52}
+    assert missed == {
+        "spans": 3,
+        "spans_missed": 2,
+        "tokens": 52 + 50 + 52,
+        "tokens_missed": 2 + 50 + 52,
+        "windows": 6,
+        "windows_missed": 5,
+    }
     assert missed_by_stride(table, 1)["tokens_missed"] == 0
     with pytest.raises(InputError, match="stride is 0"):
         missed_by_stride(table, 0)
