@@ -7,10 +7,8 @@ from .data.counts import corpus_unigram_counts as corpus_unigram_counts
 from .data.filters import PAPER_KEYWORDS as PAPER_KEYWORDS
 from .data.paragraphs import Paragraphs as Paragraphs
 from .data.windows import WindowSettings as WindowSettings
-from .intervene.ablate import ablate_heads as ablate_heads
-from .intervene.masks import Mask as Mask
-from .intervene.support import verify_support as verify_support
 from .intervene.unlearn import unlearn as unlearn
+from .localize.ablation import ablate_heads as ablate_heads
 from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
 from .localize.heads import rare_token_attention as rare_token_attention
@@ -28,5 +26,7 @@ from .measure.spans import SpanSettings as SpanSettings
 from .measure.stats import cluster_bootstrap as cluster_bootstrap
 from .model.export import export as export
 from .model.load import load_model as load_model
+from .model.masks import Mask as Mask
+from .model.support import verify_support as verify_support
 
 __all__: list[str]

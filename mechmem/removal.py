@@ -10,15 +10,15 @@ import xarray as xr
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import part_of
-from mechmem.intervene.masks import Mask
-from mechmem.intervene.support import changed_weights
 from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
 from mechmem.measure.stats import cluster_bootstrap
 from mechmem.model.export import export
 from mechmem.model.load import HookedTransformer
+from mechmem.model.masks import Mask
 from mechmem.model.sites import editable_parameters, reduce_by_component
+from mechmem.model.support import changed_weights
 from mechmem.stages import Run
 
 

@@ -18,7 +18,7 @@ from mechmem.data.counts import unigram_counts
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
-from mechmem.intervene.ablate import ablate_heads
+from mechmem.localize.ablation import ablate_heads
 from mechmem.localize.gradients import layer_shares, parameter_gradients
 from mechmem.localize.heads import head_patterns, rare_token_attention
 from mechmem.measure.decode import edit_distances, greedy_continuations

@@ -69,7 +69,7 @@ def test_the_edited_checkpoint_is_the_top_edit(finished):
 
 
 def study_changed(before, after) -> int:
-    from mechmem.intervene.support import changed_weights
+    from mechmem.model.support import changed_weights
 
     return changed_weights(before, after)
 

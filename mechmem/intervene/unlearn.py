@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.intervene.masks import Mask
-from mechmem.intervene.support import verify_support
 from mechmem.model.forward import continuation_logits
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
-from mechmem.model.sites import editable_parameters
+from mechmem.model.masked_weights import MaskedWeights, check_mask
+from mechmem.model.masks import Mask
+from mechmem.model.support import verify_support
 
 
 def unlearn(
@@ -76,7 +76,7 @@ def unlearn(
     with frozen(edited):
         history = _optimize(
             _Objective(model, edited, keep_weight),
-            _MaskedWeights(edited, mask, learning_rate, weight_decay),
+            MaskedWeights(edited, mask, learning_rate=learning_rate, weight_decay=weight_decay),
             zip(_batches(memorized, batch_size, seed), _batches(keep, batch_size, seed + 1), strict=False),
             steps,
             stop,
@@ -89,7 +89,7 @@ def unlearn(
 
 def _optimize(
     objective: _Objective,
-    weights: _MaskedWeights,
+    weights: MaskedWeights,
     batches: Iterator[tuple[tuple[int, Paragraphs], tuple[int, Paragraphs]]],
     steps: int,
     stop: Callable[[dict[str, float]], bool] | None,
@@ -138,39 +138,6 @@ class _Objective:
         return loss, {"memorized_nll": nll.item(), "keep_kl": kl.item(), "objective": loss.item()}
 
 
-class _MaskedWeights:
-    """AdamW over the masked weights alone, gathered from their tensors and scattered back after each step."""
-
-    def __init__(self, model: HookedTransformer, mask: Mask | None, learning_rate: float, weight_decay: float) -> None:
-        parameters = editable_parameters(model)
-        names = list(parameters) if mask is None else list(mask.indices)
-        self.parameters = [parameters[name].requires_grad_() for name in names]
-        self.indices = [None if mask is None else mask.indices[name].to(parameters[name].device) for name in names]
-        self.values = [
-            self._gather(parameter.detach(), index).clone()
-            for parameter, index in zip(self.parameters, self.indices, strict=True)
-        ]
-        self.optimizer = torch.optim.AdamW(self.values, lr=learning_rate, weight_decay=weight_decay)
-
-    @staticmethod
-    def _gather(tensor: Tensor, index: Int[Tensor, " chosen"] | None) -> Tensor:
-        return tensor if index is None else tensor.reshape(-1)[index]
-
-    @torch.no_grad()
-    def update(self, loss: Float[Tensor, ""]) -> None:
-        """One step down the loss."""
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(loss, self.parameters)
-        for value, gradient, index in zip(self.values, gradients, self.indices, strict=True):
-            value.grad = self._gather(gradient, index)
-        self.optimizer.step()
-        for parameter, value, index in zip(self.parameters, self.values, self.indices, strict=True):
-            if index is None:
-                parameter.copy_(value)
-            else:
-                parameter.view(-1)[index] = value
-
-
 def _log_probs(model: HookedTransformer, paragraphs: Paragraphs) -> Float[Tensor, "paragraph pos d_vocab"]:
     return continuation_logits(model, paragraphs.tokens, paragraphs.prefix_len).log_softmax(-1)
 
@@ -193,14 +160,5 @@ def _check(model: HookedTransformer, memorized: Paragraphs, keep: Paragraphs, ma
             f"{len(shared)} paragraphs are both in memorized and in keep; what is to go cannot be held: "
             "remove them from keep"
         )
-    if mask is None:
-        return
-    if mask.count == 0:
-        raise InputError("the mask is empty, so nothing could be unlearned; choose a larger fraction")
-    shapes = {name: tuple(parameter.shape) for name, parameter in editable_parameters(model).items()}
-    for name in mask.indices:
-        if shapes.get(name) != tuple(mask.shapes[name]):
-            raise InputError(
-                f"the mask's '{name}' has shape {mask.shapes[name]} and the model's {shapes.get(name)}; "
-                "the mask is of another model: make it from this model's gradients"
-            )
+    if mask is not None:
+        check_mask(model, mask)

@@ -90,7 +90,7 @@ def load_model(
     padded = ARCHITECTURES[config.model_type].pads_vocabulary
     tokenizer = load_tokenizer(folder, vocabulary=cfg.d_vocab, padded=padded)
     cfg.model_name = Path(name).name  # a hub model's folder is named by its commit
-    model = _empty_model(cfg)
+    model = empty_model(cfg)
     _fill(model, _parts(checkpoint, converter, cfg, folded=processing == "folded"))
     model.tokenizer = tokenizer
     # Not set_tokenizer: it loads a second tokenizer, one that adds BOS, and asks the network for it.
@@ -129,7 +129,7 @@ def _hooked_config(
     return HookedTransformerConfig(**settings)
 
 
-def _empty_model(cfg: HookedTransformerConfig) -> HookedTransformer:
+def empty_model(cfg: HookedTransformerConfig) -> HookedTransformer:
     """A model whose large tensors are allocated but not yet touched, so that they cost no memory."""
     with warnings.catch_warnings():
         # The version that is pinned is the last that has this class; its replacement ignores edits of attention.

@@ -6,11 +6,11 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.intervene.masks import Mask
-from mechmem.intervene.support import SupportError, changed_weights, verify_support
 from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
+from mechmem.model.masks import Mask
+from mechmem.model.support import SupportError, changed_weights, verify_support
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.intervene.masks import Mask
 from mechmem.model.load import HookedTransformer
+from mechmem.model.masks import Mask
 
 
 class SupportError(AssertionError):

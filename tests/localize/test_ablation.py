@@ -8,7 +8,7 @@ import xarray as xr
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.intervene.ablate import ablate_heads
+from mechmem.localize.ablation import ablate_heads
 
 
 @pytest.fixture(scope="module")

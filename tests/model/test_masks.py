@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from mechmem.data.errors import InputError
-from mechmem.intervene.masks import Mask
+from mechmem.model.masks import Mask
 
 
 def scores(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from mechmem.data.atomic import replacing
 from mechmem.data.errors import InputError
+from mechmem.model.load import HookedTransformer
+from mechmem.model.sites import ATTENTION, editable_parameters
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,42 @@ class Mask:
         }
         return Mask(chosen, mask.shapes)
 
+    @staticmethod
+    def neurons(model: HookedTransformer, neurons: Iterable[tuple[int, int]]) -> Mask:
+        """The weights into and out of some MLP neurons: a column of W_in and a row of W_out for each.
+
+        Args:
+            model: whose weights; the choice is made among all attention and MLP weights.
+            neurons: (layer, neuron) pairs, zero-based, in any order.
+
+        Raises:
+            InputError: no pair, or one that the model does not have.
+        """
+        _check_places(neurons := list(neurons), "neuron", model.cfg.n_layers, model.cfg.d_mlp or 0)
+        wanted: dict[str, list[Any]] = {}
+        for layer, neuron in neurons:
+            wanted.setdefault(f"blocks.{layer}.mlp.W_in", []).append((slice(None), neuron))
+            wanted.setdefault(f"blocks.{layer}.mlp.W_out", []).append(neuron)
+        return _of_places(model, wanted)
+
+    @staticmethod
+    def heads(model: HookedTransformer, heads: Iterable[tuple[int, int]]) -> Mask:
+        """The weights W_Q, W_K, W_V and W_O of some heads.
+
+        Args:
+            model: whose weights; the choice is made among all attention and MLP weights.
+            heads: (layer, head) pairs, zero-based, in any order.
+
+        Raises:
+            InputError: no pair, or one that the model does not have.
+        """
+        _check_places(heads := list(heads), "head", model.cfg.n_layers, model.cfg.n_heads)
+        wanted: dict[str, list[Any]] = {}
+        for layer, head in heads:
+            for letter in ATTENTION:
+                wanted.setdefault(f"blocks.{layer}.attn.W_{letter}", []).append(head)
+        return _of_places(model, wanted)
+
     def union(self, other: Mask) -> Mask:
         """Weights chosen by either.
 
@@ -157,6 +196,24 @@ class Mask:
             {name: tensors[key] for key, (kind, name) in split.items() if kind == "indices"},
             {name: tuple(tensors[key].tolist()) for key, (kind, name) in split.items() if kind == "shape"},
         )
+
+
+def _check_places(places: list[tuple[int, int]], what: str, layers: int, width: int) -> None:
+    wrong = [place for place in places if not (0 <= place[0] < layers and 0 <= place[1] < width)]
+    if wrong or not places:
+        raise InputError(
+            f"{what}s {(wrong or places)[:4]} came; wanted (layer, {what}) pairs with layer below {layers} and {what} "
+            f"below {width}, counted from zero"
+        )
+
+
+def _of_places(model: HookedTransformer, wanted: Mapping[str, list[Any]]) -> Mask:
+    shapes = {name: tuple(parameter.shape) for name, parameter in editable_parameters(model).items()}
+    chosen = {}
+    for name, places in wanted.items():
+        flat = torch.arange(_size(shapes[name])).view(shapes[name])
+        chosen[name] = torch.cat([flat[place].flatten() for place in places]).unique()
+    return Mask(chosen, shapes)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -1,0 +1,70 @@
+"""The size of a planted model, and what is planted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mechmem.data.errors import InputError
+
+
+@dataclass(frozen=True)
+class PlantedSettings:
+    """Size of a planted model and what is planted.
+
+    Attributes:
+        n_layers, n_heads, d_model, d_mlp, d_vocab, n_ctx: GPT-Neo's; layers alternate global and local attention.
+        layer, head: the head that attends to the rarest token so far.
+        memories: paragraphs that the model reproduces; each has a token that is rarer than all others in it.
+        others: paragraphs that it does not reproduce, each with a rare token that stands for nothing.
+        prefix_len, continuation_len: tokens of a paragraph; every memory takes `continuation_len` neurons.
+        noise: scale of the random weights of every other head and neuron.
+        seed: of everything random.
+    """
+
+    n_layers: int = 4
+    n_heads: int = 4
+    d_model: int = 128
+    d_mlp: int = 512
+    d_vocab: int = 512
+    n_ctx: int = 128
+    layer: int = 1
+    head: int = 2
+    memories: int = 8
+    others: int = 16
+    prefix_len: int = 50
+    continuation_len: int = 50
+    noise: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes in which the memories have no room.
+
+        Raises:
+            InputError: says which size came and what is wanted.
+        """
+        if not (0 <= self.layer < self.n_layers and 0 <= self.head < self.n_heads):
+            raise InputError(
+                f"layer {self.layer} and head {self.head} came; wanted a layer below {self.n_layers} and a head below "
+                f"{self.n_heads}, counted from zero"
+            )
+        if self.n_heads < 3 or self.d_model % self.n_heads or self.d_model < 64:
+            raise InputError(
+                f"{self.n_heads} heads and d_model {self.d_model} came; wanted at least 3 heads (one that matters and "
+                "two decoys), d_model a multiple of them and at least 64"
+            )
+        room, wanted = (self.n_layers - self.layer) * (self.d_mlp - 1), self.memories * self.continuation_len
+        if wanted > room or self.memories < 2:
+            raise InputError(
+                f"{self.memories} memories of {self.continuation_len} tokens take {wanted} neurons and from layer "
+                f"{self.layer} on there are {room}; wanted 2 or more memories, and fewer, or a wider model"
+            )
+        if self.prefix_len < 2 or self.continuation_len < 1 or self.n_ctx < self.prefix_len + self.continuation_len:
+            raise InputError(
+                f"a prefix of {self.prefix_len} and a continuation of {self.continuation_len} came for a context of "
+                f"{self.n_ctx}; wanted at least 2 and 1, together no more than the context"
+            )
+        if self.d_vocab < 4 * (self.memories + self.others):
+            raise InputError(
+                f"a vocabulary of {self.d_vocab} came; wanted at least {4 * (self.memories + self.others)}, four "
+                "tokens for each paragraph"
+            )
