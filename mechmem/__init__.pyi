@@ -12,6 +12,7 @@ from .localize.ablation import ablate_heads as ablate_heads
 from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
 from .localize.heads import rare_token_attention as rare_token_attention
+from .localize.patching import patch as patch
 from .measure.covariates import with_covariates as with_covariates
 from .measure.matching import match as match
 from .measure.pairs import worst_perturbations as worst_perturbations

@@ -84,7 +84,7 @@ class LeanModel:
         cfg = model.cfg
         self.dtype, self.device = dtype or model.W_E.dtype, model.W_E.device
         self.n_heads, self.d_head, self.d_vocab, self.n_ctx = cfg.n_heads, cfg.d_head, cfg.d_vocab, cfg.n_ctx
-        self._eps, self._parallel = cfg.eps, cfg.parallel_attn_mlp
+        self._eps, self.parallel = cfg.eps, cfg.parallel_attn_mlp
         self._activation = ACTIVATIONS[str(cfg.act_fn)]
         self._embedding = model.W_E.detach().to(self.dtype)
         self._rotary: tuple[int, Tensor] | None = None
@@ -119,22 +119,33 @@ class LeanModel:
         """
         dtype = dtype or self.dtype
         past = 0 if kept is None else kept.length
-        tokens = tokens.to(self.device)
-        residual = self._embedding[tokens].to(dtype)
-        if self._positions is not None:
-            residual += self._positions[past : past + tokens.shape[1]].to(dtype)
-        rotation = self._rotation(past, tokens.shape[1], dtype)
+        residual = self.embed(tokens, past, dtype)
+        rotation = self.rotation(past, tokens.shape[1], dtype)
         for number, stored in enumerate(self.layers):
             layer = stored if dtype == self.dtype else stored.to(dtype)
             attention = self._attention(layer, number, residual, kept, past, rotation)
-            if self._parallel:
-                residual = residual + attention + self._mlp(layer, residual)
+            if self.parallel:
+                residual = residual + attention + self.mlp_out(layer, self.neurons(layer, residual))
             else:
                 residual += attention
-                residual += self._mlp(layer, residual)
+                residual += self.mlp_out(layer, self.neurons(layer, residual))
         if kept is not None:
             kept.length += tokens.shape[1]
-        final = self._final if self._final is None else tuple(tensor.to(dtype) for tensor in self._final)
+        return self.final_norm(residual)
+
+    def embed(
+        self, tokens: Int[Tensor, "paragraph pos"], past: int = 0, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "paragraph pos d_model"]:
+        """The residual stream that enters the first layer."""
+        dtype = dtype or self.dtype
+        residual = self._embedding[tokens.to(self.device)].to(dtype)
+        if self._positions is not None:
+            residual += self._positions[past : past + tokens.shape[1]].to(dtype)
+        return residual
+
+    def final_norm(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """The normalized end of the body."""
+        final = self._final if self._final is None else tuple(tensor.to(residual.dtype) for tensor in self._final)
         return self._normalize(residual, final)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
@@ -156,27 +167,56 @@ class LeanModel:
         past: int,
         rotation: tuple[Tensor, Tensor] | None,
     ) -> Float[Tensor, "paragraph pos d_model"]:
+        query, key, value = self.queries_keys_values(layer, residual, rotation)
+        if kept is not None:
+            key, value = kept.extend(number, key, value)
+        z = attend(query, key, value, self.visible(past, key.shape[2], layer.window), layer.scale)
+        return self.attention_out(layer, z)
+
+    def queries_keys_values(
+        self, layer: Layer, residual: Float[Tensor, "paragraph pos d_model"], rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer's heads ask for and offer, each [paragraph, head, pos, d_head], rotated where the model does."""
         fused = _affine(self._normalize(residual, layer.norm_attention), layer.w_qkv, layer.b_qkv)
         query, key, value = rearrange(
             fused, "paragraph pos (three head d_head) -> three paragraph head pos d_head", three=3, head=self.n_heads
         )
         if rotation is not None:
             query, key = _rotate(query, rotation), _rotate(key, rotation)
-        if kept is not None:
-            key, value = kept.extend(number, key, value)
-        z = attend(query, key, value, self._mask(past, key.shape[2], layer.window), layer.scale)
+        return query, key, value
+
+    def attention_out(
+        self, layer: Layer, z: Float[Tensor, "paragraph head pos d_head"]
+    ) -> Float[Tensor, "paragraph pos d_model"]:
+        """What attention writes to the residual stream."""
         return _affine(rearrange(z, "paragraph head pos d_head -> paragraph pos (head d_head)"), layer.w_o, layer.b_o)
 
-    def _mlp(self, layer: Layer, residual: Tensor) -> Tensor:
-        inner = _affine(self._normalize(residual, layer.norm_mlp), layer.w_in, layer.b_in)
-        return _affine(self._activation(inner), layer.w_out, layer.b_out)
+    def neurons(self, layer: Layer, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_mlp"]:
+        """The MLP's neurons after their activation function."""
+        return self._activation(_affine(self._normalize(residual, layer.norm_mlp), layer.w_in, layer.b_in))
 
-    def _mask(self, past: int, stop: int, window: int | None) -> Bool[Tensor, "query_pos key_pos"]:
+    def mlp_out(self, layer: Layer, neurons: Float[Tensor, "*row d_mlp"]) -> Float[Tensor, "*row d_model"]:
+        """What the MLP writes to the residual stream."""
+        return _affine(neurons, layer.w_out, layer.b_out)
+
+    def after_attention(
+        self,
+        layer: Layer,
+        residual: Float[Tensor, "*row d_model"],
+        attention: Float[Tensor, "*row d_model"],
+    ) -> Float[Tensor, "*row d_model"]:
+        """The residual stream after a layer, from what entered it and what attention wrote."""
+        middle = residual if self.parallel else residual + attention
+        written = self.mlp_out(layer, self.neurons(layer, middle))
+        return residual + attention + written if self.parallel else middle + written
+
+    def visible(self, past: int, stop: int, window: int | None) -> Bool[Tensor, "query_pos key_pos"]:
         """Which keys 0 ... stop - 1 each query past ... stop - 1 sees."""
         distance = torch.arange(past, stop, device=self.device)[:, None] - torch.arange(stop, device=self.device)
         return (distance >= 0) & (distance < (stop if window is None else window))
 
-    def _rotation(self, past: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    def rotation(self, past: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of positions `past` to `past + count`, for models with rotary positions."""
         if self._rotary is None:
             return None
         angles = torch.arange(past, past + count, device=self.device, dtype=torch.float64)[:, None] * self._rotary[1]
