@@ -79,17 +79,17 @@ def patch(
             cannot be scored, `cells` of another shape, a metric that is the same for both runs or not a number.
     """
     pairs = check_pairs(model, clean, corrupt, site, direction, scored)
-    shape = _shape(model, clean.tokens.shape[1], site, groups)
+    shape = grid_shape(model, clean.tokens.shape[1], site, groups)
     wanted = _wanted(cells, shape, site)
     device = model.W_E.device
-    group_of = _group_of(model, groups).to(device)
+    neurons = group_of(model, groups).to(device)
     effects = np.full((len(clean), *wanted.shape), np.nan)
     ends: list[Float[Tensor, "run pair"]] = []
     lean = LeanModel(model)
     total, done = int(wanted.sum()) * len(clean), 0
     with torch.no_grad(), fast_float32(device):
         for first in range(0, len(clean), PAIRS):
-            runs = _Runs(lean, pairs.select(slice(first, first + PAIRS)), site, metric, group_of)
+            runs = _Runs(lean, pairs.select(slice(first, first + PAIRS)), site, metric, neurons)
             ends.append(runs.ends())
             for batch in _batches(runs, wanted, AT_ONCE.get(device.type, OTHERWISE)):
                 row = (first + batch.pair.cpu()).numpy(), batch.layer, batch.part.cpu().numpy(), batch.pos.cpu().numpy()
@@ -98,26 +98,9 @@ def patch(
                 if progress is not None:
                     progress(done, total)
             effects[first : first + PAIRS, :, :, runs.stop :][:, wanted[:, :, runs.stop :]] = 0.0
-    base, source = torch.cat(ends, 1).double().cpu().numpy()
-    _check_metric(metric, base, source)
-    attrs = {
-        "site": site,
-        "direction": direction,
-        "metric": metric_name(metric),
-        "scored": str(scored),
-        "base": float(base.mean()),
-        "source": float(source.mean()),
-        "pairs": len(base),
-    }
-    result = _labelled(effects, shape, site, groups, model, attrs)
-    if average:
-        # A cell is computed for all pairs or for none.
-        result = result.mean("paragraph", skipna=False, keep_attrs=True)
-    if normalize:
-        result = (result / (source.mean() - base.mean())).assign_attrs(
-            attrs | {"units": "1", "normalized": "1: as the source run; 0: as the base run"}
-        )
-    return result
+    attrs: dict[str, object] = {"site": site, "direction": direction, "scored": str(scored)}
+    both = torch.cat(ends, 1).double().cpu().numpy()
+    return effect_array(effects, both, site, metric, attrs, normalize=normalize, average=average)
 
 
 class _Runs:
@@ -184,7 +167,8 @@ def _batches(runs: _Runs, wanted: Bool[np.ndarray, "layer part pos"], at_once: i
             start += width
 
 
-def _shape(model: HookedTransformer, length: int, site: str, groups: int) -> tuple[int, int, int]:
+def grid_shape(model: HookedTransformer, length: int, site: str, groups: int) -> tuple[int, int, int]:
+    """Layers, heads or groups (1 where a site has neither) and positions."""
     if site in NEURON_SITES and not 1 <= groups <= (model.cfg.d_mlp or 0):
         raise InputError(f"groups is {groups}; wanted 1 to {model.cfg.d_mlp}, the neurons of a layer")
     parts = {**dict.fromkeys(HEAD_SITES, model.cfg.n_heads), **dict.fromkeys(NEURON_SITES, groups)}
@@ -196,7 +180,8 @@ def part_name(site: str) -> str | None:
     return "head" if site in HEAD_SITES else "group" if site in NEURON_SITES else None
 
 
-def _group_of(model: HookedTransformer, groups: int) -> Int[Tensor, " d_mlp"]:
+def group_of(model: HookedTransformer, groups: int) -> Int[Tensor, " d_mlp"]:
+    """The group of each neuron: runs of neighbours."""
     neurons = torch.arange(model.cfg.d_mlp or 1)
     return neurons * groups // len(neurons)
 
@@ -225,28 +210,50 @@ def _check_metric(metric: Metric, base: Float[np.ndarray, " pair"], source: Floa
         )
 
 
-def _labelled(
+def effect_array(
     effects: Float[np.ndarray, "pair layer part pos"],
-    shape: tuple[int, int, int],
+    ends: Float[np.ndarray, "run pair"],
     site: str,
-    groups: int,
-    model: HookedTransformer,
+    metric: Metric,
     attrs: dict[str, object],
+    *,
+    normalize: bool,
+    average: bool,
 ) -> xr.DataArray:
+    """Label effects, as `patch` describes them.
+
+    Args:
+        effects: of every cell.
+        ends: the metric of the base run and of the source run.
+        site: of the cells.
+        metric: of both runs.
+        attrs: what else is said of the result.
+        normalize: as `patch`.
+        average: as `patch`.
+
+    Raises:
+        InputError: the metric is the same for both runs, or not a number.
+    """
+    base, source = ends
+    _check_metric(metric, base, source)
     part = part_name(site)
-    coords: dict[str, object] = {
-        "paragraph": np.arange(len(effects)),
-        "layer": np.arange(shape[0]),
-        "pos": np.arange(shape[2]),
+    dims = ["paragraph", "layer", "pos"] if part is None else ["paragraph", "layer", part, "pos"]
+    values = effects[:, :, 0] if part is None else effects
+    coords = {name: np.arange(size) for name, size in zip(dims, values.shape, strict=True)}
+    name = metric_name(metric)
+    attrs |= {
+        "metric": name,
+        "units": UNITS.get(name, "unit of the metric"),
+        "higher": "the patched run's metric is higher than the unpatched run's",
+        "base": float(base.mean()),
+        "source": float(source.mean()),
+        "pairs": len(base),
     }
-    dims = ["paragraph", "layer", "pos"]
-    if part is None:
-        effects = effects[:, :, 0]
-    else:
-        dims.insert(2, part)
-        coords[part] = np.arange(shape[1])
-    units = UNITS.get(str(attrs["metric"]), "unit of the metric")
-    attrs |= {"units": units, "higher": "the patched run's metric is higher than the unpatched run's"}
-    if site in NEURON_SITES:
-        attrs["neurons_per_group"] = (model.cfg.d_mlp or 0) / groups
-    return xr.DataArray(effects, coords, dims, "effect", attrs)
+    result = xr.DataArray(values, coords, dims, "effect", attrs)
+    if average:
+        # A cell is computed for all pairs or for none.
+        result = result.mean("paragraph", skipna=False, keep_attrs=True)
+    if not normalize:
+        return result
+    stated = {"units": "1", "normalized": "1: as the source run; 0: as the base run"}
+    return (result / (source.mean() - base.mean())).assign_attrs(attrs | stated)

@@ -72,7 +72,13 @@ def unembed_continuation(
 
     Hooks on `ln_final` and `unembed` see these columns instead of all positions.
     """
-    columns = residual[:, prefix_len - 1 : -1]
+    return unembed_columns(model, residual[:, prefix_len - 1 : -1])
+
+
+def unembed_columns(
+    model: HookedTransformer, columns: Float[Tensor, "paragraph column d_model"]
+) -> Float[Tensor, "paragraph column d_vocab"]:
+    """Final normalization, unembedding and output soft cap, of some columns at the end of the body."""
     if model.cfg.normalization_type is not None:
         columns = model.ln_final(columns)
     return apply_softcap(model.unembed(columns), model.cfg.output_logits_soft_cap)

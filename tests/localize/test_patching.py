@@ -1,5 +1,7 @@
 """Patched runs packed together are those of one forward a cell with hooks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +72,7 @@ def slow(model, clean, corrupt, site, direction, groups=4):
 
 
 @pytest.fixture(scope="module", params=["neo", "gpt2", "neox"])
-def model(request, tiny_model, small_model):
+def model(request, small_model):
     settings = {"original_architecture": "test", "init_mode": "gpt2", "initializer_range": 0.4}
     if request.param == "neo":
         local = {"use_local_attn": True, "attn_types": ["global", "local"], "window_size": 4, "use_attn_scale": False}
@@ -88,13 +90,12 @@ def test_every_cell_of_every_site_is_that_of_one_forward_with_a_hook(model, pair
         with pytest.raises(InputError, match="side by side, so it has no 'resid_mid'"):
             patch(model, *pairs, site=site)
         return
-    expected = slow(model, *pairs, site, direction)
+    expected = slow(model, pairs[0], pairs[1], site, direction)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for at_once in (1, 90, 10**6):
         monkeypatch.setitem(patching.AT_ONCE, "cpu", at_once)
         found = patch(model, *pairs, site=site, direction=direction, groups=4, average=False)
-        middle = {"head": "head", "group": "group"}.get(found.dims[2])
-        values = found.values if middle else found.values[:, :, None]
+        values = found.values if found.ndim == 4 else found.values[:, :, None]
         np.testing.assert_allclose(values, expected, rtol=0, atol=2e-5)
         assert np.abs(expected).max() > 1e-3 and (found.values[..., -1] == 0).all()
     whole = patch(model, *pairs, site=site, direction=direction, groups=4)
@@ -153,7 +154,8 @@ def test_metrics_are_those_of_the_whole_logits(tiny_model, pairs, metric):
 
 def test_only_the_cells_asked_for_are_computed(tiny_model, pairs):
     whole = patch(tiny_model, *pairs, site="v")
-    wanted = np.abs(whole) > float(np.abs(whole).quantile(0.8))
+    size = abs(whole)
+    wanted = size > float(size.quantile(0.8))
     seen = []
     some = patch(tiny_model, *pairs, site="v", cells=wanted, progress=lambda *state: seen.append(state))
     np.testing.assert_allclose(some.values[wanted.values], whole.values[wanted.values], atol=1e-6)
@@ -192,7 +194,7 @@ def test_bad_input_is_refused_in_words(tiny_model, small_model, pairs):
     short = Paragraphs(corrupt.tokens[:, :-1], 8)
     same = Paragraphs(torch.cat([corrupt.tokens[:2], clean.tokens[2:]]), 8)
     prefix_only = Paragraphs(torch.cat([corrupt.prefix, clean.continuation], 1), 8)
-    for arguments, sentence in (
+    cases: list[tuple[Any, str]] = [
         (((clean, short), {}), "wanted pairs of one length"),
         (((clean, corrupt.select(np.arange(2))), {}), "wanted pairs of one length"),
         (((clean, same), {}), "pair 2 differs nowhere"),
@@ -203,7 +205,8 @@ def test_bad_input_is_refused_in_words(tiny_model, small_model, pairs):
         (((clean, corrupt), {"metric": lambda s: s.logits[:, 0, 0] * 0}), "does not depend on what is patched"),
         (((clean, corrupt), {"metric": lambda s: s.logits[:, :, 0]}), "wanted one number a row"),
         (((clean, corrupt), {"site": "mlp_post", "groups": 45}), "groups is 45; wanted 1 to 44"),
-    ):
+    ]
+    for arguments, sentence in cases:
         with pytest.raises(InputError, match=sentence):
             patch(tiny_model, *arguments[0], **arguments[1])
     with pytest.raises((InputError, TypeCheckError)):

@@ -1,0 +1,131 @@
+"""Attributions are first-order patches: exact where the model is linear, close where the difference is small."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.localize.attribution import attribute, rank_correlation, top_cells
+from mechmem.localize.metrics import em, logit_difference, nll
+from mechmem.localize.patching import patch
+from mechmem.model.hooks import recording
+from mechmem.model.lean_trace import HOOKS, SITES
+from mechmem.model.planted import planted
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Paragraphs, Paragraphs]:
+    generator = torch.Generator().manual_seed(16)
+    clean = torch.randint(0, 61, (3, 14), generator=generator)
+    corrupt = clean.clone()
+    corrupt[torch.arange(3), torch.tensor([3, 0, 6])] += 1
+    corrupt[:, 9:] = torch.randint(0, 61, (3, 5), generator=generator)
+    corrupt[:, 9] = (clean[:, 9] + 1) % 61
+    return Paragraphs(clean, 8), Paragraphs(corrupt % 61, 8)
+
+
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+@pytest.mark.parametrize("site", SITES)
+def test_it_is_the_slope_of_a_small_patch(tiny_model, pairs, site, direction):
+    """The slow way: move one cell a thousandth of the way to the other run, one forward a cell."""
+    base, source = (pairs[0], pairs[1]) if direction == "noising" else (pairs[1], pairs[0])
+    found = attribute(tiny_model, *pairs, site=site, direction=direction, groups=4, average=False, batch_size=2)
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, found.shape[1:], (6, found.ndim - 1))
+
+    def value(logits):
+        columns = logits[:, 7:-1].double().log_softmax(-1)
+        return -columns.gather(-1, pairs[0].continuation[..., None])[..., 0].mean(-1)
+
+    for cell in cells.tolist():
+        layer, pos = cell[0], cell[-1]
+        name = f"blocks.{layer}.{HOOKS[site]}"
+        with torch.no_grad(), recording(tiny_model, [name]) as recorded:
+            tiny_model(source.tokens)
+        other = recorded[name]
+
+        def move(value, hook, cell=cell, pos=pos, other=other, step=0.02):  # noqa: ARG001
+            chosen = torch.zeros_like(value)
+            if site == "pattern":
+                chosen[:, cell[1], pos] = 1
+            elif site == "mlp_post":
+                chosen[:, pos, torch.arange(44) * 4 // 44 == cell[1]] = 1
+            elif len(cell) == 3:
+                chosen[:, pos, cell[1]] = 1
+            else:
+                chosen[:, pos] = 1
+            return value + step * chosen * (other - value)
+
+        def back(value, hook, move=move):
+            return move(value, hook, step=-0.02)
+
+        with torch.no_grad():
+            ends = [value(tiny_model.run_with_hooks(base.tokens, fwd_hooks=[(name, hook)])) for hook in (move, back)]
+        slope = ((ends[0] - ends[1]) / 0.04).numpy()
+        np.testing.assert_allclose(found.values[(slice(None), *cell)], slope, atol=3e-3, rtol=0.03)
+    assert not any(parameter.grad is not None for parameter in tiny_model.parameters())
+    assert not any(point.fwd_hooks or point.bwd_hooks for point in tiny_model.hook_dict.values())
+
+
+def test_integrated_gradients_of_the_first_stream_add_up_to_the_whole_difference(tiny_model, pairs):
+    """Completeness: along the embeddings' path, the parts sum to what replacing everything does."""
+    for row in range(3):
+        # The same continuation in both, so that the source run is the base run with other embeddings.
+        alike = Paragraphs(torch.cat([pairs[1].prefix, pairs[0].continuation], 1), 8)
+        single = pairs[0].select(np.array([row])), alike.select(np.array([row]))
+        first = attribute(tiny_model, *single, site="resid_pre", method="integrated", steps=200)
+        total = float(first.isel(layer=0).sum())
+        assert total == pytest.approx(first.attrs["source"] - first.attrs["base"], rel=0.03, abs=2e-3)
+        plain = float(attribute(tiny_model, *single, site="resid_pre").isel(layer=0).sum())
+        assert abs(plain - total) > 1e-3
+    assert first.attrs["approximation"] == "integrated" and first.attrs["steps"] == 200
+
+
+def test_on_a_planted_model_integrated_gradients_find_what_plain_ones_do_not():
+    truth = planted()
+    swapped = truth.memorized.tokens.clone()
+    swapped[torch.arange(8), torch.from_numpy(truth.triggers)] = truth.other.prefix[:8].amax(-1)
+    corrupt = Paragraphs(swapped, 50)
+    exact = patch(truth.model, truth.memorized, corrupt, site="v", normalize=True)
+    good = attribute(truth.model, truth.memorized, corrupt, site="v", direction="denoising", metric=nll)
+    size = abs(good).sum("pos").values
+    assert np.unravel_index(size.argmax(), size.shape) == truth.head
+    assert (abs(exact).sum("pos").values.argmax()) == size.argmax()
+    # At the clean run the memory is certain: the slope is flat and says nothing of what its loss would cost.
+    flat = attribute(truth.model, truth.memorized, corrupt, site="v", normalize=True)
+    assert abs(flat.sel(layer=truth.head[0], head=truth.head[1])).sum().item() < 0.01
+    assert abs(exact.sel(layer=truth.head[0], head=truth.head[1])).sum().item() > 0.9
+
+
+def test_top_cells_and_rank_correlation(tiny_model, pairs):
+    approximate = attribute(tiny_model, *pairs, site="z", metric=logit_difference, scored="impact")
+    wanted = top_cells(approximate, 0.1)
+    assert int(wanted.sum()) == round(0.1 * approximate.size) == wanted.attrs["chosen"]
+    assert abs(approximate.values[wanted.values]).min() >= abs(approximate.values[~wanted.values]).max()
+    some = patch(tiny_model, *pairs, site="z", metric=logit_difference, scored="impact", cells=wanted)
+    whole = patch(tiny_model, *pairs, site="z", metric=logit_difference, scored="impact")
+    assert rank_correlation(whole, some) == pytest.approx(1)
+    assert rank_correlation(approximate, whole) > 0.5
+    assert rank_correlation(-approximate, whole) < -0.5
+    with pytest.raises(InputError, match="fraction is 0"):
+        top_cells(approximate, 0.0)
+    with pytest.raises(InputError, match="wanted those of one site"):
+        rank_correlation(approximate, whole.isel(head=[0, 1]))
+    with pytest.raises(InputError, match="0 cells can be compared"):
+        rank_correlation(approximate * 0, whole * 0)
+
+
+def test_what_gives_no_gradient_is_refused(tiny_model, pairs):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"metric": em}, "em has no gradient"),
+        ({"method": "integrated", "steps": 0}, "with 0 steps; wanted 'gradient' or 'integrated'"),
+        ({"metric": lambda s: s.clean[:, 0].float()}, "has no gradient; wanted a smooth function"),
+        ({"site": "nowhere"}, "site is 'nowhere'"),
+        ({"site": "mlp_post", "groups": 0}, "groups is 0"),
+    ]
+    for arguments, sentence in cases:
+        with pytest.raises(InputError, match=sentence):
+            attribute(tiny_model, *pairs, **arguments)
