@@ -13,6 +13,8 @@ from .localize.attribution import attribute as attribute
 from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
 from .localize.heads import rare_token_attention as rare_token_attention
+from .localize.paragraph_gradients import contrastive_gradients as contrastive_gradients
+from .localize.paragraph_gradients import paragraph_gradients as paragraph_gradients
 from .localize.patching import patch as patch
 from .measure.covariates import with_covariates as with_covariates
 from .measure.matching import match as match
@@ -27,6 +29,7 @@ from .measure.scores import split as split
 from .measure.spans import SpanSettings as SpanSettings
 from .measure.stats import cluster_bootstrap as cluster_bootstrap
 from .model.export import export as export
+from .model.injected import inject as inject
 from .model.load import load_model as load_model
 from .model.masks import Mask as Mask
 from .model.support import verify_support as verify_support
