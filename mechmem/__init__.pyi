@@ -9,6 +9,7 @@ from .data.paragraphs import Paragraphs as Paragraphs
 from .data.windows import WindowSettings as WindowSettings
 from .intervene.unlearn import unlearn as unlearn
 from .localize.ablation import ablate_heads as ablate_heads
+from .localize.activation_gradients import activation_gradients as activation_gradients
 from .localize.attribution import attribute as attribute
 from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
