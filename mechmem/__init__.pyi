@@ -33,6 +33,8 @@ from .model.export import export as export
 from .model.injected import inject as inject
 from .model.load import load_model as load_model
 from .model.masks import Mask as Mask
+from .model.planted import planted as planted
+from .model.planted_settings import PlantedSettings as PlantedSettings
 from .model.support import verify_support as verify_support
 
 __all__: list[str]

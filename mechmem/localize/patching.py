@@ -86,18 +86,23 @@ def patch(
     effects = np.full((len(clean), *wanted.shape), np.nan)
     ends: list[Float[Tensor, "run pair"]] = []
     lean = LeanModel(model)
-    total, done = int(wanted.sum()) * len(clean), 0
+    # Before its first different token a pair's two runs are one: nothing there can change anything.
+    first_different = (pairs.clean != pairs.corrupt).long().argmax(-1)
+    last = pairs.columns.amax(-1)
+    done, total = 0, sum(int(wanted[:, :, a : b + 1].sum()) for a, b in zip(first_different, last, strict=True))
     with torch.no_grad(), fast_float32(device):
         for first in range(0, len(clean), PAIRS):
-            runs = _Runs(lean, pairs.select(slice(first, first + PAIRS)), site, metric, neurons)
+            chosen = slice(first, first + PAIRS)
+            runs = _Runs(lean, pairs.select(chosen), site, metric, neurons)
             ends.append(runs.ends())
-            for batch in _batches(runs, wanted, AT_ONCE.get(device.type, OTHERWISE)):
+            effects[chosen][:, wanted] = 0.0
+            limits = first_different[chosen].numpy(), last[chosen].numpy()
+            for batch in _batches(limits, wanted, device, AT_ONCE.get(device.type, OTHERWISE)):
                 row = (first + batch.pair.cpu()).numpy(), batch.layer, batch.part.cpu().numpy(), batch.pos.cpu().numpy()
                 effects[row] = (runs.measure(batch) - ends[-1][0, batch.pair]).double().cpu().numpy()
                 done += len(batch.pair)
                 if progress is not None:
                     progress(done, total)
-            effects[first : first + PAIRS, :, :, runs.stop :][:, wanted[:, :, runs.stop :]] = 0.0
     attrs: dict[str, object] = {"site": site, "direction": direction, "scored": str(scored)}
     both = torch.cat(ends, 1).double().cpu().numpy()
     return effect_array(effects, both, site, metric, attrs, normalize=normalize, average=average)
@@ -112,13 +117,11 @@ class _Runs:
         self._source = trace(lean, pairs.source, {site})
         self._columns = pairs.columns.to(lean.device)
         self._clean, self._corrupt = (pairs.true(side).to(lean.device) for side in (pairs.clean, pairs.corrupt))
-        # Positions that any scored column sees.
-        self.stop = int(pairs.columns.max()) + 1
-        self.pairs, self.length = pairs.base.shape
+        self._pairs = len(pairs.base)
 
     def ends(self) -> Float[Tensor, "run pair"]:
         """The metric of the base run and of the source run."""
-        every = torch.arange(self.pairs, device=self._lean.device)
+        every = torch.arange(self._pairs, device=self._lean.device)
         return torch.stack([self._score(run.final, every, 0, every) for run in (self._base, self._source)])
 
     def measure(self, cells: Cells) -> Float[Tensor, " row"]:
@@ -148,23 +151,37 @@ class _Runs:
         return values
 
 
-def _batches(runs: _Runs, wanted: Bool[np.ndarray, "layer part pos"], at_once: int) -> Iterator[Cells]:
-    """Cells of one layer and neighbouring positions, as many as make a forward of about `at_once` positions."""
-    device = runs._columns.device
+def _batches(
+    limits: tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]],
+    wanted: Bool[np.ndarray, "layer part pos"],
+    device: torch.device,
+    at_once: int,
+) -> Iterator[Cells]:
+    """Cells of one layer and neighbouring positions, as many as make a forward of about `at_once` positions.
+
+    Args:
+        limits: each pair's first position where its runs differ, and last where a scored column sees it.
+        wanted: which cells.
+        device: where the indices go.
+        at_once: positions of all rows.
+    """
+    begin, end = limits
+    stop = int(end.max()) + 1
     for layer in range(wanted.shape[0]):
-        start = 0
-        while start < runs.stop:
-            per_position = max(1, int(wanted[layer, :, start].sum())) * runs.pairs
-            width = max(1, min(at_once // (per_position * (runs.stop - start)), runs.stop - start))
-            part, pos = np.nonzero(wanted[layer, :, start : start + width])
-            if len(part):
-                pairs = np.repeat(np.arange(runs.pairs), len(part))
-                rows = [np.tile(part, runs.pairs), start + np.tile(pos, runs.pairs)]
-                step = max(1, at_once // (runs.stop - start))
-                for first in range(0, len(pairs), step):
-                    chosen = (torch.from_numpy(x[first : first + step]).to(device) for x in (pairs, *rows))
-                    yield Cells(layer, start, runs.stop, *chosen)
-            start += width
+        part, pos = np.nonzero(wanted[layer])
+        pair = np.repeat(np.arange(len(begin)), len(part))
+        part, pos = np.tile(part, len(begin)), np.tile(pos, len(begin))
+        inside = (pos >= begin[pair]) & (pos <= end[pair])
+        # Neighbouring positions go together: a forward begins at the first of them.
+        order = np.argsort(pos[inside], kind="stable")
+        pair, part, pos = (x[inside][order] for x in (pair, part, pos))
+        first = 0
+        while first < len(pos):
+            start = int(pos[first])
+            rows = slice(first, first + max(1, at_once // (stop - start)))
+            chosen = (torch.from_numpy(x[rows]).to(device) for x in (pair, part, pos))
+            yield Cells(layer, start, stop, *chosen)
+            first = rows.stop
 
 
 def grid_shape(model: HookedTransformer, length: int, site: str, groups: int) -> tuple[int, int, int]:

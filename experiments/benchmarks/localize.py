@@ -1,0 +1,227 @@
+"""How fast localizers are, against the ways that others take.
+
+    python experiments/benchmarks/localize.py patching     # exact patching against TransformerLens; 10 minutes
+    python experiments/benchmarks/localize.py gradients    # paragraphs' gradients against a loop of backward passes
+    python experiments/benchmarks/localize.py attribution  # its time and rank correlation with exact patching
+
+Ways take turns, ROUNDS times over, in one process; figures are medians, ratios are taken within a round. The model is a
+planted one of GPT-Neo 125M's shape, or the bundled one. Writes docs/benchmarks/localize-<what>.md.
+"""
+
+import platform
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch.nn import functional
+from transformer_lens import patching
+
+import mechmem as mm
+from mechmem.localize.attribution import rank_correlation
+from mechmem.localize.metrics import logit_difference, nll
+from mechmem.model.hooks import frozen
+from mechmem.model.planted import Planted, planted
+from mechmem.model.planted_settings import PlantedSettings
+from mechmem.model.sites import editable_parameters, reduce_by_component
+
+# Settings -------------------------------------------------------------------------------------------------------------
+PAGES = Path("docs/benchmarks")
+ROUNDS = 5
+SEED = 0
+SHAPE = PlantedSettings(12, 12, 768, 3072, 50257, 256, layer=1, head=2, memories=16, others=4, seed=SEED)
+# Layers that are timed (a cell costs less the higher it is; these cost what all do on average), and cells that
+# TransformerLens patches.
+LAYERS, THEIRS = (2, 9), 12
+PARAGRAPHS, LOOP = 16, 8
+PAIRS = 24
+# Perturbed positions of the attribution's pairs: in front of the last few, whose neighbours are the continuation.
+BEFORE = 40
+
+
+def swapped(truth: Planted) -> tuple[mm.Paragraphs, mm.Paragraphs]:
+    """Each memory, and the same with its rare token replaced by one that stands for nothing."""
+    tokens = truth.memorized.tokens.clone()
+    triggers = torch.from_numpy(truth.triggers)
+    tokens[torch.arange(len(tokens)), triggers] = int(truth.other.tokens.max())
+    return truth.memorized, mm.Paragraphs(tokens, truth.memorized.prefix_len)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what came of it."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def page(name: str, title: str, lines: list[str]) -> None:
+    """Write a page and show it."""
+    head = (
+        f"# {title}\n\n`python experiments/benchmarks/localize.py {name}`, {datetime.now(UTC).date()}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {SEED}, "
+        f"{ROUNDS} rounds.\n\n"
+    )
+    text = head + "\n".join(lines) + "\n"
+    PAGES.mkdir(parents=True, exist_ok=True)
+    (PAGES / f"localize-{name}.md").write_text(text)
+    print(text)
+
+
+# Exact patching -------------------------------------------------------------------------------------------------------
+def theirs(model: Any, clean: torch.Tensor, corrupt: torch.Tensor, site: str, cells: list[tuple[int, ...]]) -> Any:
+    """TransformerLens: one whole forward with one hook a cell, all logits."""
+    name = {"z": "z", "resid_pre": "resid_pre"}[site]
+    setter = patching.layer_pos_head_vector_patch_setter if site == "z" else patching.layer_pos_patch_setter
+    axes = ("layer", "pos", "head") if site == "z" else ("layer", "pos")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(corrupt, names_filter=lambda hook: hook.endswith(f"hook_{name}"))
+
+        def metric(logits: torch.Tensor) -> torch.Tensor:
+            log_probs = logits[:, 49:-1].log_softmax(-1)
+            return -log_probs.gather(-1, clean[:, 50:, None]).mean()
+
+        frame = pd.DataFrame(cells, columns=list(axes))
+        return patching.generic_activation_patch(model, clean, cache, metric, setter, name, index_df=frame)
+
+
+def exact() -> None:
+    """Cells a second, in the same round; the effects of both ways are compared, too."""
+    truth = planted(SHAPE)
+    clean, corrupt = pair = [side.select(np.argsort(truth.triggers)[:1]) for side in swapped(truth)]
+    differ = (clean.tokens != corrupt.tokens)[0].long().argmax()
+    rng = np.random.default_rng(SEED)
+    lines = ["| site, one pair | cells | cells/s | TransformerLens | ratio, median | lowest | highest | apart |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for site in ("z", "resid_pre"):
+        shape = {"layer": 12, "head": 12, "pos": 100} if site == "z" else {"layer": 12, "pos": 100}
+        cells = xr.DataArray(np.zeros(tuple(shape.values()), dtype=bool), dims=tuple(shape))
+        for layer in LAYERS:
+            cells[{"layer": layer}] = True
+        ours, others, apart = [], [], 0.0
+        for _ in range(ROUNDS):
+            seconds, found = timed(lambda s=site, c=cells: mm.patch(truth.model, *pair, site=s, cells=c))
+            ours.append(int(cells.sum()) / seconds)
+            chosen = [
+                (int(rng.choice(LAYERS)), int(rng.integers(100)), *([int(rng.integers(12))] if site == "z" else []))
+                for _ in range(THEIRS)
+            ]
+            seconds, values = timed(
+                lambda site=site, chosen=chosen: theirs(truth.model, clean.tokens, corrupt.tokens, site, chosen)
+            )
+            others.append(THEIRS / seconds)
+            for cell, value in zip(chosen, values.tolist(), strict=True):
+                place = {"layer": cell[0], "pos": cell[1]} | ({"head": cell[2]} if site == "z" else {})
+                apart = max(apart, abs(value - found.attrs["base"] - float(found.isel(place))))
+        ratios = np.array(ours) / np.array(others)
+        lines.append(
+            f"| {site} | {int(cells.sum()):,} | {np.median(ours):.1f} | {np.median(others):.2f} | "
+            f"{np.median(ratios):.1f} | {ratios.min():.1f} | {ratios.max():.1f} | {apart:.1e} |"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    lines += [
+        "",
+        f"Layers {' and '.join(map(str, LAYERS))}, all heads and positions. TransformerLens patches {THEIRS} random "
+        "cells a round, each a whole forward with all logits, as its `get_act_patch_*` functions do. Metric: NLL "
+        "of the continuation, 50 columns. Apart: largest difference of the two effects, nats a token. The pair differs "
+        f"first at position {int(differ)}, the earliest of {len(truth.triggers)}: cells before it change nothing and "
+        f"are not run. Peak memory of the process, model included: {peak:.1f} GB. Wanted: 10 times.",
+    ]
+    page("patching", "Exact activation patching", lines)
+
+
+# Gradients of single paragraphs ---------------------------------------------------------------------------------------
+def loop(model: Any, paras: mm.Paragraphs) -> list[xr.DataArray]:
+    """One forward and backward a paragraph, gradients of every weight."""
+    results = []
+    parameters = editable_parameters(model)
+    with frozen(model), torch.enable_grad():
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        for tokens in paras.tokens:
+            logits = model(tokens[None], padding_side="right")[0, 49:-1]
+            loss = functional.cross_entropy(logits, tokens[50:])
+            found = torch.autograd.grad(loss, list(parameters.values()))
+            results.append(reduce_by_component(model, dict(zip(parameters, found, strict=True)), "max"))
+    return results
+
+
+def gradients() -> None:
+    """Paragraphs a second."""
+    truth = planted(SHAPE)
+    paras = truth.memorized.select(np.arange(PARAGRAPHS))
+    ours, others, apart = [], [], 0.0
+    for _ in range(ROUNDS):
+        seconds, found = timed(lambda: mm.paragraph_gradients(truth.model, paras))
+        ours.append(PARAGRAPHS / seconds)
+        seconds, slow = timed(lambda: loop(truth.model, paras.select(np.arange(LOOP))))
+        others.append(LOOP / seconds)
+        expected = np.stack([row.values for row in slow])
+        apart = max(apart, float(np.abs(found.values[:LOOP] - expected).max() / np.abs(expected).max()))
+    ratios = np.array(ours) / np.array(others)
+    lines = [
+        "| 125M shape | paragraphs/s | loop of backward passes | ratio, median | lowest | highest |",
+        "|---|---|---|---|---|---|",
+        f"| max of 600 components | {np.median(ours):.2f} | {np.median(others):.2f} | {np.median(ratios):.1f} | "
+        f"{ratios.min():.1f} | {ratios.max():.1f} |",
+        "",
+        f"Largest difference, of the largest gradient: {apart:.1e}. Wanted: 3 times.",
+    ]
+    page("gradients", "Gradients of single paragraphs", lines)
+
+
+# Attribution ----------------------------------------------------------------------------------------------------------
+def attribution() -> None:
+    """Time and rank correlation on the bundled model, on pairs of worst single-token perturbations."""
+    model = mm.load_model("bundled")
+    known = mm.bundled_paragraphs()
+    memorized = known.select(np.random.default_rng(SEED).permutation(len(known))[:400])
+    memorized, _ = mm.split(memorized, mm.score(model, memorized))
+    memorized = memorized.select(np.arange(min(PAIRS, len(memorized))))
+    drop = mm.perturb_prefix(model, memorized, seed=SEED)
+    drop["sample_em"] = drop.sample_em.where(drop.pos < BEFORE, 50)
+    clean, corrupt = mm.worst_perturbations(model, memorized, drop)
+    lines = [
+        "| site | metric at the impact | direction | method | rank correlation | top 5 % hold | times as fast |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for site in ("z", "v"):
+        for metric in (logit_difference, nll):
+            for direction in ("noising", "denoising"):
+                options: dict[str, Any] = {"site": site, "metric": metric, "scored": "impact", "direction": direction}
+                slow, whole = timed(lambda options=options: mm.patch(model, clean, corrupt, **options))
+                for method in ("gradient", "integrated"):
+                    quick, found = timed(
+                        lambda options=options, method=method: mm.attribute(
+                            model, clean, corrupt, method=method, **options
+                        )
+                    )
+                    size = abs(whole).values.ravel()
+                    top = np.argsort(-abs(found).values.ravel())[: size.size // 20]
+                    lines.append(
+                        f"| {site} | {metric.__name__} | {direction} | {method} | "
+                        f"{rank_correlation(found, whole):.2f} | "
+                        f"{size[top].sum() / size.sum():.2f} | {slow / quick:.0f} |"
+                    )
+    lines += [
+        "",
+        f"Bundled model, {len(clean)} memorized paragraphs against their worst perturbation of one of the first "
+        f"{BEFORE} tokens (median position {int(np.median(clean.column('perturbed_pos')))}, impact "
+        f"{int(np.median(clean.column('impact_pos')))}), one run. The "
+        "rank correlation is Spearman's over all cells that can matter, effects averaged over pairs; 'hold' is the "
+        "share of the sum of exact |effects| in the twentieth of cells that the attribution puts first.",
+    ]
+    page("attribution", "Attribution patching against exact patching", lines)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*deprecated.*")
+    for what in sys.argv[1:] or ["patching", "gradients", "attribution"]:
+        {"patching": exact, "gradients": gradients, "attribution": attribution}[what]()
