@@ -8,12 +8,16 @@ from .data.filters import PAPER_KEYWORDS as PAPER_KEYWORDS
 from .data.paragraphs import Paragraphs as Paragraphs
 from .data.windows import WindowSettings as WindowSettings
 from .intervene.unlearn import unlearn as unlearn
+from .localize.ablation import ablate_greedily as ablate_greedily
 from .localize.ablation import ablate_heads as ablate_heads
+from .localize.ablation import ablate_layers as ablate_layers
 from .localize.activation_gradients import activation_gradients as activation_gradients
 from .localize.attribution import attribute as attribute
+from .localize.circuits import head_circuits as head_circuits
 from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
 from .localize.heads import rare_token_attention as rare_token_attention
+from .localize.lens import logit_lens as logit_lens
 from .localize.paragraph_gradients import contrastive_gradients as contrastive_gradients
 from .localize.paragraph_gradients import paragraph_gradients as paragraph_gradients
 from .localize.patching import patch as patch

@@ -1,180 +1,173 @@
-"""What each attention head is worth: take its output away and score the paragraphs again."""
+"""What heads, layers and sets of heads are worth: take their output away and score the paragraphs again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from einops import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
-from mechmem.measure.scores import score_logits
-from mechmem.model.forward import advance, check_fit, residual_before, unembed_continuation
-from mechmem.model.hooks import Hook, recording, with_hooks
+from mechmem.localize.ablation_runs import AblationRuns, Method
 from mechmem.model.load import HookedTransformer
 
-HeadOutput = Float[Tensor, "paragraph pos head d_head"]
+Part = Literal["z", "pattern", "v"]
 
 
 def ablate_heads(
     model: HookedTransformer,
     paras: Paragraphs,
     *,
-    method: Literal["mean", "zero", "resample"] = "mean",
+    method: Method = "mean",
+    part: Part = "z",
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Ablate every head alone, at all positions, and measure what exact match and NLL lose.
 
-    A head's output is its `hook_z`, before W_O. It is replaced at every position of prefix and continuation; all
-    that follows is computed anew. Scores are teacher-forced, as in `score`.
-
-    1. Carry all paragraphs layer by layer; before a layer the residual stream is the same with and without ablation.
-    2. From there run each (head, paragraph) pair, many pairs a batch, with the head's output replaced.
-    3. Compare with the end of the unablated run.
+    What is replaced is taken from the intact run; all that follows is computed anew. Scores are teacher-forced, as in
+    `score`. Replacing the pattern alone asks whether it matters *where* a head looks, replacing the values alone
+    whether it matters *what* it finds there; a head that looks at the right place and writes nothing passes neither.
 
     Args:
         model: left as it is; hooks on it act as usual.
         paras: their mean output is what "mean" replaces by: near-duplicates among them make it less of a neutral one.
-        method: "mean": the mean output over the paragraphs at the same position; "zero": nothing; "resample": the
-            output in another paragraph, the same one for every head, none its own.
+        method: "mean": the mean over the paragraphs at the same position; "zero": nothing; "resample": that of another
+            paragraph, the same one for every head, none its own.
+        part: what is replaced: "z", the head's whole output before W_O; "pattern", its attention, the values kept; "v",
+            its values, the attention kept.
         seed: decides which paragraph stands in ("resample" alone).
         batch_size: (head, paragraph) pairs of one forward.
         progress: called with (pairs done, pairs).
 
     Returns:
         Dataset [layer, head], means over paragraphs: em_drop (tokens) and nll_rise (nats per token), both against the
-        unablated run. Positive: the head is needed; higher: more is lost without it.
+        intact run. Positive: the head is needed; higher: more is lost without it.
 
     Raises:
-        InputError: an unknown method, fewer than two paragraphs for "mean" or "resample", or paragraphs or a model
-            that cannot be used.
+        InputError: an unknown method or part, fewer than two paragraphs for "mean" or "resample", or paragraphs or a
+            model that cannot be used.
     """
-    check_fit(model, paras)
-    stand_in = _stand_in(method, len(paras), seed)
-    layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    means = torch.zeros(2, layers, heads, dtype=torch.float64)
-    with torch.no_grad():
-        residual = _embed(model, paras, batch_size)
-        for layer in range(layers):
-            z, after = _advance_recording_z(model, residual, layer, batch_size)
-            done = None if progress is None else part_of(progress, layer, layers)
-            means[:, layer] = _ablate_layer(model, paras, residual, stand_in(z), layer, batch_size, done)
-            residual = after
-        whole = [_scores(model, rows, layers, paras, i) for rows, i in _batches(residual, batch_size)]
-    em, nll = torch.cat(whole, 1).mean(1)
-    return _dataset(em - means[0], means[1] - nll, {"method": method, "seed": seed, "paragraphs": len(paras)})
+    if part not in ("z", "pattern", "v"):
+        raise InputError(f"part is {part!r}; wanted 'z', 'pattern' or 'v'")
+    runs = AblationRuns(model, paras, method=method, site=part, seed=seed, batch_size=batch_size)
+    layers, heads = runs.shape
+    losses = _losses(runs, torch.eye(layers * heads, dtype=torch.bool).view(-1, layers, heads), progress)
+    coords = {"layer": np.arange(layers), "head": np.arange(heads)}
+    attrs = {"method": method, "part": part, "seed": seed, "paragraphs": len(paras)}
+    return _dataset(losses.view(2, layers, heads), coords, attrs)
 
 
-def _embed(model: HookedTransformer, paras: Paragraphs, batch_size: int) -> Float[Tensor, "paragraph pos d_model"]:
-    parts = paras.tokens.to(model.cfg.device).split(batch_size)
-    return torch.cat([residual_before(model, part, 0) for part in parts])
-
-
-def _advance_recording_z(
-    model: HookedTransformer, residual: Float[Tensor, "paragraph pos d_model"], layer: int, batch_size: int
-) -> tuple[HeadOutput, Float[Tensor, "paragraph pos d_model"]]:
-    """Head outputs of one layer, and the residual stream after it."""
-    name = f"blocks.{layer}.attn.hook_z"
-    outputs, residuals = [], []
-    with recording(model, [name]) as recorded:
-        for rows, _ in _batches(residual, batch_size):
-            residuals.append(advance(model, rows, layer, layer + 1))
-            outputs.append(recorded[name])
-    return torch.cat(outputs), torch.cat(residuals)
-
-
-def _ablate_layer(
+def ablate_layers(
     model: HookedTransformer,
     paras: Paragraphs,
-    residual: Float[Tensor, "paragraph pos d_model"],
-    replacement: HeadOutput,
-    layer: int,
-    batch_size: int,
-    progress: Progress | None,
-) -> Float[Tensor, "measure head"]:
-    """Mean EM and mean NLL with each head of a layer ablated."""
-    pairs = torch.cartesian_prod(torch.arange(model.cfg.n_heads), torch.arange(len(paras))).to(residual.device)
-    results, done = [], 0
-    for head, paragraph in ((part[:, 0], part[:, 1]) for part in pairs.split(batch_size)):
-        hook = _replacing(replacement, head, paragraph)
-        with with_hooks(model, {f"blocks.{layer}.attn.hook_z": hook}):
-            results.append(_scores(model, residual[paragraph], layer, paras, paragraph))
-        done += len(head)
-        if progress is not None:
-            progress(done, len(pairs))
-    return reduce(torch.cat(results, 1), "measure (head paragraph) -> measure head", "mean", paragraph=len(paras))
-
-
-def _replacing(replacement: HeadOutput, head: Int[Tensor, " row"], paragraph: Int[Tensor, " row"]) -> Hook:
-    """A hook that gives each row the replacement of its own head in its own paragraph."""
-    row = torch.arange(len(head), device=head.device)
-
-    def replace(z: Tensor, hook: object) -> Tensor:  # noqa: ARG001 - TransformerLens passes both
-        z = z.clone()
-        z[row, :, head] = replacement[paragraph, :, head]
-        return z
-
-    return replace
-
-
-def _scores(
-    model: HookedTransformer,
-    residual: Float[Tensor, "row pos d_model"],
-    layer: int,
-    paras: Paragraphs,
-    paragraph: Int[Tensor, " row"],
-) -> Float[Tensor, "measure row"]:
-    """EM and NLL of rows that stand before a layer."""
-    end = advance(model, residual, layer, model.cfg.n_layers)
-    logits = unembed_continuation(model, end, paras.prefix_len)
-    scores = score_logits(logits, paras.continuation[paragraph.cpu()])
-    return torch.stack([scores[name].cpu().double() for name in ("em", "nll")])
-
-
-def _batches(rows: Tensor, batch_size: int) -> list[tuple[Tensor, Int[Tensor, " row"]]]:
-    """Views of at most `batch_size` rows, with the rows' numbers."""
-    return list(zip(rows.split(batch_size), torch.arange(len(rows)).split(batch_size), strict=True))
-
-
-def _stand_in(method: str, count: int, seed: int) -> Callable[[HeadOutput], HeadOutput]:
-    """The function that turns a layer's head outputs into what replaces them."""
-    if method not in ("mean", "zero", "resample"):
-        raise InputError(f"method is '{method}'; wanted 'mean', 'zero' or 'resample'")
-    if method == "zero":
-        return torch.zeros_like
-    if count < 2:
-        raise InputError(
-            f"{count} paragraph came for method '{method}', which takes the output of others; wanted at least two: "
-            "give more paragraphs or use method='zero'"
-        )
-    if method == "mean":
-        return lambda z: reduce(z, "paragraph pos head d_head -> 1 pos head d_head", "mean").expand_as(z)
-    # One cycle through all paragraphs in random order: no paragraph stands in for itself.
-    order = np.random.default_rng(seed).permutation(count)
-    other = np.empty(count, dtype=np.int64)
-    other[order] = np.roll(order, -1)
-    index = torch.from_numpy(other)
-    return lambda z: z[index.to(z.device)]
-
-
-def _dataset(
-    em_drop: Float[Tensor, "layer head"], nll_rise: Float[Tensor, "layer head"], attrs: dict[str, str | int]
+    *,
+    method: Method = "mean",
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
-    dims, higher = ("layer", "head"), "more is lost without the head"
-    return xr.Dataset(
-        {
-            "em_drop": (dims, em_drop.numpy(), {"units": "tokens", "higher": higher}),
-            "nll_rise": (dims, nll_rise.numpy(), {"units": "nats per token", "higher": higher}),
-        },
-        {name: np.arange(size) for name, size in zip(dims, em_drop.shape, strict=True)},
-        attrs,
-    )
+    """Ablate all heads of a layer together, and the MLP of a layer, each alone.
+
+    Args:
+        model: as `ablate_heads`.
+        paras: as `ablate_heads`.
+        method: as `ablate_heads`.
+        seed: as `ablate_heads`.
+        batch_size: (layer, paragraph) pairs of one forward.
+        progress: called with (pairs done, pairs) of the heads, then of the MLPs.
+
+    Returns:
+        Dataset [layer, module] of em_drop and nll_rise, as `ablate_heads`; modules are "attention" and, unless the
+        model has none, "mlp".
+
+    Raises:
+        InputError: as `ablate_heads`.
+    """
+    sites = {"attention": "z"} if model.cfg.attn_only else {"attention": "z", "mlp": "mlp_out"}
+    columns = []
+    for number, site in enumerate(sites.values()):
+        runs = AblationRuns(model, paras, method=method, site=site, seed=seed, batch_size=batch_size)
+        layers, parts = runs.shape
+        sets = torch.eye(layers, dtype=torch.bool)[:, :, None].expand(layers, layers, parts)
+        columns.append(_losses(runs, sets, None if progress is None else part_of(progress, number, len(sites))))
+    coords = {"layer": np.arange(model.cfg.n_layers), "module": np.array(list(sites))}
+    attrs = {"method": method, "seed": seed, "paragraphs": len(paras)}
+    return _dataset(torch.stack(columns, -1), coords, attrs)
+
+
+def ablate_greedily(
+    model: HookedTransformer,
+    paras: Paragraphs,
+    count: int,
+    *,
+    method: Method = "mean",
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Take heads away one after the other, each time the one whose loss raises the NLL most beside those gone already.
+
+    Heads that can stand in for each other cost little alone and much together; a set shows what single heads hide. The
+    set is chosen on these paragraphs: judge it on others.
+
+    Args:
+        model: as `ablate_heads`.
+        paras: as `ablate_heads`.
+        count: heads to take away.
+        method: as `ablate_heads`.
+        seed: as `ablate_heads`.
+        batch_size: (set, paragraph) pairs of one forward.
+        progress: called with (heads taken, heads to take).
+
+    Returns:
+        Dataset [step]: layer, head (the one taken at this step), em_drop and nll_rise of the whole set so far against
+        the intact run.
+
+    Raises:
+        InputError: as `ablate_heads`, or a count that is not between 1 and the number of heads.
+    """
+    runs = AblationRuns(model, paras, method=method, seed=seed, batch_size=batch_size)
+    layers, heads = runs.shape
+    if not 1 <= count <= layers * heads:
+        raise InputError(f"count is {count}; wanted 1 to {layers * heads}, the heads of the model")
+    gone = torch.zeros(layers * heads, dtype=torch.bool)
+    taken, losses = [], []
+    for step in range(count):
+        left = (~gone).nonzero()[:, 0]
+        sets = gone.repeat(len(left), 1)
+        sets[torch.arange(len(left)), left] = True
+        found = _losses(runs, sets.view(-1, layers, heads), None)
+        best = int(found[1].argmax())
+        taken.append(int(left[best]))
+        losses.append(found[:, best])
+        gone[left[best]] = True
+        if progress is not None:
+            progress(step + 1, count)
+    result = _dataset(torch.stack(losses, 1), {"step": np.arange(count)}, {"method": method, "paragraphs": len(paras)})
+    layer, head = np.divmod(np.array(taken), heads)
+    return result.assign(layer=("step", layer), head=("step", head))
+
+
+def _losses(
+    runs: AblationRuns, sets: Bool[Tensor, "set layer part"], progress: Progress | None
+) -> Float[Tensor, "measure set"]:
+    """What EM falls and NLL rises by, mean over paragraphs."""
+    em, nll = (runs.scores(sets, progress) - runs.intact[:, None]).mean(-1)
+    return torch.stack([-em, nll])
+
+
+def _dataset(losses: Tensor, coords: dict[str, np.ndarray], attrs: dict[str, str | int]) -> xr.Dataset:
+    dims, higher = tuple(coords), "more is lost without it"
+    units = {"em_drop": "tokens", "nll_rise": "nats per token"}
+    data = {
+        name: (dims, values.numpy(), {"units": unit, "higher": higher})
+        for (name, unit), values in zip(units.items(), losses, strict=True)
+    }
+    return xr.Dataset(data, coords, attrs)

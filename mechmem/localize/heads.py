@@ -14,10 +14,12 @@ from torch import Tensor
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.localize.rarity import kendall, rarest_weight, shuffled_p_value, spearman
+from mechmem.localize.head_scores import SCORES, pattern_scores
+from mechmem.localize.rarity import check_counts, kendall, pearson, rarest_weight, shuffled_p_value, spearman
 from mechmem.model.forward import check_fit, residual_before
 from mechmem.model.hooks import recording
 from mechmem.model.load import HookedTransformer
+from mechmem.model.patterns import pattern_reader
 
 RAREST = 0.1
 
@@ -60,21 +62,23 @@ def rare_token_attention(
 
     Returns:
         Dataset [layer, head]:
-        spearman, kendall (tau-b): rank correlation of attention and frequency over a paragraph's keys, mean over
-        paragraphs, -1 to 1; *lower* (negative): attends to rare tokens; NaN where attention or frequency is constant
-        in every paragraph;
+        spearman, kendall (tau-b): rank correlation of attention and frequency over a paragraph's keys, pearson:
+        correlation of attention with log(1 + frequency); mean over paragraphs, -1 to 1; *lower* (negative): attends to
+        rare tokens; NaN where attention or frequency is constant in every paragraph;
         excess: attention mass on the rarest tokens minus the position-matched expectation; higher: attends to rare
         tokens;
         mass_over_uniform: the same mass minus that of attention spread evenly over the prefix_len + 1 visible keys;
         higher: attends to the rarest tokens, or to where they stand;
-        p_value: of the excess, 0 to 1; lower: less likely by chance.
+        p_value: of the excess, 0 to 1; lower: less likely by chance;
+        previous_token, duplicate_token, induction (attention mass, 0 to 1) and entropy (nats): what else the head
+        attends to, over all queries up to prefix_len, see `pattern_scores`; NaN without a repeated token.
 
     Raises:
         InputError: fewer than two paragraphs, counts of another length or below zero, or paragraphs that do not fit.
     """
     check_fit(model, paras)
     _check(model, paras, unigram_counts)
-    attention = _prefix_attention(model, paras, batch_size, progress)
+    attention, looks = _attention(model, paras, batch_size, progress)
     tokens, counts = paras.prefix.cpu().numpy(), unigram_counts.cpu().double().numpy()
     frequency = counts[tokens]
     weight = rarest_weight(frequency, RAREST)
@@ -85,9 +89,12 @@ def rare_token_attention(
     values = {
         "spearman": spearman(attention, frequency),
         "kendall": kendall(attention, frequency),
+        # A token of the paragraphs that the corpus lacks has no logarithm; one more of each changes no other by much.
+        "pearson": pearson(attention, np.log1p(frequency)),
         "excess": excess,
         "mass_over_uniform": mass - weight[0].sum() / (paras.prefix_len + 1),
         "p_value": shuffled_p_value(matched, tokens, counts, fraction=RAREST, permutations=permutations, seed=seed),
+        **looks,
     }
     return _dataset(model, values, {"query_pos": paras.prefix_len, "paragraphs": len(paras), "seed": seed})
 
@@ -121,23 +128,33 @@ def head_patterns(
     return torch.stack([recorded[names[layer]][:, head] for layer, head in heads], dim=1).cpu()
 
 
-def _prefix_attention(
+def _attention(
     model: HookedTransformer, paras: Paragraphs, batch_size: int, progress: Progress | None
-) -> Float[np.ndarray, "paragraph layer_head key_pos"]:
-    """Attention from position prefix_len to the prefix, all heads of layer 0 first."""
+) -> tuple[Float[np.ndarray, "paragraph layer_head key_pos"], dict[str, Float[np.ndarray, " layer_head"]]]:
+    """Attention from position prefix_len to the prefix, and what the patterns look like; all heads of layer 0 first."""
     query = paras.prefix_len
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     # Later tokens cannot change what a causal model does here.
     tokens = paras.tokens[:, : query + 1].to(model.cfg.device)
+    read = pattern_reader(model)
     parts = []
-    with torch.no_grad(), recording(model, names) as recorded:
-        for start in range(0, len(paras), batch_size):
-            residual_before(model, tokens[start : start + batch_size], model.cfg.n_layers)
-            parts.append(torch.stack([recorded[name][:, :, query, :query].cpu() for name in names]))
-            if progress is not None:
-                progress(min(start + batch_size, len(paras)), len(paras))
+    sums = torch.zeros(len(SCORES), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
+    counted = torch.zeros(len(SCORES), dtype=torch.float64)
+    for start in range(0, len(paras), batch_size):
+        batch = tokens[start : start + batch_size]
+        rows = []
+        number = torch.zeros(len(SCORES), dtype=torch.float64)
+        for layer, pattern in enumerate(read(batch)):
+            rows.append(pattern[:, :, query, :query].cpu())
+            found, number = pattern_scores(pattern, batch)
+            sums[:, layer] += found.cpu()
+        counted += number
+        parts.append(torch.stack(rows))
+        if progress is not None:
+            progress(min(start + batch_size, len(paras)), len(paras))
     joined = rearrange(torch.cat(parts, 1), "layer paragraph head key_pos -> paragraph (layer head) key_pos")
-    return joined.double().numpy()
+    # Without any repeated token nothing is known of duplicates and induction.
+    means = (sums / torch.where(counted == 0, torch.nan, counted)[:, None, None]).flatten(1).numpy()
+    return joined.double().numpy(), dict(zip(SCORES, means, strict=True))
 
 
 def _check(model: HookedTransformer, paras: Paragraphs, unigram_counts: Tensor) -> None:
@@ -145,13 +162,7 @@ def _check(model: HookedTransformer, paras: Paragraphs, unigram_counts: Tensor) 
         raise InputError(
             f"{len(paras)} paragraph came; wanted at least two: the expectation comes from the others' attention"
         )
-    if len(unigram_counts) != model.cfg.d_vocab:
-        raise InputError(
-            f"{len(unigram_counts)} counts came for a vocabulary of {model.cfg.d_vocab}; wanted one for each token id: "
-            "count with minlength equal to the vocabulary"
-        )
-    if not bool((unigram_counts >= 0).all()):
-        raise InputError("a count is below zero or not a number; wanted how often each token stands in the corpus")
+    check_counts(unigram_counts, model.cfg.d_vocab)
 
 
 def _dataset(model: HookedTransformer, values: dict[str, np.ndarray], attrs: dict[str, int]) -> xr.Dataset:
@@ -160,9 +171,11 @@ def _dataset(model: HookedTransformer, values: dict[str, np.ndarray], attrs: dic
     words = {
         "spearman": {"units": "rank correlation", "higher": "attends more to frequent tokens"},
         "kendall": {"units": "rank correlation, tau-b", "higher": "attends more to frequent tokens"},
+        "pearson": {"units": "correlation with log(1 + count)", "higher": "attends more to frequent tokens"},
         "excess": {"units": mass, "higher": more, "expectation": "other paragraphs' attention to the same positions"},
         "mass_over_uniform": {"units": mass, "higher": more, "expectation": "attention spread evenly"},
         "p_value": {"units": "1", "higher": "more likely by chance", "correction": "max-statistic over heads"},
+        **{name: {"units": unit, "higher": higher} for name, (unit, higher) in SCORES.items()},
     }
     data = {
         name: (("layer", "head"), rearrange(value, "(layer head) -> layer head", layer=layers), words[name])

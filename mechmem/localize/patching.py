@@ -115,7 +115,7 @@ class _Runs:
         self._lean, self._site, self._metric, self._groups = lean, site, metric, groups
         self._base = trace(lean, pairs.base, {*ALWAYS, *NEEDED[site], site})
         self._source = trace(lean, pairs.source, {site})
-        self._columns = pairs.columns.to(lean.device)
+        self._columns, self._first = pairs.columns.to(lean.device), int(pairs.columns.min())
         self._clean, self._corrupt = (pairs.true(side).to(lean.device) for side in (pairs.clean, pairs.corrupt))
         self._pairs = len(pairs.base)
 
@@ -127,8 +127,9 @@ class _Runs:
     def measure(self, cells: Cells) -> Float[Tensor, " row"]:
         """The metric of the patched runs."""
         residual, layer = entry(self._lean, self._site, self._base, self._source, cells, self._groups)
-        final = resume(self._lean, residual, layer, cells.start, self._base, cells.pair)
-        return self._score(final, torch.arange(len(final), device=final.device), cells.start, cells.pair)
+        start = max(cells.start, self._first)
+        final = resume(self._lean, residual, layer, cells.start, self._base, cells.pair, start)
+        return self._score(final, torch.arange(len(final), device=final.device), start, cells.pair)
 
     def _score(self, final: Tensor, row: Tensor, start: int, pair: Tensor) -> Float[Tensor, " row"]:
         columns = self._columns[pair]

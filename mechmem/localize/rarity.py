@@ -5,15 +5,34 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from scipy.stats import rankdata
+from torch import Tensor
+
+from mechmem.data.errors import InputError
 
 Attention = Float[np.ndarray, "paragraph head key_pos"]
 PerKey = Float[np.ndarray, "paragraph key_pos"]
 PerHead = Float[np.ndarray, " head"]
-# Shuffled frequencies held at once: 8 bytes each.
-_CHUNK = 1_000_000
+# Shuffled frequencies, or pairs of keys, held at once: 4 or 8 bytes each.
+_CHUNK = 2_000_000
+
+
+def check_counts(unigram_counts: Real[Tensor, " d_vocab"], vocabulary: int) -> None:
+    """Refuse counts of another vocabulary.
+
+    Raises:
+        InputError: counts of another length, below zero or not numbers.
+    """
+    if len(unigram_counts) != vocabulary:
+        raise InputError(
+            f"{len(unigram_counts)} counts came for a vocabulary of {vocabulary}; wanted one for each token id: "
+            "count with minlength equal to the vocabulary"
+        )
+    if not bool((unigram_counts >= 0).all()):
+        raise InputError("a count is below zero or not a number; wanted how often each token stands in the corpus")
 
 
 def spearman(attention: Attention, frequency: PerKey) -> PerHead:
@@ -25,11 +44,18 @@ def spearman(attention: Attention, frequency: PerKey) -> PerHead:
     return _mean(einsum(ours, theirs, "paragraph head key_pos, paragraph key_pos -> paragraph head"))
 
 
-def _unit(ranks: np.ndarray) -> np.ndarray:
-    """Ranks centred and scaled to length 1 on the last axis; NaN where they are all equal."""
-    centred = ranks - ranks.mean(-1, keepdims=True)
-    length = np.linalg.norm(centred, axis=-1, keepdims=True)
-    return centred / np.where(length == 0, np.nan, length)
+def pearson(attention: Attention, log_frequency: PerKey) -> PerHead:
+    """Pearson's correlation over each paragraph's keys, mean over paragraphs, as `spearman`."""
+    ours, theirs = _unit(attention), _unit(log_frequency)
+    return _mean(einsum(ours, theirs, "paragraph head key_pos, paragraph key_pos -> paragraph head"))
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Values centred and scaled to length 1 on the last axis; NaN where they are all equal."""
+    centred = values - values.mean(-1, keepdims=True)
+    constant = (values == values[..., :1]).all(-1, keepdims=True)
+    length = np.where(constant, np.nan, np.linalg.norm(centred, axis=-1, keepdims=True))
+    return centred / length
 
 
 def kendall(attention: Attention, frequency: PerKey) -> PerHead:
@@ -38,15 +64,17 @@ def kendall(attention: Attention, frequency: PerKey) -> PerHead:
     tau-b = (concordant - discordant pairs) / sqrt(pairs untied in attention * pairs untied in frequency). Paragraphs
     where one side is constant are left out; NaN if all are.
     """
-    first, second = np.triu_indices(frequency.shape[-1], 1)
+    # Ranks are small whole numbers: exact in float32, and so are their differences' signs.
+    ours, theirs = (torch.from_numpy(rankdata(x, "dense", axis=-1).astype(np.float32)) for x in (attention, frequency))
+    first, second = torch.triu_indices(frequency.shape[-1], frequency.shape[-1], 1)
     rows = []
-    # One paragraph at a time: all pairs of all heads of GPT-Neo take 1.4 MB then.
-    for row, counts in zip(attention, frequency, strict=True):
-        ours = np.sign(row[:, first] - row[:, second])
-        theirs = np.sign(counts[first] - counts[second])
-        untied = np.sqrt(np.abs(ours).sum(-1) * np.abs(theirs).sum())
-        rows.append(ours @ theirs / np.where(untied == 0, np.nan, untied))
-    return _mean(np.stack(rows))
+    step = max(1, _CHUNK // (attention.shape[1] * max(1, len(first))))
+    for a, f in zip(ours.split(step), theirs.split(step), strict=True):
+        ranked, counted = ((x[..., first] - x[..., second]).sign_() for x in (a, f))
+        balance = torch.einsum("phk,pk->ph", ranked, counted)
+        untied = (ranked.abs_().sum(-1).double() * counted.abs_().sum(-1, keepdim=True).double()).sqrt()
+        rows.append(balance / torch.where(untied == 0, torch.nan, untied))
+    return _mean(torch.cat(rows).numpy())
 
 
 def _mean(rows: Float[np.ndarray, "paragraph head"]) -> PerHead:

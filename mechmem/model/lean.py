@@ -88,13 +88,13 @@ class LeanModel:
         self._activation = ACTIVATIONS[str(cfg.act_fn)]
         self._embedding = model.W_E.detach().to(self.dtype)
         self._rotary: tuple[int, Tensor] | None = None
-        self._positions: Tensor | None = None
+        self.positions: Tensor | None = None
         if cfg.positional_embedding_type == "rotary":
             assert cfg.rotary_dim is not None
             exponents = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float64) / cfg.rotary_dim
             self._rotary = cfg.rotary_dim, (float(cfg.rotary_base) ** -exponents).to(self.device)
         else:
-            self._positions = model.W_pos.detach().to(self.dtype)
+            self.positions = model.W_pos.detach().to(self.dtype)
         self._final: Affine = norm_weights(model.ln_final, self.dtype)
         self._unembedding = model.W_U.detach().to(self.dtype)
         # Raw models have none, but TransformerLens gives them zeros.
@@ -139,8 +139,8 @@ class LeanModel:
         """The residual stream that enters the first layer."""
         dtype = dtype or self.dtype
         residual = self._embedding[tokens.to(self.device)].to(dtype)
-        if self._positions is not None:
-            residual += self._positions[past : past + tokens.shape[1]].to(dtype)
+        if self.positions is not None:
+            residual += self.positions[past : past + tokens.shape[1]].to(dtype)
         return residual
 
     def final_norm(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:

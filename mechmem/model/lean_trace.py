@@ -73,8 +73,14 @@ def trace(lean: LeanModel, tokens: Int[Tensor, "pair pos"], sites: Collection[st
 
 @torch.no_grad()
 def resume(
-    lean: LeanModel, residual: Float[Tensor, "row pos d_model"], first: int, start: int, base: Trace, pair: Tensor
-) -> Float[Tensor, "row pos d_model"]:
+    lean: LeanModel,
+    residual: Float[Tensor, "row pos d_model"],
+    first: int,
+    start: int,
+    base: Trace,
+    pair: Tensor,
+    needed: int = 0,
+) -> Float[Tensor, "row needed_pos d_model"]:
     """Run rows from layer `first` to the normalized end, from position `start` on.
 
     Args:
@@ -84,6 +90,7 @@ def resume(
         start: positions before it are those of the base run: only their keys and values are used.
         base: the unpatched run, with sites k and v.
         pair: which pair of the base run each row belongs to, [row].
+        needed: positions before this one are not returned, nor taken through the last layer: nobody asks it for them.
     """
     length = residual.shape[1]
     rotation = lean.rotation(start, length, lean.dtype)
@@ -93,6 +100,8 @@ def resume(
         if start:
             key = torch.cat([base["k"][number, pair, :, :start], key], 2)
             value = torch.cat([base["v"][number, pair, :, :start], value], 2)
-        z = attend(query, key, value, lean.visible(start, start + length, layer.window), layer.scale)
+        if number == len(lean.layers) - 1 and needed > start:
+            query, residual, start = query[:, :, needed - start :], residual[:, needed - start :], needed
+        z = attend(query, key, value, lean.visible(start, key.shape[2], layer.window), layer.scale)
         residual = lean.after_attention(layer, residual, lean.attention_out(layer, z))
-    return lean.final_norm(residual)
+    return lean.final_norm(residual[:, max(needed - start, 0) :])

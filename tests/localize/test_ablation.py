@@ -8,7 +8,13 @@ import xarray as xr
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.localize.ablation import ablate_heads
+from mechmem.localize.ablation import ablate_greedily, ablate_heads, ablate_layers
+from mechmem.model.planted import Planted, planted
+
+
+@pytest.fixture(scope="module")
+def truth() -> Planted:
+    return planted()
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +123,7 @@ def test_seed_decides_resampling_and_the_result_says_what_it_is(tiny_model, memo
     )
     xr.testing.assert_identical(one, two)
     assert not np.allclose(one.nll_rise, three.nll_rise, atol=1e-3)
-    assert one.attrs == {"method": "resample", "seed": 0, "paragraphs": 9}
+    assert one.attrs == {"method": "resample", "part": "z", "seed": 0, "paragraphs": 9}
     assert seen[-1] == (108, 108) and [done for done, _ in seen] == sorted(range(27, 109, 27)) * 3
     one.to_netcdf(tmp_path / "heads.nc", engine="h5netcdf")
     xr.testing.assert_identical(xr.load_dataset(tmp_path / "heads.nc", engine="h5netcdf"), one)
@@ -132,3 +138,91 @@ def test_others_are_needed_unless_the_output_is_zero(tiny_model, memorized):
     with pytest.raises(InputError, match="method is 'median'; wanted 'mean', 'zero' or 'resample'"):
         # Without the annotations' checks that the tests switch on, as a user meets it.
         inspect.unwrap(ablate_heads)(tiny_model, memorized, method="median")  # pyright: ignore[reportArgumentType]
+
+
+def loss_without(model, paras: Paragraphs, names: dict[str, list[int] | None]) -> tuple[float, float]:
+    """EM drop and NLL rise of one whole forward with hook points (or some of their heads) set to the mean."""
+    _, cache = model.run_with_cache(paras.tokens, names_filter=list(names))
+
+    def replace(value, hook):
+        mean = cache[hook.name].mean(0, keepdim=True).expand_as(value)
+        heads = names[hook.name]
+        if heads is None:
+            return mean
+        value = value.clone()
+        axis = 1 if "pattern" in hook.name else 2
+        value.movedim(axis, 0)[heads] = mean.movedim(axis, 0)[heads]
+        return value
+
+    before = full_forward_scores(model, paras)
+    # The intact run's mean: a hook on a later layer must not see what an earlier ablation left.
+    after = full_forward_scores(model, paras, [(name, replace) for name in names])
+    return before[0] - after[0], after[1] - before[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["pattern", "v"])
+def test_pattern_and_values_alone_equal_the_slow_whole_forward(tiny_model, memorized, part):
+    result = ablate_heads(tiny_model, memorized, part=part, batch_size=7)
+    for layer in range(4):
+        for head in range(3):
+            em_drop, nll_rise = loss_without(tiny_model, memorized, {f"blocks.{layer}.attn.hook_{part}": [head]})
+            ours = result.sel(layer=layer, head=head)
+            assert float(ours.em_drop) == pytest.approx(em_drop) and float(ours.nll_rise) == pytest.approx(
+                nll_rise, abs=1e-4
+            )
+    other = ablate_heads(tiny_model, memorized, part="z")
+    assert not np.allclose(result.nll_rise, other.nll_rise, atol=1e-2)
+
+
+@torch.no_grad()
+def test_whole_layers_equal_the_slow_whole_forward(tiny_model, memorized):
+    result = ablate_layers(tiny_model, memorized, batch_size=7)
+    for layer in range(4):
+        for module, point in (("attention", "attn.hook_z"), ("mlp", "hook_mlp_out")):
+            em_drop, nll_rise = loss_without(tiny_model, memorized, {f"blocks.{layer}.{point}": None})
+            ours = result.sel(layer=layer, module=module)
+            assert float(ours.em_drop) == pytest.approx(em_drop)
+            assert float(ours.nll_rise) == pytest.approx(nll_rise, abs=1e-4)
+    assert np.ptp(result.nll_rise.values) > 0.1
+
+
+@torch.no_grad()
+def test_greedy_takes_the_worst_head_beside_those_gone(tiny_model, memorized):
+    seen: list[tuple[int, int]] = []
+    result = ablate_greedily(tiny_model, memorized, 3, progress=lambda *done: seen.append(done))
+    gone: list[tuple[int, int]] = []
+    for step in range(3):
+        losses = {}
+        for head in ((layer, head) for layer in range(4) for head in range(3)):
+            if head in gone:
+                continue
+            names: dict[str, list[int] | None] = {}
+            for layer, number in [*gone, head]:
+                names[f"blocks.{layer}.attn.hook_z"] = [*(names.get(f"blocks.{layer}.attn.hook_z") or []), number]
+            losses[head] = loss_without(tiny_model, memorized, names)
+        best = max(losses, key=lambda head: losses[head][1])
+        ours = result.isel(step=step)
+        assert (int(ours.layer), int(ours["head"])) == best
+        assert (float(ours.em_drop), float(ours.nll_rise)) == pytest.approx(losses[best], abs=1e-4)
+        gone.append(best)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    everything = ablate_greedily(tiny_model, memorized, 12)
+    assert len(set(zip(everything.layer.values.tolist(), everything["head"].values.tolist(), strict=True))) == 12
+    with pytest.raises(InputError, match="count is 13; wanted 1 to 12"):
+        ablate_greedily(tiny_model, memorized, 13)
+
+
+@pytest.mark.parametrize("part", ["z", "pattern", "v"])
+def test_only_the_planted_head_matters_by_pattern_and_by_values(truth, part):
+    drop = ablate_heads(truth.model, truth.memorized, part=part).em_drop
+    # The mean of eight memories' codes is none of them; a mean pattern looks at all triggers' places a little.
+    assert float(drop.sel(layer=truth.head[0], head=truth.head[1])) > 25
+    rest = drop.stack(place=("layer", "head")).drop_sel(place=truth.head)
+    assert float(abs(rest).max()) == 0
+    assert ablate_greedily(truth.model, truth.memorized, 1).layer.item() == truth.head[0]
+
+
+def test_unknown_parts_are_refused(tiny_model, memorized):
+    with pytest.raises(InputError, match="part is 'q'; wanted 'z', 'pattern' or 'v'"):
+        inspect.unwrap(ablate_heads)(tiny_model, memorized, part="q")  # pyright: ignore[reportArgumentType]
