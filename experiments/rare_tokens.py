@@ -1,0 +1,165 @@
+"""Whether heads look at rare tokens: every head tested, and the strongest one's attention by token.
+
+    python experiments/rare_tokens.py     # half a minute on one core; writes results/rare_tokens
+
+Stoehr et al. (2024, section 5 and figure 7) correlate a head's attention with token frequency and report -0.97. They
+sum attention by frequency rank; few paragraphs hold a token of high rank, so every head slopes down. Here attention is
+a mean per token, beside what the same positions get in other paragraphs, and the head is found on one half of the
+clusters and measured on the other. Spearman, Kendall and Pearson (with log(1 + count)) are all reported.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+import xarray as xr
+from figure_data import by_em, save, token_texts
+from scipy.stats import kendalltau, pearsonr, spearmanr
+
+import mechmem as mm
+from mechmem.localize.heads import head_patterns
+from mechmem.model.load import HookedTransformer
+from mechmem.report.heatmaps import head_heatmap
+from mechmem.report.theme import COLOURS, empty_figure, plotly_text
+from mechmem.stages import top_heads
+
+COEFFICIENTS = {"spearman": spearmanr, "kendall": kendalltau, "pearson": pearsonr}
+TABLE = ["excess", "p_value", "spearman", "kendall", "pearson"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers.
+
+    Attributes:
+        seed: draws candidates, samples, shuffles and resamples.
+        candidates: bundled paragraphs that are scored, at random.
+        each: memorized paragraphs, one of each cluster: half to find the head, half to measure it.
+        permutations: shuffles of the heads' p-values.
+        resamples: of paragraphs, for the intervals.
+        out: folder of the result and the figure.
+    """
+
+    seed: int = 0
+    candidates: int = 900
+    each: int = 192
+    permutations: int = 1000
+    resamples: int = 300
+    out: Path = Path("results/rare_tokens")
+
+
+def by_token(tokens: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct tokens, in how many places each stands, and the mean of `values` over these places."""
+    types, member = np.unique(tokens, return_inverse=True)
+    places = np.bincount(member.ravel())
+    return types, places, np.bincount(member.ravel(), values.ravel()) / places
+
+
+def correlations(tokens: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Every coefficient between a token's mean value and its corpus count, over distinct tokens, [coefficient]."""
+    types, _, mean = by_token(tokens, values)
+    # Ranks do not mind the logarithm.
+    frequency = np.log1p(counts[types])
+    return np.array([float(function(mean, frequency)[0]) for function in COEFFICIENTS.values()])
+
+
+def scatter(result: xr.Dataset) -> go.Figure:
+    """Mean attention and its control, against the corpus count of the token."""
+    name = f"L{result.attrs['layer']}H{result.attrs['head']}"
+    figure = empty_figure(f"Attention of {name} to a token against its corpus count (higher = looks there more)", 460)
+    traces = (("attention", "attention", "memorized", "circle"), ("expected", "same positions elsewhere", "other", "x"))
+    for variable, label, ink, symbol in traces:
+        figure.add_scatter(
+            x=1 + result.token_count.values,
+            y=result[variable].values,
+            mode="markers",
+            name=label,
+            marker={"color": COLOURS[ink], "size": 5, "opacity": 0.6, "symbol": symbol},
+            text=[plotly_text(text) for text in result.token_text.values],
+            customdata=result.places.values,
+            hovertemplate="%{text}: %{y:.3f}, %{customdata} places<extra>%{fullData.name}</extra>",
+        )
+    figure.update_xaxes(type="log", title="1 + occurrences in the corpus (log scale)")
+    figure.update_yaxes(title="mean attention, 0 to 1")
+    return figure
+
+
+def head_table(rare: xr.Dataset, rows: int = 12) -> go.Figure:
+    """The heads most drawn to rare tokens, strongest first."""
+    places = top_heads(rare.excess, rows)
+    cells = [[f"L{layer}H{head}" for layer, head in places]]
+    cells += [[f"{rare[name].values[place]:.3f}" for place in places] for name in TABLE]
+    figure = empty_figure("Heads by excess attention to the rarest tenth of the prefix", 120 + 26 * rows)
+    figure.add_table(header={"values": ["head", *TABLE]}, cells={"values": cells})
+    return figure
+
+
+def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Dataset:
+    """Test every head on one half of the paragraphs; measure the strongest on the other.
+
+    Args:
+        settings: what decides the numbers.
+        model: the bundled model, if it is loaded already.
+
+    Returns:
+        All variables of `rare_token_attention` [layer, head], of the half that the head is found on. Of the strongest
+        head on the other half, from query prefix_len: attention (mean over the places of a token), expected (mean over
+        other paragraphs' attention to the same positions), places, token_count, token_text [token]; correlation,
+        correlation_low and correlation_high (95 %, by resampling paragraphs) [quantity, coefficient]. Attributes: layer
+        and head.
+    """
+    model = mm.load_model("bundled") if model is None else model
+    ranges = {"memorized": (50, 50)}
+    paras = by_em(model, ranges, candidates=settings.candidates, each=settings.each, seed=settings.seed)["memorized"]
+    half = len(paras) // 2
+    searched, measured = paras.select(range(half)), paras.select(range(half, len(paras)))
+    counts, query = mm.bundled_unigram_counts(), paras.prefix_len
+    rare = mm.rare_token_attention(
+        model, searched, torch.as_tensor(counts), permutations=settings.permutations, seed=settings.seed
+    )
+    layer, head = top_heads(rare.excess, 1)[0]
+    pattern = head_patterns(model, measured.tokens[:, : query + 1], [(layer, head)])
+    attention = pattern[:, 0, query, :query].double().numpy()  # [paragraph, key_pos]
+    # What the other paragraphs give to the same position, without the paragraph's own share.
+    expected = (attention.sum(0) - attention) / (len(attention) - 1)
+    tokens = measured.prefix.numpy()
+    quantities = {"attention": attention, "expected": expected, "excess": attention - expected}
+    found = np.array([correlations(tokens, values, counts) for values in quantities.values()])
+    rng = np.random.default_rng(settings.seed)
+    drawn = [rng.integers(0, len(tokens), len(tokens)) for _ in range(settings.resamples)]
+    spread = np.array([[correlations(tokens[i], values[i], counts) for values in quantities.values()] for i in drawn])
+    low, high = np.quantile(spread, [0.025, 0.975], axis=0)
+    types, places, mean = by_token(tokens, attention)
+    each, words = ("quantity", "coefficient"), {"units": "1", "higher": "looks more at frequent tokens"}
+    result = rare.assign(
+        {
+            "attention": ("token", mean, {"units": "1", "higher": "looks there more"}),
+            "expected": ("token", by_token(tokens, expected)[2]),
+            "places": ("token", places),
+            "token_count": ("token", counts[types]),
+            "token_text": ("token", np.array(token_texts(model, torch.from_numpy(types)), dtype=object)),
+            "correlation": (each, found, words),
+            "correlation_low": (each, low, words),
+            "correlation_high": (each, high, words),
+            "searched_id": ("searched", searched.column("id")),
+            "measured_id": ("measured", measured.column("id")),
+        }
+    ).assign_coords(token=types, quantity=list(quantities), coefficient=list(COEFFICIENTS))
+    result = result.assign_attrs(layer=layer, head=head)
+    print(f"found on {len(searched)} paragraphs, measured on {len(measured)}, {len(types)} distinct tokens")
+    for place in top_heads(rare.excess, 5):
+        print(f"L{place[0]}H{place[1]}:", ", ".join(f"{name} {rare[name].values[place]:.3f}" for name in TABLE))
+    print(f"L{layer}H{head} on the other half, correlation with the corpus count over tokens:")
+    for quantity, *rows in zip(quantities, found, low, high, strict=True):
+        cells = [f"{n} {r:.3f} [{a:.3f}, {b:.3f}]" for n, r, a, b in zip(COEFFICIENTS, *rows, strict=True)]
+        print(f"{quantity}:", ", ".join(cells))
+    title = "Excess attention to the rarest tenth of the prefix (blue = looks at rare tokens)"
+    heads = head_heatmap(rare.excess, title=title, unit="attention mass", top=3)
+    save(result, [heads, scatter(result), head_table(rare)], settings)
+    return result
+
+
+if __name__ == "__main__":
+    main(Settings())
