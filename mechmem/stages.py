@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,14 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
 from mechmem.localize.ablation import ablate_heads
+from mechmem.localize.attribution import attribute, rank_correlation, top_cells
 from mechmem.localize.gradients import layer_shares, parameter_gradients
 from mechmem.localize.heads import head_patterns, rare_token_attention
+from mechmem.localize.patching import patch
 from mechmem.measure.decode import edit_distances, greedy_continuations
 from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.pairs import worst_perturbations
+from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.scores import memorized_other
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
@@ -41,6 +46,8 @@ class Settings:
         limit: score no more paragraphs than this.
         gradient_sample: paragraphs of each set for gradients and attention.
         ablation_sample: paragraphs of each set for head ablation.
+        pairs: memorized paragraphs that are patched with their worst perturbation.
+        patched: share of the heads' cells that are patched exactly, those that attribution puts first.
         targets: memorized paragraphs to unlearn.
         evaluated: paragraphs of every other set that an edit is judged on, and of the keep set.
         fraction: share of the attention and MLP weights that the sparse edits may move.
@@ -56,6 +63,8 @@ class Settings:
     limit: int | None = None
     gradient_sample: int = 160
     ablation_sample: int = 48
+    pairs: int = 12
+    patched: float = 0.03
     targets: int = 32
     evaluated: int = 100
     fraction: float = 0.001
@@ -197,6 +206,36 @@ def attention_stage(run: Run) -> None:
     heads = xr.load_dataset(run.folder / "heads.nc", engine="h5netcdf")
     run.save(attention_views(run, heads, rare), "attention.nc")
     run.save(rare, "rare.nc")
+
+
+def patch_stage(run: Run) -> None:
+    """Patch memorized paragraphs with their worst perturbation; -> patching.nc.
+
+    The residual stream everywhere; head outputs where attribution says that it matters. Denoising, judged at the first
+    token that the perturbation changes: what brings the memory back.
+    """
+    chosen = run.subset("memorized", run.settings.pairs, distinct=True)
+    drop = perturb_prefix(run.model, chosen, seed=run.settings.seed, progress=part_of(run.progress, 0, 3))
+    clean, corrupt = worst_perturbations(run.model, chosen, drop)
+    pairs: dict[str, Any] = {"clean": clean, "corrupt": corrupt, "direction": "denoising", "scored": "impact"}
+    stream = patch(run.model, **pairs, site="resid_pre", average=False, progress=part_of(run.progress, 1, 3))
+    estimate = attribute(run.model, **pairs, site="z")
+    cells = top_cells(estimate, run.settings.patched)
+    heads = patch(run.model, **pairs, site="z", cells=cells, average=False, progress=part_of(run.progress, 2, 3))
+    heads = heads.assign_attrs(rank_correlation=rank_correlation(estimate, heads.mean("paragraph", skipna=False)))
+    run.save(
+        xr.Dataset(
+            {
+                "resid_pre": stream,
+                "z": heads,
+                "z_estimate": estimate,
+                "perturbed": ("paragraph", clean.column("perturbed_pos")),
+                "impact": ("paragraph", clean.column("impact_pos")),
+                "paragraph_id": ("paragraph", clean.column("id")),
+            }
+        ),
+        "patching.nc",
+    )
 
 
 def token_frequencies(run: Run) -> np.ndarray:

@@ -20,7 +20,7 @@ from mechmem.data.errors import InputError
 from mechmem.model.load import provenance
 from mechmem.removal import removal_stage
 from mechmem.report.study_report import write_report
-from mechmem.stages import Run, Settings, attention_stage, gradient_stage, head_stage, score_stage
+from mechmem.stages import Run, Settings, attention_stage, gradient_stage, head_stage, patch_stage, score_stage
 
 MANIFEST = "study.json"
 PACKAGES = ("mechmem", "torch", "transformer-lens", "transformers", "numpy", "scipy", "xarray", "datasets")
@@ -50,6 +50,7 @@ STAGES = (
     Stage("gradients", "parameter gradients", "gradients.nc", gradient_stage),
     Stage("heads", "ablating heads", "heads.nc", head_stage),
     Stage("attention", "attention to rare tokens", "rare.nc", attention_stage),
+    Stage("patch", "patching", "patching.nc", patch_stage),
     Stage("unlearn", "unlearning", "unlearn.nc", removal_stage),
     Stage("report", "writing the report", "report.html", lambda run: write_report(run.folder), needs_both=False),
 )

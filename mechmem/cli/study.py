@@ -38,6 +38,10 @@ STUDY_COMMANDS = {
     ),
     "gradients": ("gradients", "Parameter gradients by component; writes OUT/gradients.nc, after the scan."),
     "heads": ("attention", "Ablate heads, look for rare tokens; writes OUT/heads.nc, rare.nc and attention.nc."),
+    "patch": (
+        "patch",
+        "Patch memorized paragraphs with perturbed ones, position by position; writes OUT/patching.nc.",
+    ),
     "unlearn": ("unlearn", "Remove memories, measure the price; writes OUT/unlearn.nc and OUT/edited."),
 }
 

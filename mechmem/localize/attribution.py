@@ -160,7 +160,8 @@ def _cells(found: dict[int, Tensor], site: str, groups: Tensor) -> Float[np.ndar
         elif site in HEAD_SITES:
             cell = reduce(product, "pair pos head d_head -> pair head pos", "sum")
         elif site in NEURON_SITES:
-            cell = torch.stack([product[..., groups == g].sum(-1) for g in range(int(groups.max()) + 1)], 1)
+            cell = product.new_zeros(*product.shape[:-1], int(groups.max()) + 1)
+            cell = cell.index_add_(-1, groups.to(product.device), product).movedim(-1, 1)
         else:
             cell = reduce(product, "pair pos d_model -> pair 1 pos", "sum")
         rows.append(cell.double().cpu().numpy())

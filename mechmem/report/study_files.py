@@ -23,6 +23,7 @@ class StudyFiles:
         heads: `heads.nc`: em_drop, nll_rise [set, layer, head].
         rare: `rare.nc`: spearman, kendall, excess, p_value [layer, head].
         attention: `attention.nc`: patterns to show.
+        patching: `patching.nc`: resid_pre[paragraph, layer, pos], z[paragraph, layer, head, pos].
         unlearned: `unlearn.nc`: em_mean and others [mask, set].
     """
 
@@ -32,6 +33,7 @@ class StudyFiles:
     heads: xr.Dataset | None = None
     rare: xr.Dataset | None = None
     attention: xr.Dataset | None = None
+    patching: xr.Dataset | None = None
     unlearned: xr.Dataset | None = None
 
     def column(self, name: str) -> np.ndarray | None:
@@ -69,6 +71,7 @@ def read_study(folder: str | Path) -> StudyFiles:
         heads=_read_dataset(folder / "heads.nc"),
         rare=_read_dataset(folder / "rare.nc"),
         attention=_read_dataset(folder / "attention.nc"),
+        patching=_read_dataset(folder / "patching.nc"),
         unlearned=_read_dataset(folder / "unlearn.nc"),
     )
     if all(value is None for value in vars(study).values()):

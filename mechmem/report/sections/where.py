@@ -5,6 +5,7 @@ import xarray as xr
 
 from mechmem.report import figures, heatmaps
 from mechmem.report.page import Block, Figure, Section, Table
+from mechmem.report.sections.patching import patching_blocks, patching_sentences
 from mechmem.report.sections.wording import best_heads, head_name, listed, percent, signed
 from mechmem.report.study_files import StudyFiles
 
@@ -38,6 +39,11 @@ def where_section(study: StudyFiles) -> Section:
         blocks += _gradient_figures(study.gradients)
     if heads is not None:
         blocks += [*_head_figures(heads), _head_table(heads)]
+    if study.patching is None:
+        missing.append("No paragraph has been patched: there is no patching.nc in the study folder.")
+    else:
+        answer += patching_sentences(study.patching)
+        blocks += patching_blocks(study.patching)
     question = "Which layers, weights and attention heads carry the memorized paragraphs?"
     return Section("where", "Where does it sit?", question, answer, blocks, READING, missing)
 

@@ -1,0 +1,214 @@
+"""Which localizers find the neurons that hold a paragraph, on the bundled model.
+
+    python experiments/scoreboard.py     # about ten minutes on two cores; writes docs/scoreboard.md and results/
+
+INJ and DEL of Chang et al. (2024, "Do Localization Methods Actually Localize Memorized Data in LLMs?", NAACL). Settings
+of the learned gates were chosen on other paragraphs and draws (seeds 100 to 102) than those that are reported here.
+Every target is of another cluster and has its own draw of neurons; intervals are bootstraps over targets.
+"""
+
+import platform
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+import xarray as xr
+from figure_data import save
+from measure_bundled import photograph
+from scipy.stats import bootstrap
+
+import mechmem as mm
+from mechmem.localize.neurons import METHODS
+from mechmem.localize.scoreboard import deletion_board, injection_board
+from mechmem.model.load import HookedTransformer
+
+# GPT-2 124M, recall in percent at 1, 2 and 5 % (Chang et al. 2024).
+PUBLISHED = {
+    "hard_concrete": (49.5, 70.2, 87.4),
+    "slimming": (48.1, 66.7, 80.7),
+    "zero_out": (24.9, 37.5, 53.8),
+    "integrated": (20.5, 32.1, 49.9),
+    "activations": (3.0, 5.2, 13.3),
+    "random": (1.0, 2.0, 5.0),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers.
+
+    Attributes:
+        seed: draws paragraphs and neurons.
+        targets: injected paragraphs, and deleted ones.
+        others: memorized paragraphs that a deletion should leave alone, and paragraphs of other text.
+        keep: paragraphs that contrasting methods see.
+        methods: to be compared.
+        out: folder of the results and the figure.
+        page: the table, or None.
+    """
+
+    seed: int = 0
+    targets: int = 10
+    others: int = 48
+    keep: int = 8
+    methods: tuple[str, ...] = tuple(METHODS)
+    out: Path = Path("results/scoreboard")
+    page: Path | None = Path("docs/scoreboard.md")
+
+
+def one_per_cluster(paras: mm.Paragraphs, rows: np.ndarray, count: int) -> mm.Paragraphs:
+    """The first rows of so many clusters."""
+    _, first = np.unique(paras.column("cluster")[rows], return_index=True)
+    return paras.select(rows[np.sort(first)[:count]])
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % interval over targets."""
+    if np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean()), float(values.mean())
+    found: Any = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0), n_resamples=2000)
+    return float(values.mean()), float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def said(values: xr.DataArray, digits: int = 2, factor: float = 1.0) -> str:
+    """A mean and its interval, in words of a table."""
+    mean, low, high = interval(factor * values.values)
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def injection_table(board: xr.Dataset) -> list[str]:
+    """Recall beside the published ones."""
+    head = [f"recall at {100 * at:.0f} %, %" for at in board["fraction"].values]
+    lines = ["| method | " + " | ".join(head) + " | area, % | seconds | published recall |", "|---|" + "---|" * 6]
+    for method in board.method.values:
+        row = board.sel(method=method)
+        recalls = [said(row.recall.sel(fraction=at), 1, 100) for at in board["fraction"].values]
+        published = " / ".join(f"{value:.1f}" for value in PUBLISHED.get(str(method), ())) or "–"
+        cells = [*recalls, said(row.auprc, 1, 100), f"{float(row.seconds.median()):.1f}", published]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def deletion_table(board: xr.Dataset) -> list[str]:
+    """What dropping costs the target, other memories and other text."""
+    lines = [
+        "| method | dropped | target's accuracy | other memories' | target's edit distance | perplexity |",
+        "|---|" + "---|" * 5,
+    ]
+    for method in board.method.values:
+        for share in board.dropped.values:
+            row = board.sel(method=method, dropped=share)
+            cells = [said(row[name]) for name in ("target_accuracy", "other_accuracy")]
+            cells += [said(row.target_edit_distance, 1), said(row.perplexity)]
+            lines.append(f"| {method} | {100 * share:.1f} % | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw(injected: xr.Dataset, deleted: xr.Dataset) -> list[go.Figure]:
+    """Recall by method, and what a deletion loses of the target against what it loses of other memories."""
+    names = [str(name) for name in injected.method.values]
+    recalls = go.Figure()
+    for at in injected["fraction"].values:
+        found = [interval(100 * injected.recall.sel(method=name, fraction=at).values) for name in names]
+        mean, low, high = np.array(found).T
+        error = {"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low, "thickness": 1}
+        recalls.add_bar(x=names, y=mean, error_y=error, name=f"top {100 * at:.0f} %")
+    recalls.update_layout(barmode="group", title="Recall of the injected neurons (higher is better)", height=460)
+    recalls.update_yaxes(title="recall, %")
+    lost = go.Figure()
+    for share in deleted.dropped.values:
+        at = deleted.sel(dropped=share).mean("target")
+        lost.add_scatter(
+            x=at.other_accuracy, y=at.target_accuracy, text=names, mode="markers+text", name=f"{100 * share:.1f} %",
+            textposition="top center",
+        )  # fmt: skip
+    lost.update_layout(title="Accuracy lost by dropping neurons (best: bottom right)", height=520)
+    lost.update_xaxes(title="other memories, percentage points")
+    lost.update_yaxes(title="target, percentage points")
+    return [recalls, lost]
+
+
+def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Dataset:
+    """Run both boards.
+
+    Args:
+        settings: what decides the numbers.
+        model: by default the bundled one is loaded.
+    """
+    model = model or mm.load_model("bundled")
+    shipped = mm.bundled_paragraphs()
+    pool = shipped.select(np.random.default_rng(settings.seed).permutation(len(shipped)))
+    unseen = one_per_cluster(pool, np.flatnonzero(pool.column("seen") == "never seen"), 3 * settings.targets + 100)
+    unseen = unseen.select(np.flatnonzero(mm.score(model, unseen).em.values <= 5))
+    trained = one_per_cluster(pool, np.flatnonzero(pool.column("seen") == "trained"), 4 * settings.others + 100)
+    known = trained.select(np.flatnonzero(mm.score(model, trained).em.values == trained.continuation_len))
+    count, keep, most = settings.targets, settings.keep, len(unseen)
+    targets, kept = unseen.select(np.arange(count)), unseen.select(np.arange(count, count + keep))
+    injected = injection_board(model, targets, kept, methods=settings.methods, seed=settings.seed)
+    deleted = deletion_board(
+        model,
+        known.select(np.arange(count)),
+        known.select(np.arange(count, min(count + settings.others, len(known)))),
+        # Perplexity is of text that no method has seen.
+        unseen.select(np.arange(count + keep, min(count + keep + settings.others, most))),
+        methods=settings.methods,
+        seed=settings.seed,
+    )
+    result = injected.rename(seconds="injection_seconds").merge(
+        deleted.drop_vars("seconds"), join="outer", combine_attrs="drop"
+    )
+    figures = draw(injected, deleted)
+    save(result, figures, settings)
+    if settings.page is not None:
+        for figure, name in zip(figures, ("recall", "deletion"), strict=True):
+            photograph(
+                figure.update_layout(margin={"t": 60, "r": 20}), settings.page.with_name(f"scoreboard-{name}.png")
+            )
+        write(settings, injected, deleted)
+    return result
+
+
+def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset) -> None:
+    """The page of docs.
+
+    Args:
+        settings: of the run.
+        injected: the board of INJ.
+        deleted: the board of DEL.
+    """
+    assert settings.page is not None
+    fixed = {name: value for name, value in asdict(settings).items() if name in ("seed", "targets", "others", "keep")}
+    lines = [
+        "# Which localizers find a memory",
+        "",
+        f"`python experiments/scoreboard.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads, {fixed}. Means over targets with 95 % bootstrap intervals.",
+        "",
+        "## INJ: one paragraph trained into a random 1 % of the neurons",
+        "",
+        f"EM after injection: {float(injected.em.mean()):.1f} of 50. Published: GPT-2 124M, at 1, 2 and 5 % (Chang et "
+        "al. 2024). A random order has an area of 1 %.",
+        "",
+        *injection_table(injected),
+        "",
+        "![Recall by method](scoreboard-recall.png)",
+        "",
+        "## DEL: the neurons found for one memorized paragraph are dropped",
+        "",
+        "Changes against the model as it is: accuracy in percentage points (position-wise, teacher-forced), edit "
+        "distance in tokens, perplexity of paragraphs that were never seen.",
+        "",
+        *deletion_table(deleted),
+        "",
+        "![Accuracy lost](scoreboard-deletion.png)",
+    ]
+    settings.page.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(Settings())
