@@ -52,8 +52,8 @@ class Settings:
     """
 
     seed: int = 0
-    targets: int = 10
-    others: int = 48
+    targets: int = 6
+    others: int = 24
     keep: int = 8
     methods: tuple[str, ...] = tuple(METHODS)
     out: Path = Path("results/scoreboard")
@@ -85,7 +85,7 @@ def injection_table(board: xr.Dataset) -> list[str]:
     head = [f"recall at {100 * at:.0f} %, %" for at in board["fraction"].values]
     lines = ["| method | " + " | ".join(head) + " | area, % | seconds | published recall |", "|---|" + "---|" * 6]
     for method in board.method.values:
-        row = board.sel(method=method)
+        row = board.sel({"method": method})
         recalls = [said(row.recall.sel(fraction=at), 1, 100) for at in board["fraction"].values]
         published = " / ".join(f"{value:.1f}" for value in PUBLISHED.get(str(method), ())) or "–"
         cells = [*recalls, said(row.auprc, 1, 100), f"{float(row.seconds.median()):.1f}", published]
@@ -101,7 +101,7 @@ def deletion_table(board: xr.Dataset) -> list[str]:
     ]
     for method in board.method.values:
         for share in board.dropped.values:
-            row = board.sel(method=method, dropped=share)
+            row = board.sel({"method": method, "dropped": share})
             cells = [said(row[name]) for name in ("target_accuracy", "other_accuracy")]
             cells += [said(row.target_edit_distance, 1), said(row.perplexity)]
             lines.append(f"| {method} | {100 * share:.1f} % | " + " | ".join(cells) + " |")
@@ -113,7 +113,7 @@ def draw(injected: xr.Dataset, deleted: xr.Dataset) -> list[go.Figure]:
     names = [str(name) for name in injected.method.values]
     recalls = go.Figure()
     for at in injected["fraction"].values:
-        found = [interval(100 * injected.recall.sel(method=name, fraction=at).values) for name in names]
+        found = [interval(100 * injected.recall.sel({"method": name, "fraction": at}).values) for name in names]
         mean, low, high = np.array(found).T
         error = {"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low, "thickness": 1}
         recalls.add_bar(x=names, y=mean, error_y=error, name=f"top {100 * at:.0f} %")
@@ -158,9 +158,8 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         methods=settings.methods,
         seed=settings.seed,
     )
-    result = injected.rename(seconds="injection_seconds").merge(
-        deleted.drop_vars("seconds"), join="outer", combine_attrs="drop"
-    )
+    result = injected.merge(deleted.drop_vars("seconds"), combine_attrs="drop")
+    save(result, [], settings)  # what took long is kept before anything is drawn
     figures = draw(injected, deleted)
     save(result, figures, settings)
     if settings.page is not None:

@@ -18,6 +18,7 @@ from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
 from .localize.heads import rare_token_attention as rare_token_attention
 from .localize.lens import logit_lens as logit_lens
+from .localize.neurons import localize_neurons as localize_neurons
 from .localize.paragraph_gradients import contrastive_gradients as contrastive_gradients
 from .localize.paragraph_gradients import paragraph_gradients as paragraph_gradients
 from .localize.patching import patch as patch

@@ -212,30 +212,23 @@ def patch_stage(run: Run) -> None:
     """Patch memorized paragraphs with their worst perturbation; -> patching.nc.
 
     The residual stream everywhere; head outputs where attribution says that it matters. Denoising, judged at the first
-    token that the perturbation changes: what brings the memory back.
+    token that the perturbation changes: what brings the memory back. The last fifth of the prefix is left as it is, so
+    that the memory has a way to go from the replaced token to the continuation.
     """
-    chosen = run.subset("memorized", run.settings.pairs, distinct=True)
+    chosen = run.subset("memorized", 3 * run.settings.pairs, distinct=True)
     drop = perturb_prefix(run.model, chosen, seed=run.settings.seed, progress=part_of(run.progress, 0, 3))
-    clean, corrupt = worst_perturbations(run.model, chosen, drop)
+    clean, corrupt = worst_perturbations(run.model, chosen, drop, before=max(1, chosen.prefix_len * 4 // 5))
+    few = np.arange(min(len(clean), run.settings.pairs))
+    clean, corrupt = clean.select(few), corrupt.select(few)
     pairs: dict[str, Any] = {"clean": clean, "corrupt": corrupt, "direction": "denoising", "scored": "impact"}
     stream = patch(run.model, **pairs, site="resid_pre", average=False, progress=part_of(run.progress, 1, 3))
     estimate = attribute(run.model, **pairs, site="z")
     cells = top_cells(estimate, run.settings.patched)
     heads = patch(run.model, **pairs, site="z", cells=cells, average=False, progress=part_of(run.progress, 2, 3))
     heads = heads.assign_attrs(rank_correlation=rank_correlation(estimate, heads.mean("paragraph", skipna=False)))
-    run.save(
-        xr.Dataset(
-            {
-                "resid_pre": stream,
-                "z": heads,
-                "z_estimate": estimate,
-                "perturbed": ("paragraph", clean.column("perturbed_pos")),
-                "impact": ("paragraph", clean.column("impact_pos")),
-                "paragraph_id": ("paragraph", clean.column("id")),
-            }
-        ),
-        "patching.nc",
-    )
+    results = {"resid_pre": stream, "z": heads, "z_estimate": estimate}
+    columns = {name: ("paragraph", clean.column(name)) for name in ("perturbed_pos", "impact_pos", "id")}
+    run.save(xr.Dataset(results | columns), "patching.nc")
 
 
 def token_frequencies(run: Run) -> np.ndarray:

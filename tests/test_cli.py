@@ -9,6 +9,7 @@ from mechmem.cli import app
 from mechmem.cli.progress import Lines
 from mechmem.data.bundled import bundled_paragraphs
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.model.masks import Mask
 
 runner = CliRunner()
 
@@ -16,7 +17,7 @@ runner = CliRunner()
 def test_help_names_every_command_and_what_it_writes():
     answer = runner.invoke(app, ["--help"])
     assert answer.exit_code == 0
-    for command in ("run", "scan", "perturb", "gradients", "heads", "unlearn", "report", "check"):
+    for command in ("run", "scan", "perturb", "gradients", "heads", "patch", "localize", "unlearn", "report", "check"):
         assert command in answer.output
         assert runner.invoke(app, [command, "--help"]).exit_code == 0
 
@@ -97,3 +98,25 @@ def test_perturb_says_when_nothing_is_memorized(tmp_path):
     options = ["--paragraphs", str(tmp_path / "ids.npy"), "--out", str(tmp_path / "o.nc")]
     answer = runner.invoke(app, ["perturb", *options])
     assert answer.exit_code == 2 and "none has EM 50" in answer.output and not (tmp_path / "o.nc").exists()
+
+
+def test_localize_writes_scores_and_a_mask_of_the_neurons_that_they_name(tmp_path):
+    out = tmp_path / "s"
+    options = ["--out", str(out), "--limit", "40", "--sample", "3", "--method", "gate_gradient"]
+    answer = runner.invoke(app, ["localize", *options, "--fraction", "0.002"])
+    assert answer.exit_code == 0, answer.output
+    scores = xr.load_dataarray(out / "neurons-gate_gradient.nc", engine="h5netcdf")
+    mask = Mask.load(out / "neurons-gate_gradient-mask.safetensors")
+    layer, neuron = np.unravel_index(scores.values.argmax(), scores.shape)
+    assert scores.attrs["method"] == "gate_gradient" and f"L{layer} N{neuron}" in answer.output
+    # Twelve neurons; each has a column of W_in and a row of W_out.
+    assert sum(len(chosen) for chosen in mask.indices.values()) == 12 * 2 * 256
+    again = runner.invoke(app, ["localize", *options, "--paragraph", "no such"])
+    assert again.exit_code == 2 and "0 of the paragraph no such" in again.output
+
+
+def test_localize_refuses_bad_choices_before_anything_is_scanned(tmp_path):
+    for option, said in ((["--method", "magic"], "wanted one of hard_concrete"), (["--fraction", "0"], "fraction 0")):
+        answer = runner.invoke(app, ["localize", "--out", str(tmp_path / "s"), *option])
+        assert answer.exit_code == 2 and said in " ".join(answer.output.split())
+        assert not (tmp_path / "s").exists()

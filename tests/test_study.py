@@ -17,8 +17,8 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.stages import Settings
 from mechmem.study import STAGES, run_study
 
-SMALL = Settings(limit=400, gradient_sample=8, ablation_sample=4, targets=4, evaluated=10, steps=3)
-NUMBERS = ("gradients.nc", "heads.nc", "rare.nc", "attention.nc", "unlearn.nc")
+SMALL = Settings(limit=400, gradient_sample=8, ablation_sample=4, pairs=3, targets=4, evaluated=10, steps=3)
+NUMBERS = ("gradients.nc", "heads.nc", "rare.nc", "attention.nc", "patching.nc", "unlearn.nc")
 
 
 @pytest.fixture(scope="module")

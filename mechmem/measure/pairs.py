@@ -15,7 +15,9 @@ from mechmem.model.load import HookedTransformer
 BATCH = 32
 
 
-def worst_perturbations(model: HookedTransformer, paras: Paragraphs, drop: xr.Dataset) -> tuple[Paragraphs, Paragraphs]:
+def worst_perturbations(
+    model: HookedTransformer, paras: Paragraphs, drop: xr.Dataset, *, before: int | None = None
+) -> tuple[Paragraphs, Paragraphs]:
     """Each paragraph and the same with the one replaced token that costs the most EM (Stoehr et al. 2024, 3.1).
 
     Of replacements that cost the same the one that raises NLL most is taken, then the first place. The corrupt
@@ -26,6 +28,8 @@ def worst_perturbations(model: HookedTransformer, paras: Paragraphs, drop: xr.Da
         model: the model that was perturbed.
         paras: the paragraphs that were perturbed.
         drop: what `perturb_prefix` gave for them with scope "token".
+        before: only tokens before this position are candidates. The last few often cost most for a plain reason: the
+            continuation follows them, so its first token is predicted from the replaced one itself.
 
     Returns:
         `clean` and `corrupt`, row by row of equal length. Exactly one prefix token differs. Both tables have
@@ -33,7 +37,7 @@ def worst_perturbations(model: HookedTransformer, paras: Paragraphs, drop: xr.Da
         `row` (in `paras`); clean keeps its other columns.
 
     Raises:
-        InputError: a Dataset of other paragraphs or of another scope, or no paragraph is left.
+        InputError: a Dataset of other paragraphs or of another scope, no candidate, or no paragraph is left.
     """
     if drop.attrs.get("scope") != "token":
         raise InputError(
@@ -44,6 +48,9 @@ def worst_perturbations(model: HookedTransformer, paras: Paragraphs, drop: xr.Da
             f"perturbations of {drop.sizes['paragraph']} paragraphs with {drop.sizes['pos']} prefix tokens came for "
             f"{len(paras)} paragraphs with {paras.prefix_len}; wanted those of these paragraphs"
         )
+    if before is not None and not 1 <= before <= paras.prefix_len:
+        raise InputError(f"before is {before}; wanted 1 to {paras.prefix_len}, the prefix's length")
+    drop = drop.isel(pos=slice(before))
     ordered = ("paragraph", "pos", "sample")
     em, nll, tokens = (
         drop[name].transpose(*ordered).values.reshape(len(paras), -1)

@@ -260,3 +260,25 @@ def one_patch(model, pair, site, layer, head, base, source, *, patched) -> float
         _, cache = model.run_with_cache(runs[source], names_filter=name)
         logits = model.run_with_hooks(runs[base], fwd_hooks=[(name, put)] if patched else [])
     return -float(logits[0, impact - 1].log_softmax(-1)[runs["clean"][0, impact]])
+
+
+def test_the_scoreboard_says_what_its_boards_hold(script, model, tmp_path):
+    module = script("scoreboard")
+    settings = module.Settings(
+        targets=2, others=4, keep=2, methods=("gate_gradient", "random"), out=tmp_path / "r", page=tmp_path / "p.md"
+    )
+    pictures: list[Path] = []
+    module.photograph = lambda _, path: pictures.append(path)
+    result = module.main(settings, model)
+    text = (tmp_path / "p.md").read_text()
+    mean = float(100 * result.recall.sel({"method": "gate_gradient", "fraction": 0.05}).mean())
+    row = next(line for line in text.splitlines() if line.startswith("| gate_gradient |"))
+    assert f"{mean:.1f} [" in row
+    assert mean > 100 * float(result.recall.sel({"method": "random", "fraction": 0.05}).mean())
+    assert float(result.em.min()) == 50 and [path.name for path in pictures] == [
+        "scoreboard-recall.png",
+        "scoreboard-deletion.png",
+    ]
+    low, high = module.interval(np.array([1.0, 2.0, 4.0]))[1:]
+    assert 1 <= low < 7 / 3 < high <= 4
+    assert module.interval(np.array([2.0, 2.0])) == (2.0, 2.0, 2.0)

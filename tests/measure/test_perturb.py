@@ -166,21 +166,23 @@ def test_the_runner_up_is_the_best_other_token_after_the_true_ones(tiny_model, m
             assert found[0, row, place] == int(logits.argmax())
 
 
-def test_on_the_bundled_model_a_replaced_token_costs_memorized_text(tmp_path):
+@pytest.mark.parametrize("before", [None, 30])
+def test_on_the_bundled_model_a_replaced_token_costs_memorized_text(tmp_path, before):
     model, known = load_model("bundled"), bundled_paragraphs()
     assert model.tokenizer is not None
     paras = known.select(np.argsort(-known.column("count"), kind="stable")[:300:50])
     drop = perturb_prefix(model, paras, seed=2)
     assert int(drop.clean_em.min()) == 50 and 0 < float(drop.em_drop.mean()) < 50
     assert not np.isin(drop.replacement, [0, *model.tokenizer.all_special_ids]).any()
-    clean, corrupt = worst_perturbations(model, paras, drop)
+    clean, corrupt = worst_perturbations(model, paras, drop, before=before)
+    assert clean.column("perturbed_pos").max() < 30 or before is None
     for row in range(len(clean)):
         source, impact = int(clean.column("perturbed_pos")[row]), int(clean.column("impact_pos")[row])
         changed = (clean.tokens[row] != corrupt.tokens[row]).nonzero()[:, 0].tolist()
         assert [place for place in changed if place < 50] == [source] and changed[1] == impact
         assert impact == 50 + 50 - clean.column("em_drop")[row]
         here = {"paragraph": int(clean.column("row")[row]), "sample": 0, "pos": source}
-        assert int(drop.sample_em.isel(here)) == int(drop.sample_em[0, here["paragraph"]].min())
+        assert int(drop.sample_em.isel(here)) == int(drop.sample_em[0, here["paragraph"], :before].min())
         assert torch.equal(greedy(model, corrupt.tokens[row, :50], 50), corrupt.tokens[row, 50:])
     clean.save(tmp_path / "clean.parquet")
     assert (
@@ -231,6 +233,8 @@ def test_what_cannot_be_perturbed_is_refused(tiny_model, small_model, memorized,
         worst_perturbations(tiny_model, memorized.select(np.arange(3)), perturbed)
     with pytest.raises(InputError, match="scope is 'rest'; wanted 'token'"):
         worst_perturbations(tiny_model, memorized, perturb_prefix(tiny_model, memorized, scope="rest"))
+    with pytest.raises(InputError, match="before is 0; wanted 1 to 13"):
+        worst_perturbations(tiny_model, memorized, perturbed, before=0)
 
 
 def test_results_go_through_netcdf_and_say_what_they_mean(perturbed, tmp_path):

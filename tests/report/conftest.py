@@ -91,6 +91,29 @@ def attention(rng: np.random.Generator, hostile: str, length: int = 2 * FULL) ->
     )
 
 
+def patching(rng: np.random.Generator) -> xr.Dataset:
+    """Six pairs whose token 30 is replaced; the memory moves to position 49 in layer 2, by way of head L1H2."""
+    pairs, length = 6, 2 * FULL
+    stream = rng.normal(0, 0.01, (pairs, LAYERS, length))
+    stream[:, :2, 30], stream[:, 2:, FULL - 1] = -2.0, -1.9
+    z = np.full((pairs, LAYERS, HEADS, length), np.nan)
+    z[:, 1, :, FULL - 1] = -0.1
+    z[:, 1, 2, FULL - 1] = -1.0
+    attrs = {"base": 2.5, "source": 0.5, "rank_correlation": 0.93}
+    dims = ("paragraph", "layer", "head", "pos")
+    coords = {"layer": range(LAYERS), "head": range(HEADS), "pos": range(length)}
+    return xr.Dataset(
+        {
+            "resid_pre": (("paragraph", "layer", "pos"), stream, attrs),
+            "z": (dims, z, attrs),
+            "perturbed_pos": ("paragraph", np.full(pairs, 30)),
+            "impact_pos": ("paragraph", np.full(pairs, FULL)),
+            "id": ("paragraph", np.arange(pairs)),
+        },
+        coords,
+    )
+
+
 def unlearned(rng: np.random.Generator, *, random_after: float = 48.6, held_out_after: float = 31.0) -> xr.Dataset:
     masks = ["before", "top 0.1 %", "random 0.1 %", "all weights"]
     sets = ["targeted memorized", "held-out memorized", "other", "never seen"]
@@ -143,6 +166,7 @@ def write_study(folder: Path, hostile: str = "") -> Path:
         "heads.nc": heads(rng),
         "rare.nc": rare(rng),
         "attention.nc": attention(rng, hostile),
+        "patching.nc": patching(np.random.default_rng(1)),
         "unlearn.nc": unlearned(rng),
     }
     for name, result in stages.items():

@@ -17,7 +17,16 @@ from mechmem.report.sections.wording import listed, percent, signed
 from mechmem.report.study_files import StudyFiles, read_study
 from mechmem.report.study_report import summary_cards, write_report
 
-STAGES = ["paragraphs.parquet", "gradients.nc", "heads.nc", "rare.nc", "attention.nc", "unlearn.nc", "study.json"]
+STAGES = [
+    "paragraphs.parquet",
+    "gradients.nc",
+    "heads.nc",
+    "rare.nc",
+    "attention.nc",
+    "patching.nc",
+    "unlearn.nc",
+    "study.json",
+]
 
 
 def visible_text(path) -> str:
@@ -42,6 +51,8 @@ def test_a_whole_study_gives_a_whole_report(study_folder):
     study = read_study(study_folder)
     assert f"continues {len(study.members('memorized'))} of 900 paragraphs" in text
     assert "needs head L1H2 most: without it EM falls by 18.4 tokens" in text
+    assert "makes 6 memorized paragraphs go on otherwise" in text and "rises by 2.0 nats. From layer 2 on" in text
+    assert "takes off the most: L1H2 (50.0 %), " in text and "rank correlation of 0.93" in text
     assert "84,935 of 84,934,656" in text and "9f2c41aa" in text
 
 
@@ -69,7 +80,7 @@ def test_a_stage_that_was_not_run_is_named_and_the_rest_is_shown(study_folder, t
 def test_only_a_manifest_still_gives_a_page(tmp_path):
     (tmp_path / "study.json").write_text('{"model": "odd", "timings": [1], "seed": null}')
     text = visible_text(write_report(tmp_path))
-    assert text.count("there is no") == 6 and '"odd"' in text
+    assert text.count("there is no") == 7 and '"odd"' in text
 
 
 @pytest.mark.parametrize(

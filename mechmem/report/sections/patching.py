@@ -11,33 +11,24 @@ from mechmem.report.sections.wording import head_name, percent
 
 def patching_sentences(patching: xr.Dataset) -> list[str]:
     """What brings the memory back, and where the residual stream holds it."""
-    # What is patched is worth what it takes off the NLL.
-    relief = -patching.resid_pre
-    whole = float(relief.attrs.get("base", patching.resid_pre.base)) - float(patching.resid_pre.source)
-    count = patching.sizes["paragraph"]
-    perturbed, impact = patching.perturbed.values, patching.impact.values
-    # The stream at the perturbed token, by layer, and at the token from which the impact is predicted.
+    stream = patching.resid_pre
+    rise, count = stream.attrs["base"] - stream.attrs["source"], patching.sizes["paragraph"]
+    relief = -stream.transpose("paragraph", "pos", "layer").values
     rows = np.arange(count)
-    at_token = relief.transpose("paragraph", "pos", "layer").values[rows, perturbed].mean(0)
-    at_end = relief.transpose("paragraph", "pos", "layer").values[rows, impact - 1].mean(0)
-    layers = relief.layer.values
-    moved = [layer for layer, a, b in zip(layers, at_token, at_end, strict=True) if b >= a]
-    one = int((impact - 1 == perturbed).sum())
+    at_token = relief[rows, patching.perturbed_pos.values].mean(0)
+    at_end = relief[rows, patching.impact_pos.values - 1].mean(0)
+    moved = stream.layer.values[at_end >= at_token]
     told = (
-        f"From layer {moved[0]} on, the token before the changed one carries more of the memory than the perturbed "
-        "token itself."
-        if moved and 0 < moved[0]
-        else "The perturbed token and the one before the change are mostly the same here, so the map has one column."
-        if one > count / 2
-        else "The perturbed token carries more of the memory than the token before the change in every layer."
+        f"From layer {moved[0]} on the position before the changed token carries more of it than the replaced token."
+        if len(moved)
+        else "In every layer the replaced token's position carries more of it than the one before the changed token."
     )
-    heads = _best_heads(patching.z, 3)
-    named = ", ".join(f"{name} ({percent(value / whole)})" for name, value in heads)
+    named = ", ".join(f"{name} ({percent(value / rise)})" for name, value in _best_heads(patching.z, 3))
     return [
-        f"One replaced prefix token makes {count} memorized paragraphs go on otherwise; the loss of the true token "
-        f"there rises by {whole:.1f} nats. {told}",
-        f"Patching one head's output in one position back takes off the most at {named} of that rise"
-        f" (mean over {count} pairs, all positions of a head added up).",
+        f"One replaced prefix token makes {count} memorized paragraphs go on otherwise: the loss of the first token "
+        f"that changes rises by {rise:.1f} nats. {told}",
+        f"Of single heads, restoring the output of these takes off the most: {named} of that rise. Each position is "
+        "restored alone and the positions are added up, so the shares need not add up to one.",
     ]
 
 
@@ -89,7 +80,7 @@ def _from_impact(patching: xr.Dataset, back: int = 20) -> xr.DataArray:
     """Relief by layer and distance to the first changed token, mean over the pairs that reach so far back."""
     relief = -patching.resid_pre.transpose("paragraph", "layer", "pos").values
     distances = np.arange(-back, 0)
-    place = patching.impact.values[:, None] + distances
+    place = patching.impact_pos.values[:, None] + distances
     found = np.take_along_axis(relief, np.clip(place, 0, None)[:, None, :], axis=2)
     found = np.where((place >= 0)[:, None, :], found, np.nan)
     mean = np.nanmean(found, axis=0) if len(found) else np.full(found.shape[1:], np.nan)

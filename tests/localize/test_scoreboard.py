@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.localize.neurons import localize_neurons, top_neurons
+from mechmem.localize.scoreboard import deletion_board, injection_board, precision_area, recall, without_neurons
+from mechmem.measure.scores import score
+
+
+@pytest.fixture(scope="module")
+def rows() -> Paragraphs:
+    return Paragraphs(torch.randint(0, 61, (6, 23), generator=torch.Generator().manual_seed(3)), 13)
+
+
+def test_recall_and_area_of_orders_known_by_hand(tiny_model, rows):
+    scores = localize_neurons(tiny_model, rows, rows, method="random")
+    scores.values[:] = 0
+    truth = [(0, 1), (2, 5), (3, 7), (1, 9)]
+    for rank, (layer, neuron) in enumerate(truth[:3]):
+        scores[layer, neuron] = 10 - rank
+    scores[0, 0] = 11
+    # 4 of 176: the wrong one first, then three of four.
+    assert recall(scores, truth, 4 / 176) == 0.75
+    assert recall(scores, truth, 1.0) == 1
+    scores[1, 9] = 5
+    assert precision_area(scores, truth) == pytest.approx((1 / 2 + 2 / 3 + 3 / 4 + 4 / 5) / 4)
+
+
+def test_neurons_are_gone_in_the_block_and_back_after_it(tiny_model, rows):
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    with torch.no_grad():
+        wanted = tiny_model.run_with_hooks(
+            rows.tokens,
+            fwd_hooks=[
+                ("blocks.1.mlp.hook_post", lambda v, hook: v * (torch.arange(44) != 7)),  # noqa: ARG005
+                ("blocks.2.mlp.hook_post", lambda v, hook: v * (torch.arange(44) != 0)),  # noqa: ARG005
+            ],
+        )
+        with pytest.raises(RuntimeError, match="inside"), without_neurons(tiny_model, [(1, 7), (2, 0)]) as model:
+            assert torch.allclose(model(rows.tokens), wanted, atol=1e-5)
+            raise RuntimeError("inside")
+    assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
+
+
+def test_boards_have_a_number_for_every_method_and_target(tiny_model, rows):
+    seen: list[str] = []
+    targets, keep = rows.select(np.arange(2)), rows.select(np.arange(2, 4))
+    injected = injection_board(
+        tiny_model,
+        targets,
+        keep,
+        methods=("gate_gradient", "random"),
+        fraction=0.1,
+        progress=lambda what, *_: seen.append(what),
+    )
+    assert injected.recall.dims == ("method", "target", "fraction") and injected.recall.shape == (2, 2, 3)
+    assert float(injected.recall.min()) >= 0 and float(injected.recall.max()) <= 1
+    assert (injected.recall.diff("fraction") >= 0).all() and (injected.seconds > 0).all()
+    assert seen == ["injected, gate_gradient", "injected, random"] * 2
+
+
+def test_a_deletion_is_measured_as_the_model_without_those_neurons(tiny_model, rows):
+    targets, others, keep = (rows.select(part) for part in ([0], [1, 2], [3, 4, 5]))
+    board = deletion_board(tiny_model, targets, others, keep, methods=("zero_out",)).isel({"method": 0, "target": 0})
+    top = top_neurons(localize_neurons(tiny_model, targets, keep, method="zero_out"), 0.005)
+    before = [score(tiny_model, paras) for paras in (targets, others, keep)]
+    with without_neurons(tiny_model, top):
+        after = [score(tiny_model, paras) for paras in (targets, others, keep)]
+    at = board.sel(dropped=0.005)
+    for name, index in (("target_accuracy", 0), ("other_accuracy", 1)):
+        change = 100 * float(after[index].match.mean() - before[index].match.mean())
+        assert float(at[name]) == pytest.approx(change)
+    change = float(np.exp(after[2].nll.mean()) - np.exp(before[2].nll.mean()))
+    assert float(at.perplexity) == pytest.approx(change, rel=1e-4) and change != 0
+
+
+def test_unknown_methods_are_refused_before_anything_is_injected(tiny_model, rows):
+    for board in (
+        lambda: injection_board(tiny_model, rows, rows, methods=("magic",)),
+        lambda: deletion_board(tiny_model, rows, rows, rows, methods=("magic",)),
+    ):
+        with pytest.raises(InputError, match=r"methods \['magic'\] came; wanted some of hard_concrete"):
+            board()
