@@ -126,7 +126,7 @@ def draw(injected: xr.Dataset, deleted: xr.Dataset) -> list[go.Figure]:
             x=at.other_accuracy, y=at.target_accuracy, text=names, mode="markers+text", name=f"{100 * share:.1f} %",
             textposition="top center",
         )  # fmt: skip
-    lost.update_layout(title="Accuracy lost by dropping neurons (best: bottom right)", height=520)
+    lost.update_layout(title="Accuracy lost by dropping neurons (best: bottom right)", height=460)
     lost.update_xaxes(title="other memories, percentage points")
     lost.update_yaxes(title="target, percentage points")
     return [recalls, lost]

@@ -18,16 +18,21 @@ from mechmem.model.load import HookedTransformer
 Patterns = Callable[[Int[Tensor, "paragraph pos"]], list[Tensor]]
 
 
-def pattern_reader(model: HookedTransformer) -> Patterns:
+def pattern_reader(model: HookedTransformer, dtype: torch.dtype | None = None) -> Patterns:
     """A function from tokens to the patterns of every layer.
 
     It runs without hooks where it can: on a model that has some on it, or that the lean forward does not know, it runs
     the model itself, so that an owner's hooks count.
+
+    Args:
+        model: left as it is.
+        dtype: of the lean forward's products; patterns are float32 or the model's own type in any case. The model
+            itself runs in its own.
     """
     hooked = any(point.fwd_hooks for point in model.hook_dict.values())
     if hooked or unsupported(model):
         return lambda tokens: _hooked(model, tokens)
-    lean = LeanModel(model)
+    lean = LeanModel(model, dtype)
     return lambda tokens: _lean(lean, tokens)
 
 
@@ -40,8 +45,9 @@ def _lean(lean: LeanModel, tokens: Int[Tensor, "paragraph pos"]) -> list[Tensor]
         for number, layer in enumerate(lean.layers):
             query, key, value = lean.queries_keys_values(layer, residual, rotation)
             seen = lean.visible(0, length, layer.window)
-            hidden = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
-            patterns.append(torch.add(hidden, query @ key.mT, alpha=layer.scale).softmax(-1))
+            wide = torch.promote_types(query.dtype, torch.float32)
+            hidden = torch.zeros_like(seen, dtype=wide).masked_fill_(~seen, -torch.inf)
+            patterns.append(torch.add(hidden, query.to(wide) @ key.to(wide).mT, alpha=layer.scale).softmax(-1))
             # What follows the last pattern changes none.
             if number < len(lean.layers) - 1:
                 z = attend(query, key, value, seen, layer.scale)

@@ -12,6 +12,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.heads import head_patterns, rare_token_attention
 from mechmem.localize.rarity import kendall, rarest_weight, shuffled_p_value, spearman
+from mechmem.model.planted import planted as real_planted
 
 PREFIX = 20
 PLANTED = (1, 2)
@@ -208,3 +209,18 @@ def test_what_cannot_be_used_is_refused(tiny_model, paras, counts):
         rare_token_attention(tiny_model, paras.select(np.array([0])), counts)
     with pytest.raises(InputError, match="a count is below zero"):
         rare_token_attention(tiny_model, paras, -counts)
+
+
+def test_a_bfloat16_forward_says_nearly_the_same_and_names_the_same_head():
+    truth = real_planted()
+    both = Paragraphs(torch.cat([truth.memorized.tokens, truth.other.tokens]), truth.memorized.prefix_len)
+    exact, quick = (
+        rare_token_attention(truth.model, both, truth.unigram_counts, permutations=50, dtype=dtype)
+        for dtype in (None, torch.bfloat16)
+    )
+    assert not np.array_equal(exact.excess, quick.excess)
+    np.testing.assert_allclose(quick.excess, exact.excess, atol=0.02)
+    for result in (exact, quick):
+        named = result.p_value.stack(head_of=("layer", "head"))
+        # The silent decoy attends alike: circuits and ablation tell them apart.
+        assert set(named.head_of.values[named.values < 0.05]) == {truth.head, truth.silent}
