@@ -59,8 +59,9 @@ def rare_token_attention(
         permutations: shuffles; the smallest p-value is 1 / (permutations + 1).
         seed: of the shuffles.
         batch_size: paragraphs of one forward.
-        dtype: of the forward; torch.bfloat16 is faster on CPUs that know it, and reorders keys whose attention is nearly
-            equal: the excess hardly moves, a rank correlation may by 0.1. None, and with hooks on the model: its own.
+        dtype: of the forward; torch.bfloat16 is faster on CPUs that know it, and reorders keys whose attention is
+            nearly equal: the excess hardly moves, a rank correlation may by 0.1. None, and with hooks on the model: the
+            model's own.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
