@@ -92,9 +92,10 @@ def rarest_weight(
     Keys tied at the border share the weight that is left, so that no position is preferred.
     """
     wanted = max(1, round(fraction * frequency.shape[-1]))
-    rarer = rankdata(frequency, method="min", axis=-1) - 1
-    tied = rankdata(frequency, method="max", axis=-1) - rarer
-    return np.clip((wanted - rarer) / tied, 0.0, 1.0)
+    border = np.partition(frequency, wanted - 1, axis=-1)[..., wanted - 1 : wanted]
+    rarer, tied = frequency < border, frequency == border
+    share = (wanted - rarer.sum(-1, keepdims=True)) / tied.sum(-1, keepdims=True)
+    return np.where(rarer, 1.0, tied * share)
 
 
 def shuffled_p_value(
