@@ -7,7 +7,16 @@ from .data.counts import corpus_unigram_counts as corpus_unigram_counts
 from .data.filters import PAPER_KEYWORDS as PAPER_KEYWORDS
 from .data.paragraphs import Paragraphs as Paragraphs
 from .data.windows import WindowSettings as WindowSettings
+from .intervene.attack import attack as attack
+from .intervene.attack_depth import depth_score as depth_score
+from .intervene.card import edit_card as edit_card
+from .intervene.edit import edit as edit
+from .intervene.edit import with_continuation as with_continuation
+from .intervene.evaluate import evaluate as evaluate
+from .intervene.memorize import memorize as memorize
+from .intervene.noise import noise_curve as noise_curve
 from .intervene.unlearn import unlearn as unlearn
+from .intervene.walk import Stop as Stop
 from .localize.ablation import ablate_greedily as ablate_greedily
 from .localize.ablation import ablate_heads as ablate_heads
 from .localize.ablation import ablate_layers as ablate_layers

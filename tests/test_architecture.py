@@ -11,7 +11,20 @@ import mechmem
 
 HOUSE = Path(mechmem.__file__).parent
 # Leftmost may import everything to its right.
-ORDER = ["cli", "study", "removal", "stages", "report", "detect", "intervene", "localize", "measure", "model", "data"]
+ORDER = [
+    "cli",
+    "edits",
+    "study",
+    "removal",
+    "stages",
+    "report",
+    "detect",
+    "intervene",
+    "localize",
+    "measure",
+    "model",
+    "data",
+]
 ONLY_IN = {
     "transformer_lens": {"model"},
     "plotly": {"report"},

@@ -42,7 +42,6 @@ STUDY_COMMANDS = {
         "patch",
         "Patch memorized paragraphs with perturbed ones, position by position; writes OUT/patching.nc.",
     ),
-    "unlearn": ("unlearn", "Remove memories, measure the price; writes OUT/unlearn.nc and OUT/edited."),
 }
 
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.model.forward import continuation_logits
+from mechmem.intervene.descent import Descent, Reference
+from mechmem.intervene.edit_log import EditLog, edit_key
+from mechmem.intervene.objectives import OBJECTIVES, Objective
+from mechmem.intervene.paths import PATHS
+from mechmem.intervene.strength import Strength
+from mechmem.intervene.walk import Row, walk
+from mechmem.measure.scores import memorized_other, score
+from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
-from mechmem.model.masked_weights import MaskedWeights, check_mask
+from mechmem.model.masked_weights import MakeOptimizer, MaskedWeights, check_mask
 from mechmem.model.masks import Mask
 from mechmem.model.support import verify_support
+
+METHODS = (*OBJECTIVES, *PATHS)
 
 
 def unlearn(
@@ -29,6 +35,7 @@ def unlearn(
     memorized: Paragraphs,
     keep: Paragraphs,
     *,
+    method: str = "contrastive",
     mask: Mask | None = None,
     steps: int = 10,
     seed: int = 0,
@@ -36,129 +43,203 @@ def unlearn(
     weight_decay: float = 0.0,
     keep_weight: float = 1.0,
     batch_size: int = 16,
-    stop: Callable[[dict[str, float]], bool] | None = None,
+    optimizer: MakeOptimizer | None = None,
+    max_norm: float | None = None,
+    stop: Callable[[Row], bool] | None = None,
+    check_targets: bool = True,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     """Return an edited copy of the model, and what happened at each step; the model given is unchanged.
 
-    Each step draws up to `batch_size` paragraphs of both sets and minimizes, by AdamW on the masked weights alone,
+    Methods of descent take `steps` updates on the masked weights alone, each on a batch of both sets, down
 
-        keep_weight * KL(p_0 || p on keep) - NLL(memorized)
+        target term + keep_weight * keep term
 
-    both as means over paragraphs and continuation tokens, in nats (the contrastive objective of Stoehr et al. 2024,
-    arXiv 2403.19851, section 5). The optimizer holds nothing but the masked weights, so its state is as small as the
-    mask and neither weight decay nor momentum can reach another weight; `verify_support` proves it before returning.
+    "contrastive": -NLL of memorized, KL(p_0 || p) on keep (Stoehr et al. 2024, arXiv 2403.19851, section 5). "ascent":
+    -NLL and nothing held. "grad_diff": -NLL, and NLL of keep (Liu et al. 2022, arXiv 2203.12817). "npo", "simnpo",
+    "uniform": see `mechmem.intervene.objectives`; KL is held. The others drop or take back more and more, in `steps`
+    equal parts, of what they prepared (`mechmem.intervene.paths`). The optimizer holds nothing but the masked weights,
+    so neither weight decay, momentum nor clipping reaches another one; `verify_support` proves it before returning.
 
     Args:
-        model: raw weights if the edit is to be exported.
+        model: raw weights if the edit is to be exported. Hooks on it do not take part.
         memorized: paragraphs to unlearn.
         keep: paragraphs whose predictions are held; no paragraph of `memorized` among them.
+        method: one of `METHODS`.
         mask: weights that may move; None for all attention and MLP weights.
         steps: at most this many updates.
-        seed: order of the batches.
-        learning_rate: of AdamW; the paper's is 1e-5 on GPT-Neo 125M.
-        weight_decay: decoupled, on masked weights only.
-        keep_weight: of the KL term.
+        seed: order of the batches, and whatever else a method draws.
+        learning_rate: of AdamW; the paper's is 1e-5 on GPT-Neo 125M. Methods that drop have none.
+        weight_decay: of AdamW: decoupled, on masked weights only.
+        keep_weight: of the keep term.
         batch_size: paragraphs of each set in a step.
-        stop: asked before each update with that step's `memorized_nll`, `keep_kl` and `objective`; True ends the run.
+        optimizer: another optimizer, made from the list of tensors to optimize.
+        max_norm: clip the gradient, over all masked weights, to this Euclidean norm.
+        stop: a `Stop`, or any function of a step's values that says when to end; the same for every method.
+        check_targets: refuse targets that the model does not know.
+        checkpoint: a safetensors file that is written while the edit runs (methods of descent) and removed at its end.
+        resume: go on from that file; the result is that of an edit that was not interrupted.
         progress: called with (steps done, steps).
 
     Returns:
         The edited model and a Dataset [step] of the values before each update: `memorized_nll`, `keep_kl` (nats a
-        token), `objective` (lower is better).
+        token), `memorized_em` (tokens, teacher-forced) and `objective` (lower is better), each the mean over the
+        latest value of every batch. Attributes: `ended` ("steps", "stop rule", "budget", "diverged") and `final_*`,
+        the same values of the weights returned.
 
     Raises:
-        InputError: an empty set, a paragraph in both sets, a mask that is empty or of another model.
-        FloatingPointError: the objective is not finite; the learning rate is too high.
+        InputError: an unknown method, an empty set, a paragraph in both sets, a target that the model does not know
+            (EM of a fifth or less), a mask that is empty, full or of another model, or a checkpoint of another edit.
+
+    Warns:
+        RuntimeWarning: the objective diverged; the best weights are returned.
     """
-    _check(model, memorized, keep, mask)
+    _check(model, memorized, keep, mask, method)
+    if check_targets:
+        check_known(model, memorized)
+    settings = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "optimizer": optimizer,
+        "max_norm": max_norm,
+    }
+    if method in OBJECTIVES:
+        return descend(
+            model,
+            OBJECTIVES[method],
+            memorized,
+            keep,
+            mask=mask,
+            steps=steps,
+            seed=seed,
+            keep_weight=keep_weight,
+            batch_size=batch_size,
+            stop=stop,
+            name="memorized",
+            settings=settings,
+            checkpoint=checkpoint,
+            resume=resume,
+            progress=progress,
+        )
+    path = PATHS[method](model, memorized, keep, mask=mask, seed=seed, progress=progress)
     edited = copy.deepcopy(model)
     with frozen(edited):
-        history = _optimize(
-            _Objective(model, edited, keep_weight),
-            MaskedWeights(edited, mask, learning_rate=learning_rate, weight_decay=weight_decay),
-            zip(_batches(memorized, batch_size, seed), _batches(keep, batch_size, seed + 1), strict=False),
-            steps,
-            stop,
-            progress,
+        history = walk(
+            Strength(model, edited, path, mask, memorized, keep, steps), steps=steps, stop=stop, progress=progress
         )
     if mask is not None:
         verify_support(model, edited, mask)
-    return edited, history
+    return edited, history.assign_attrs(method=method)
 
 
-def _optimize(
-    objective: _Objective,
-    weights: MaskedWeights,
-    batches: Iterator[tuple[tuple[int, Paragraphs], tuple[int, Paragraphs]]],
+def descend(
+    model: HookedTransformer,
+    objective: Objective,
+    targets: Paragraphs,
+    keep: Paragraphs,
+    *,
+    mask: Mask | None,
     steps: int,
-    stop: Callable[[dict[str, float]], bool] | None,
-    progress: Progress | None,
-) -> xr.Dataset:
-    rows: list[dict[str, float]] = []
-    for step in range(steps):
-        (_, forget), (key, hold) = next(batches)
-        loss, row = objective(forget, hold, key)
-        if not np.isfinite(row["objective"]):
-            raise FloatingPointError(f"the objective is {row['objective']} at step {step}; lower the learning rate")
-        rows.append(row)
-        if stop is not None and stop(row):
-            break
-        weights.update(loss)
-        if progress is not None:
-            progress(step + 1, steps)
-    names = {"memorized_nll": "nats per token", "keep_kl": "nats per token", "objective": "nats per token, minimized"}
-    columns = {
-        n: ("step", np.array([row[n] for row in rows], dtype=np.float64), {"units": u}) for n, u in names.items()
-    }
-    return xr.Dataset(columns, coords={"step": np.arange(len(rows))}, attrs={"values": "before the step's update"})
+    seed: int,
+    keep_weight: float,
+    batch_size: int,
+    stop: Callable[[Row], bool] | None,
+    name: str,
+    settings: dict[str, Any],
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[HookedTransformer, xr.Dataset]:
+    """Move a copy's masked weights down an objective: what unlearning, editing and memorizing share.
+
+    Args:
+        model: left as it is.
+        objective: what is minimized.
+        targets: paragraphs that shall change.
+        keep: those that shall not.
+        mask: weights that may move; None for all.
+        steps: as `unlearn`; so are seed, keep_weight, batch_size, stop, checkpoint, resume and progress.
+        seed: order of the batches.
+        keep_weight: of the keep term.
+        batch_size: paragraphs of each set in a step.
+        stop: when to end.
+        name: prefix of the targets' values in the history.
+        settings: of `MaskedWeights`.
+        checkpoint: file of an interrupted edit.
+        resume: go on from it.
+        progress: called with (steps done, steps).
+
+    Returns:
+        As `unlearn`.
+    """
+    edited = copy.deepcopy(model)
+    with frozen(edited):
+        weights = MaskedWeights(edited, mask, **settings)
+        move = Descent(
+            weights,
+            Reference(model),
+            objective,
+            targets,
+            keep,
+            keep_weight=keep_weight,
+            batch_size=batch_size,
+            seed=seed,
+            name=name,
+        )
+        log = None
+        if checkpoint is not None:
+            decides = {n: v for n, v in settings.items() if n != "optimizer"} | {"seed": seed, "batch": batch_size}
+            decides |= {"keep_weight": keep_weight, "objective": objective.target.__qualname__, "name": name}
+            key = edit_key(model, mask, (targets, keep), decides)
+            log = EditLog(checkpoint, weights, move, key=key, every=1, resume=resume)
+        history = walk(move, steps=steps, stop=stop, progress=progress, log=log)
+        if log is not None:
+            log.done()
+    if mask is not None:
+        verify_support(model, edited, mask)
+    return edited, history.assign_attrs({k: v for k, v in settings.items() if isinstance(v, int | float)})
 
 
-@dataclass
-class _Objective:
-    """The contrastive objective of one batch; what the original model predicts is computed once a batch."""
+def check_sets(model: HookedTransformer, targets: Paragraphs, keep: Paragraphs, name: str) -> None:
+    """Refuse sets that an edit cannot be judged by.
 
-    original: HookedTransformer
-    edited: HookedTransformer
-    keep_weight: float
-
-    def __post_init__(self) -> None:
-        self.reference: dict[int, Tensor] = {}
-
-    def __call__(self, memorized: Paragraphs, keep: Paragraphs, key: int) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        if key not in self.reference:
-            with torch.no_grad():
-                self.reference[key] = _log_probs(self.original, keep)
-        targets = memorized.continuation.to(self.edited.cfg.device)
-        nll = -_log_probs(self.edited, memorized).gather(-1, targets[..., None]).mean()
-        reference = self.reference[key]
-        difference = functional.kl_div(_log_probs(self.edited, keep), reference, log_target=True, reduction="none")
-        kl = difference.sum(-1).mean()
-        loss = self.keep_weight * kl - nll
-        return loss, {"memorized_nll": nll.item(), "keep_kl": kl.item(), "objective": loss.item()}
-
-
-def _log_probs(model: HookedTransformer, paragraphs: Paragraphs) -> Float[Tensor, "paragraph pos d_vocab"]:
-    return continuation_logits(model, paragraphs.tokens, paragraphs.prefix_len).log_softmax(-1)
-
-
-def _batches(paragraphs: Paragraphs, size: int, seed: int) -> Iterator[tuple[int, Paragraphs]]:
-    """Fixed batches of a shuffled set, round and round, each with its number."""
-    order = np.random.default_rng(seed).permutation(len(paragraphs))
-    batches = [paragraphs.select(order[start : start + size]) for start in range(0, len(order), size)]
-    while True:
-        yield from enumerate(batches)
-
-
-def _check(model: HookedTransformer, memorized: Paragraphs, keep: Paragraphs, mask: Mask | None) -> None:
-    for name, paragraphs in (("memorized", memorized), ("keep", keep)):
+    Raises:
+        InputError: an empty set, one that does not fit the model, or a paragraph in both.
+    """
+    for label, paragraphs in ((name, targets), ("keep", keep)):
         if len(paragraphs) == 0:
-            raise InputError(f"the {name} set is empty; give at least one paragraph")
-    shared = set(map(tuple, memorized.tokens.tolist())) & set(map(tuple, keep.tokens.tolist()))
+            raise InputError(f"the {label} set is empty; give at least one paragraph")
+        check_fit(model, paragraphs)
+    shared = set(map(tuple, targets.tokens.tolist())) & set(map(tuple, keep.tokens.tolist()))
     if shared:
         raise InputError(
-            f"{len(shared)} paragraphs are both in memorized and in keep; what is to go cannot be held: "
+            f"{len(shared)} paragraphs are both in {name} and in keep; what is to go cannot be held: "
             "remove them from keep"
         )
+
+
+def check_known(model: HookedTransformer, memorized: Paragraphs) -> None:
+    """Refuse targets that there is nothing to unlearn of.
+
+    Raises:
+        InputError: a paragraph's EM is a fifth of the continuation or less.
+    """
+    em = score(model, memorized).em.values
+    _, other = memorized_other(em, memorized.continuation_len)
+    if other.any():
+        first = int(np.flatnonzero(other)[0])
+        raise InputError(
+            f"{int(other.sum())} of {len(em)} targets are not memorized (number {first} has EM {em[first]} of "
+            f"{memorized.continuation_len}), so unlearning them would prove nothing; choose targets with mechmem.split "
+            "or pass check_targets=False"
+        )
+
+
+def _check(model: HookedTransformer, memorized: Paragraphs, keep: Paragraphs, mask: Mask | None, method: str) -> None:
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
+    check_sets(model, memorized, keep, "memorized")
     if mask is not None:
         check_mask(model, mask)

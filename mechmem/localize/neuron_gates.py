@@ -108,7 +108,7 @@ def learned_gates(
                 noise = torch.rand(values.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(values.device)
                 soft = torch.sigmoid((noise.logit() + values) / TEMPERATURE)
                 gates = (soft * (HIGH - LOW) + LOW).clamp(0, 1)
-                size = _chance_open(values).mean()
+                size = chance_open(values).mean()
             else:
                 gates, size = values, values.mean()
             loss = gated_nll(model, paras, gates) + penalty * size
@@ -123,9 +123,9 @@ def learned_gates(
             if progress is not None:
                 progress(step + 1, steps)
     with torch.no_grad():
-        return (_chance_open(values) if hard_concrete else values).detach().clone()
+        return (chance_open(values) if hard_concrete else values).detach().clone()
 
 
-def _chance_open(log_odds: Tensor) -> Tensor:
+def chance_open(log_odds: Tensor) -> Tensor:
     """Chance that a hard concrete gate is not zero."""
     return torch.sigmoid(log_odds - TEMPERATURE * math.log(-LOW / HIGH))

@@ -185,13 +185,13 @@ def _gradients(
             del loss, logits, found
             with torch.no_grad():
                 for name, (into, out) in points.items():
-                    inner = _scaled(model, into, recorded[into].detach())
+                    inner = norm_output(model, into, recorded[into].detach())
                     yield rows, name, einsum(inner, gradients[out], products[name][2])
         if progress is not None:
             progress(rows.stop, len(paras))
 
 
-def _scaled(model: HookedTransformer, point: str, value: Tensor) -> Tensor:
+def norm_output(model: HookedTransformer, point: str, value: Tensor) -> Tensor:
     """TransformerLens' norms show what they give before their own weight and bias."""
     if not point.endswith("hook_normalized"):
         return value

@@ -20,7 +20,7 @@ from mechmem.model.load import HookedTransformer, Provenance
 from mechmem.model.tokenizer import TOKENIZER_FILES
 
 
-def export(model: HookedTransformer, folder: str | Path) -> None:
+def export(model: HookedTransformer, folder: str | Path, *, card: str | None = None) -> None:
     """Write `model.safetensors` (float32), `config.json` and the tokenizer's files, whole or not at all.
 
     transformers' AutoModelForCausalLM and `load_model` read the folder and give the same logits. Tensors that an edit
@@ -30,6 +30,7 @@ def export(model: HookedTransformer, folder: str | Path) -> None:
     Args:
         model: GPT-Neo with raw weights, such as `load_model` gives and the interventions return.
         folder: where to write; it must not exist or be empty.
+        card: text of a `README.md` beside the weights, such as `edit_card` writes.
 
     Raises:
         InputError: another family, folded weights, a bias that GPT-Neo does not have, a weight that is NaN or
@@ -52,6 +53,8 @@ def export(model: HookedTransformer, folder: str | Path) -> None:
         # safetensors lets only the owner read what it writes; the folder is meant to be shipped.
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
         _write_tokenizer(model, source, temporary)
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def _check(model: HookedTransformer, source: Provenance | None, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.model.forward import check_fit, continuation_logits
+from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.model.masked_weights import MaskedWeights, check_mask
@@ -77,7 +77,7 @@ def inject(
         weights = MaskedWeights(injected, mask, learning_rate=learning_rate)
         for step in range(steps + 1):
             with torch.enable_grad():
-                logits = continuation_logits(injected, paras.tokens, paras.prefix_len)
+                logits = weights.continuation_logits(paras.tokens, paras.prefix_len)
                 true = paras.continuation.to(logits.device)
                 loss = functional.cross_entropy(logits.flatten(0, 1), true.flatten())
             matched = (logits.argmax(-1) == true).long().cumprod(-1).sum(-1)

@@ -177,7 +177,7 @@ class LeanModel:
         self, layer: Layer, residual: Float[Tensor, "paragraph pos d_model"], rotation: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What a layer's heads ask for and offer, each [paragraph, head, pos, d_head], rotated where the model does."""
-        fused = _affine(self._normalize(residual, layer.norm_attention), layer.w_qkv, layer.b_qkv)
+        fused = self.affine(self._normalize(residual, layer.norm_attention), layer.w_qkv, layer.b_qkv)
         query, key, value = rearrange(
             fused, "paragraph pos (three head d_head) -> three paragraph head pos d_head", three=3, head=self.n_heads
         )
@@ -189,15 +189,21 @@ class LeanModel:
         self, layer: Layer, z: Float[Tensor, "paragraph head pos d_head"]
     ) -> Float[Tensor, "paragraph pos d_model"]:
         """What attention writes to the residual stream."""
-        return _affine(rearrange(z, "paragraph head pos d_head -> paragraph pos (head d_head)"), layer.w_o, layer.b_o)
+        return self.affine(
+            rearrange(z, "paragraph head pos d_head -> paragraph pos (head d_head)"), layer.w_o, layer.b_o
+        )
 
     def neurons(self, layer: Layer, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_mlp"]:
         """The MLP's neurons after their activation function."""
-        return self._activation(_affine(self._normalize(residual, layer.norm_mlp), layer.w_in, layer.b_in))
+        return self._activation(self.affine(self._normalize(residual, layer.norm_mlp), layer.w_in, layer.b_in))
 
     def mlp_out(self, layer: Layer, neurons: Float[Tensor, "*row d_mlp"]) -> Float[Tensor, "*row d_model"]:
         """What the MLP writes to the residual stream."""
-        return _affine(neurons, layer.w_out, layer.b_out)
+        return self.affine(neurons, layer.w_out, layer.b_out)
+
+    def affine(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The product x @ weight + bias, over the last axis of x."""
+        return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.shape[1])
 
     def after_attention(
         self,
@@ -264,10 +270,6 @@ def fast_float32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.shape[1])
 
 
 def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

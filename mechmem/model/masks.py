@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from mechmem.data.atomic import replacing
 from mechmem.data.errors import InputError
 from mechmem.model.load import HookedTransformer
+from mechmem.model.mask_choice import Head, Per, check_shapes, choose_largest, size
 from mechmem.model.sites import ATTENTION, editable_parameters
 
 
@@ -39,10 +39,10 @@ class Mask:
         for name, chosen in self.indices.items():
             if name not in self.shapes:
                 raise InputError(f"the mask has indices for '{name}' and no shape; give the parameter's shape too")
-            size = _size(self.shapes[name])
-            if len(chosen) and (int(chosen[0]) < 0 or int(chosen[-1]) >= size or bool((chosen.diff() <= 0).any())):
+            count = size(self.shapes[name])
+            if len(chosen) and (int(chosen[0]) < 0 or int(chosen[-1]) >= count or bool((chosen.diff() <= 0).any())):
                 raise InputError(
-                    f"indices of '{name}' must be sorted, distinct and within 0..{size - 1}: sort them first"
+                    f"indices of '{name}' must be sorted, distinct and within 0..{count - 1}: sort them first"
                 )
         object.__setattr__(self, "indices", {n: i for n, i in sorted(self.indices.items()) if len(i)})
 
@@ -53,56 +53,48 @@ class Mask:
 
     @property
     def total(self) -> int:
-        """How many weights the choice was made among."""
-        return sum(_size(shape) for shape in self.shapes.values())
+        """How many weights the parameters have together; a mask with `count == total` chooses everything."""
+        return sum(size(shape) for shape in self.shapes.values())
 
     @staticmethod
-    def top(weights: Mapping[str, Tensor], *, fraction: float) -> Mask:
-        """The weights with the largest absolute value of a score, usually of the gradient, over all tensors together.
+    def top(
+        weights: Mapping[str, Tensor],
+        *,
+        fraction: float,
+        per: Per = "model",
+        layers: Iterable[int] | None = None,
+        heads: Iterable[Head] | None = None,
+        parameters: Iterable[str] | None = None,
+    ) -> Mask:
+        """The weights with the largest absolute value of a score, usually of the gradient.
 
         Of equal scores the one that comes first, by parameter name and flat index, is taken. The count is exact:
-        `round(fraction * total)`, at least one.
+        `round(fraction * candidates)` of each group that is ranked together, at least one. Candidates are the weights
+        that the restrictions leave; those narrow the choice together. `total` still counts all of `weights`, so masks
+        made with different restrictions can be united and compared.
 
         Args:
-            weights: parameter name -> score, element by element, as `weight_gradients` gives.
-            fraction: share of all the weights, 0 < fraction <= 1.
+            weights: parameter name -> score, element by element, as `weight_gradients` gives; compared in 32 bits.
+            fraction: share of the candidates, 0 < fraction <= 1.
+            per: what is ranked together: "model": all candidates; "tensor": those of each parameter by itself;
+                "component": those of W_Q, W_K, W_V, W_O, W_in and W_out by themselves, over all layers.
+            layers: only weights of these layers.
+            heads: only W_Q, W_K, W_V and W_O of these (layer, head) pairs, so no MLP weight.
+            parameters: only these, by name or by the last part of it, `["W_V", "W_O"]` for example.
 
         Raises:
-            InputError: the fraction is out of range, or a score is NaN.
+            InputError: the fraction is out of range, a score is NaN, an unknown `per`, a place that the scores do not
+                have, or restrictions that leave nothing.
         """
-        if not 0 < fraction <= 1:
-            raise InputError(
-                f"fraction is {fraction}; wanted 0 < fraction <= 1, for example 0.001 for one in a thousand"
-            )
-        names = sorted(weights)
-        total = sum(weights[name].numel() for name in names)
-        wanted = max(1, round(fraction * total))
-        # 1. No tensor can give more than `wanted`: a candidate list of that length for each keeps the memory small.
-        candidates = []
-        for name in names:
-            score = weights[name].detach().abs().flatten().float()
-            if bool(score.isnan().any()):
-                raise InputError(
-                    f"the scores of '{name}' hold NaN; weights cannot be ranked: find where the loss broke"
-                )
-            kept = _largest(score, min(wanted, score.numel()))
-            candidates.append((name, kept, score[kept]))
-        # 2. The largest among the candidates, which stand in the order of names and indices.
-        best = _largest(torch.cat([scores for _, _, scores in candidates]), wanted)
-        chosen: dict[str, Tensor] = {}
-        start = 0
-        for name, kept, _ in candidates:
-            here = best[(best >= start) & (best < start + len(kept))] - start
-            chosen[name] = kept[here]
-            start += len(kept)
-        return Mask(chosen, {name: tuple(weights[name].shape) for name in names})
+        chosen = choose_largest(weights, fraction, per, layers, heads, parameters)
+        return Mask(chosen, {name: tuple(weights[name].shape) for name in sorted(weights)})
 
     @staticmethod
     def random_like(mask: Mask, *, seed: int) -> Mask:
         """As many weights of every tensor as `mask` has there, drawn uniformly: the fair control for it."""
         generator = torch.Generator().manual_seed(seed)
         chosen = {
-            name: torch.randperm(_size(mask.shapes[name]), generator=generator)[: len(indices)].sort().values
+            name: torch.randperm(size(mask.shapes[name]), generator=generator)[: len(indices)].sort().values
             for name, indices in mask.indices.items()
         }
         return Mask(chosen, mask.shapes)
@@ -160,6 +152,15 @@ class Mask:
         either = self.union(other).count
         return self.intersection(other).count / either if either else 0.0
 
+    def complement(self) -> Mask:
+        """Weights that are not chosen, of the same parameters."""
+        chosen = {}
+        for name, shape in self.shapes.items():
+            free = torch.ones(size(shape), dtype=torch.bool)
+            free[self.indices.get(name, torch.zeros(0, dtype=torch.long)).cpu()] = False
+            chosen[name] = free.nonzero().flatten()
+        return Mask(chosen, self.shapes)
+
     def _pairs(self, other: Mask) -> Iterator[tuple[str, Tensor, Tensor]]:
         if dict(self.shapes) != dict(other.shapes):
             raise InputError("the two masks are over parameters of different names or shapes; make both on one model")
@@ -175,11 +176,15 @@ class Mask:
             save_file(tensors, temporary)
 
     @staticmethod
-    def load(path: str | Path) -> Mask:
+    def load(path: str | Path, model: HookedTransformer | None = None) -> Mask:
         """Read what `save` wrote.
 
+        Args:
+            path: the safetensors file.
+            model: refuse a mask unless its parameters are this model's attention and MLP weights, all of them.
+
         Raises:
-            InputError: no such file, or not a mask.
+            InputError: no such file, not a mask, or a mask of another model.
         """
         path = Path(path)
         if not path.is_file():
@@ -192,10 +197,19 @@ class Mask:
         split = {key: key.split(".", 1) for key in tensors}
         if {kind for kind, *_ in split.values()} - {"indices", "shape"}:
             raise InputError(f"{path}: holds tensors that no mask has; wanted a file that Mask.save wrote")
-        return Mask(
+        mask = Mask(
             {name: tensors[key] for key, (kind, name) in split.items() if kind == "indices"},
             {name: tuple(tensors[key].tolist()) for key, (kind, name) in split.items() if kind == "shape"},
         )
+        if model is not None:
+            check_shapes(mask.shapes, model)
+            missing = editable_parameters(model).keys() - mask.shapes.keys()
+            if missing:
+                raise InputError(
+                    f"{path}: the mask has no shape for '{min(missing)}', which the model has; the mask is of another "
+                    "model: make it from this model's gradients"
+                )
+        return mask
 
 
 def _check_places(places: list[tuple[int, int]], what: str, layers: int, width: int) -> None:
@@ -211,20 +225,6 @@ def _of_places(model: HookedTransformer, wanted: Mapping[str, list[Any]]) -> Mas
     shapes = {name: tuple(parameter.shape) for name, parameter in editable_parameters(model).items()}
     chosen = {}
     for name, places in wanted.items():
-        flat = torch.arange(_size(shapes[name])).view(shapes[name])
+        flat = torch.arange(size(shapes[name])).view(shapes[name])
         chosen[name] = torch.cat([flat[place].flatten() for place in places]).unique()
     return Mask(chosen, shapes)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def _largest(scores: Tensor, count: int) -> Int[Tensor, " chosen"]:
-    """Sorted indices of the `count` largest; among equals the first ones, so that no tie is left to the library."""
-    if count == 0:
-        return torch.zeros(0, dtype=torch.long)
-    threshold = torch.topk(scores, count).values[-1]
-    above = (scores > threshold).nonzero().flatten()
-    level = (scores == threshold).nonzero().flatten()[: count - len(above)]
-    return torch.cat([above, level]).sort().values

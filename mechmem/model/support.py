@@ -24,30 +24,36 @@ def verify_support(model: HookedTransformer, edited: HookedTransformer, mask: Ma
         SupportError: names the first tensor with a change outside the mask and counts its moved weights.
         InputError: the two models do not have the same tensors.
     """
-    for name, before, after in _tensor_pairs(model, edited):
-        moved = _moved(before, after)
+    for name, before, after in tensor_pairs(model, edited):
+        differ = moved(before, after)
         if name in mask.indices:
-            moved[mask.indices[name].to(moved.device)] = False
-        if bool(moved.any()):
+            differ[mask.indices[name].to(differ.device)] = False
+        if bool(differ.any()):
             raise SupportError(
-                f"{int(moved.sum())} of {moved.numel()} weights of '{name}' moved outside the mask; the edit is not "
+                f"{int(differ.sum())} of {differ.numel()} weights of '{name}' moved outside the mask; the edit is not "
                 "sparse: keep the optimizer, its weight decay included, to the masked weights"
             )
 
 
 def changed_weights(model: HookedTransformer, edited: HookedTransformer) -> int:
     """How many single weights differ in at least one bit."""
-    return sum(int(_moved(before, after).sum()) for _, before, after in _tensor_pairs(model, edited))
+    return sum(int(moved(before, after).sum()) for _, before, after in tensor_pairs(model, edited))
 
 
-def _tensor_pairs(model: HookedTransformer, edited: HookedTransformer) -> list[tuple[str, Tensor, Tensor]]:
+def tensor_pairs(model: HookedTransformer, edited: HookedTransformer) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, tensor before and tensor after, for every parameter and buffer.
+
+    Raises:
+        InputError: the two models do not have the same tensors.
+    """
     before, after = model.state_dict(), edited.state_dict()
     if before.keys() != after.keys() or any(before[n].shape != after[n].shape for n in before):
         raise InputError("the two models have different tensors; compare a model with an edit of itself")
     return [(name, before[name], after[name]) for name in before]
 
 
-def _moved(before: Tensor, after: Tensor) -> Bool[Tensor, " weight"]:
+def moved(before: Tensor, after: Tensor) -> Bool[Tensor, " weight"]:
+    """Which of a tensor's values differ in at least one bit, flat."""
     # Reading the same bytes as integers compares bits.
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[before.element_size()]
     left, right = (tensor.detach().contiguous().view(-1).view(integers) for tensor in (before, after))

@@ -25,6 +25,7 @@ class StudyFiles:
         attention: `attention.nc`: patterns to show.
         patching: `patching.nc`: resid_pre[paragraph, layer, pos], z[paragraph, layer, head, pos].
         unlearned: `unlearn.nc`: em_mean and others [mask, set].
+        attacks: `attacks.nc`: em_before, em_after [mask, attack].
     """
 
     manifest: dict[str, Any] | None = None
@@ -35,6 +36,7 @@ class StudyFiles:
     attention: xr.Dataset | None = None
     patching: xr.Dataset | None = None
     unlearned: xr.Dataset | None = None
+    attacks: xr.Dataset | None = None
 
     def column(self, name: str) -> np.ndarray | None:
         """A column of the paragraphs' table, or None if there is none."""
@@ -73,6 +75,7 @@ def read_study(folder: str | Path) -> StudyFiles:
         attention=_read_dataset(folder / "attention.nc"),
         patching=_read_dataset(folder / "patching.nc"),
         unlearned=_read_dataset(folder / "unlearn.nc"),
+        attacks=_read_dataset(folder / "attacks.nc"),
     )
     if all(value is None for value in vars(study).values()):
         raise InputError(f"{folder}: holds no study; wanted study.json, paragraphs.parquet or a stage's .nc file in it")

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -6,16 +7,23 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.objectives import OBJECTIVES, hold_kl, lower_nll
 from mechmem.intervene.unlearn import unlearn
+from mechmem.intervene.walk import Stop
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
 from mechmem.model.masks import Mask
+from mechmem.model.sites import editable_parameters
 from mechmem.model.support import SupportError, changed_weights, verify_support
 
 
 @pytest.fixture(scope="module")
 def sets(tiny_model):
+    """Five paragraphs that the model says by itself after their prefix, so EM is all, and nine random ones."""
     tokens = torch.randint(0, tiny_model.cfg.d_vocab, (14, 16), generator=torch.Generator().manual_seed(1))
+    for pos in range(8, 16):
+        with torch.no_grad():
+            tokens[:5, pos] = tiny_model(tokens[:5, :pos])[:, -1].argmax(-1)
     return Paragraphs(tokens[:5], 8), Paragraphs(tokens[5:], 8)
 
 
@@ -92,11 +100,132 @@ def test_stop_ends_the_run_and_a_seed_decides_it(tiny_model, sets, mask):
         return len(rows) == 3
 
     edited, history = unlearn(tiny_model, *sets, mask=mask, steps=50, batch_size=2, learning_rate=1e-3, stop=stop)
-    assert history.sizes["step"] == 3
+    assert history.sizes["step"] == 3 and history.ended == "stop rule"
     again, _ = unlearn(tiny_model, *sets, mask=mask, steps=2, batch_size=2, learning_rate=1e-3)
     assert changed_weights(edited, again) == 0
     other, _ = unlearn(tiny_model, *sets, mask=mask, steps=2, batch_size=2, learning_rate=1e-3, seed=1)
     assert changed_weights(edited, other) > 0
+
+
+def test_the_rule_speaks_of_the_whole_set_and_the_weights_returned_meet_it(tiny_model, sets, mask):
+    settings = {"mask": mask, "steps": 60, "batch_size": 2, "learning_rate": 1e-2}
+    edited, history = unlearn(tiny_model, *sets, stop=Stop(target_em=3.0), **settings)
+    assert history.ended == "stop rule" and history.memorized_em.values[-1] <= 3.0 < history.memorized_em.values[-2]
+    assert history.final_memorized_em == history.memorized_em.values[-1]
+    # Values of earlier batches are a step or two old, from weights that were less far.
+    assert float(score(edited, sets[0]).em.mean()) <= 3.0
+    whole, history = unlearn(tiny_model, *sets, stop=Stop(target_nll=3.0), **(settings | {"batch_size": 16}))
+    assert history.final_memorized_nll == pytest.approx(float(score(whole, sets[0]).nll.mean()), abs=1e-5)
+    assert history.final_memorized_nll >= 3.0
+
+
+def test_a_budget_is_kept_by_going_back(tiny_model, sets, mask):
+    settings = {"mask": mask, "steps": 40, "learning_rate": 1e-2}
+    free, history = unlearn(tiny_model, *sets, **settings)
+    spent = float(kl(tiny_model, free, sets[1]).mean())
+    assert history.ended == "steps" and history.final_keep_kl == pytest.approx(spent, rel=1e-3)
+    held, history = unlearn(tiny_model, *sets, stop=Stop(keep_kl=spent / 4), **settings)
+    assert history.ended == "budget"
+    assert 0 < float(kl(tiny_model, held, sets[1]).mean()) <= spent / 4
+    assert float(score(held, sets[0]).nll.mean()) == pytest.approx(history.final_memorized_nll, abs=1e-5)
+
+
+@pytest.mark.parametrize("rate", [1e30, 3.0])
+def test_a_rate_that_diverges_gives_the_best_weights_and_says_so(tiny_model, sets, mask, rate):
+    with pytest.warns(RuntimeWarning, match="diverged at step .* lower the learning rate"):
+        edited, history = unlearn(tiny_model, *sets, mask=mask, steps=20, learning_rate=rate, keep_weight=5.0)
+    assert history.ended == "diverged"
+    assert history.final_objective == history.objective.min()
+    assert all(bool(value.isfinite().all()) for value in editable_parameters(edited).values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda values: torch.optim.SGD(values, lr=0.1, momentum=0.9, weight_decay=0.5),
+        lambda values: torch.optim.Adam(values, lr=1e-2, weight_decay=1.0),
+    ],
+)
+def test_no_optimizer_reaches_another_weight(tiny_model, sets, mask, make):
+    edited, _ = unlearn(tiny_model, *sets, mask=mask, steps=3, optimizer=make, max_norm=0.5)
+    verify_support(tiny_model, edited, mask)
+    assert changed_weights(tiny_model, edited) > 0.9 * mask.count
+
+
+def test_clipping_is_over_the_chosen_weights_together(tiny_model, sets, mask):
+    edited, _ = unlearn(
+        tiny_model, *sets, mask=mask, steps=1, max_norm=0.01, optimizer=lambda values: torch.optim.SGD(values, lr=1.0)
+    )
+    before, after = editable_parameters(tiny_model), editable_parameters(edited)
+    moved = [after[name] - before[name] for name in before]
+    assert torch.cat([part.flatten() for part in moved]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", list(OBJECTIVES))
+def test_each_objective_makes_the_targets_less_likely(tiny_model, sets, mask, method):
+    before = float(score(tiny_model, sets[0]).nll.mean())
+    edited, history = unlearn(tiny_model, *sets, method=method, mask=mask, steps=8, learning_rate=1e-2)
+    assert float(score(edited, sets[0]).nll.mean()) > before + 0.1
+    assert history.objective.values[-1] < history.objective.values[0]
+
+
+def test_objectives_are_what_their_papers_write():
+    """Slow oracle: one paragraph and one token at a time, in Python's floats."""
+    original = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(2)).log_softmax(-1)
+    now = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
+    true = torch.tensor([[1, 4, 6], [0, 0, 3]])
+    for row in range(2):
+        log_p = sum(now[row, i, true[row, i]].item() for i in range(3))
+        log_p0 = sum(original[row, i, true[row, i]].item() for i in range(3))
+        divergence = sum(
+            math.exp(original[row, i, v]) * (original[row, i, v] - now[row, i, v]).item()
+            for i in range(3)
+            for v in range(7)
+        )
+        flat = sum((math.log(1 / 7) - now[row, i, v].item()) / 7 for i in range(3) for v in range(7))
+        wanted = {
+            "contrastive": log_p / 3,
+            "ascent": log_p / 3,
+            "grad_diff": log_p / 3,
+            "npo": 2 / 0.1 * math.log(1 + math.exp(0.1 * (log_p - log_p0))) / 3,
+            "simnpo": 2 / 2.5 * math.log(1 + math.exp(2.5 / 3 * log_p)),
+            "uniform": flat / 3,
+        }
+        for name, value in wanted.items():
+            assert OBJECTIVES[name].target(now, true, original)[row].item() == pytest.approx(value, rel=1e-4), name
+        assert hold_kl(now, true, original)[row].item() == pytest.approx(divergence / 3, rel=1e-4)
+        assert lower_nll(now, true, original)[row].item() == pytest.approx(-log_p / 3, rel=1e-4)
+
+
+class Interrupt(Exception):
+    """A user's Ctrl-C, at a known step."""
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_an_interrupted_edit_goes_on_to_the_same_weights(tiny_model, sets, mask, tmp_path, at):
+    settings = {"mask": mask, "steps": 6, "batch_size": 2, "learning_rate": 1e-2}
+    straight, wanted = unlearn(tiny_model, *sets, **settings)
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+
+    def interrupt(done: int, _: int) -> None:
+        if done == at:
+            raise Interrupt
+
+    file = tmp_path / "edit.safetensors"
+    with pytest.raises(Interrupt):
+        unlearn(tiny_model, *sets, checkpoint=file, progress=interrupt, **settings)
+    assert all(torch.equal(before[name], value) for name, value in tiny_model.state_dict().items())
+    with pytest.raises(InputError, match="holds an interrupted edit; go on with it by resume=True"):
+        unlearn(tiny_model, *sets, checkpoint=file, **settings)
+    with pytest.raises(InputError, match="is of another edit"):
+        unlearn(tiny_model, *sets, checkpoint=file, resume=True, **(settings | {"learning_rate": 1e-3}))
+    steps: list[int] = []
+    edited, history = unlearn(
+        tiny_model, *sets, checkpoint=file, resume=True, progress=lambda done, _: steps.append(done), **settings
+    )
+    assert steps == list(range(at + 1, 7)) and not file.exists()
+    assert changed_weights(straight, edited) == 0
+    assert history.equals(wanted) and history.attrs == wanted.attrs
 
 
 def test_verify_support_notices_one_weight(tiny_model, mask):
@@ -126,5 +255,12 @@ def test_bad_input_is_refused(tiny_model, sets, mask):
     with pytest.raises(InputError, match="the mask is of another model"):
         name = next(iter(mask.indices))
         unlearn(tiny_model, memorized, keep, mask=Mask({name: torch.tensor([0])}, {name: (2, 2)}))
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        unlearn(tiny_model, memorized, keep, steps=20, learning_rate=1e30)
+    with pytest.raises(InputError, match="chooses all .* attention and MLP weights"):
+        everything = {name: torch.arange(p.numel()) for name, p in editable_parameters(tiny_model).items()}
+        unlearn(tiny_model, memorized, keep, mask=Mask(everything, mask.shapes))
+    with pytest.raises(InputError, match="9 of 9 targets are not memorized"):
+        unlearn(tiny_model, keep, memorized)
+    with pytest.raises(InputError, match="method is 'forget'; wanted one of contrastive, "):
+        unlearn(tiny_model, memorized, keep, method="forget")
+    with pytest.raises(InputError, match="negative bounds"):
+        Stop(keep_kl=-1.0)

@@ -5,6 +5,7 @@ import xarray as xr
 
 from mechmem.report import figures, heatmaps
 from mechmem.report.page import Block, Cell, Figure, Section, Table
+from mechmem.report.sections.attacks import attack_blocks, attack_sentences
 from mechmem.report.sections.wording import percent, signed
 from mechmem.report.study_files import StudyFiles
 
@@ -31,8 +32,9 @@ def removal_section(study: StudyFiles) -> Section:
     if unlearned is None:
         missing = ("Unlearning has not been run: there is no unlearn.nc in the study folder.",)
         return Section(name, title, question, (), missing=missing)
-    blocks = [*_figures(unlearned), _numbers(unlearned)]
-    return Section(name, title, question, _answer(unlearned), blocks, READING)
+    blocks = [*_figures(unlearned), _numbers(unlearned), *attack_blocks(study.attacks)]
+    answer = [*_answer(unlearned), *attack_sentences(study.attacks)]
+    return Section(name, title, question, answer, blocks, READING)
 
 
 def mask_named(unlearned: xr.Dataset, word: str) -> str | None:
@@ -185,8 +187,12 @@ def _numbers(unlearned: xr.Dataset) -> Table:
         "em_low": "EM, low",
         "em_high": "EM, high",
         "exact_fraction": "Recited in full",
+        "match_fraction": "Match",
+        "edit_distance": "Edit distance",
         "nll_mean": "NLL",
+        "perplexity": "Perplexity",
         "kl": "KL",
+        "changed_top1": "Changed top-1",
     }
     present = {name: title for name, title in known.items() if name in unlearned}
     rows: list[list[Cell]] = []
@@ -201,7 +207,9 @@ def _numbers(unlearned: xr.Dataset) -> Table:
             )
             rows.append([str(mask), str(name), *values, changed])
     note = (
-        "EM in tokens with its 95 % interval; NLL in nats a token; KL from the original model, in nats a token, "
-        "lower means that the predictions changed less."
+        "EM in tokens with its 95 % interval. Match: share of tokens that are the model's first choice after the true "
+        "text. Edit distance: tokens to change in what the model says on its own to get the text. NLL in nats a token; "
+        "perplexity, its exponential. KL from the original model, in nats a token, and the share of first choices that "
+        "changed: lower means that the predictions changed less."
     )
     return Table("All edits as numbers", ["Mask", "Set", *present.values(), "Weights changed"], rows, note)

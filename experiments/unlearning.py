@@ -1,0 +1,200 @@
+"""Which way of removing a memory costs least: methods, masks and controls under one rule, on the bundled model.
+
+    python experiments/unlearning.py     # about an hour on two cores; goes on where it was; writes docs/unlearning.md
+
+1. Learning rates are chosen on nearly memorized paragraphs (EM 30 to 49) of clusters that no run below touches.
+2. For each seed, memorized clusters are split: targets from one half, held-out memorized paragraphs from the other.
+   Other paragraphs are split into a keep set, which methods see, and a set that prices are measured on.
+3. Every method runs until the targets' mean EM is 10 of 50 or less, at most STEPS steps; then its price is measured,
+   and the edited model is attacked.
+
+The paper's own recipe takes its fixed number of steps, since it has no rule. Results are written after each run.
+"""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure_bundled import photograph
+from unlearning_page import Results, draw, write
+from unlearning_ways import ROWS, Row, Sets, run
+
+import mechmem as mm
+from mechmem.data.atomic import replacing
+from mechmem.intervene.attack_prompts import perturbed_prefix_attack
+from mechmem.intervene.attack_quantize import quantize
+from mechmem.intervene.attack_relearn import relearning_attack
+from mechmem.intervene.attack_sampling import sampling_attack
+from mechmem.model.load import HookedTransformer
+from mechmem.model.support import changed_weights
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers.
+
+    Attributes:
+        seeds: splits, samples, masks and orders.
+        targets: memorized paragraphs to unlearn, one of a cluster.
+        held: paragraphs of every other set.
+        steps: at most so many.
+        target_em: the rule: mean EM of the targets, tokens.
+        fraction: of the attention and MLP weights, for sparse edits.
+        relearning: most steps of relearning, measured every tenth.
+        rows: names of the rows to run; none: all.
+        out: folder of the results.
+        page: the table, or None.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    targets: int = 8
+    held: int = 16
+    steps: int = 30
+    target_em: float = 10.0
+    fraction: float = 0.001
+    relearning: int = 20
+    rows: tuple[str, ...] = ()
+    out: Path = Path("results/unlearning")
+    page: Path | None = Path("docs/unlearning.md")
+
+
+def one_each(paras: mm.Paragraphs, count: int) -> mm.Paragraphs:
+    """At most one paragraph of a cluster, the first, and at most so many."""
+    _, first = np.unique(paras.column("cluster"), return_index=True)
+    return paras.select(np.sort(first)[:count])
+
+
+def rest_of(paras: mm.Paragraphs, count: int) -> mm.Paragraphs:
+    """All but the first so many."""
+    return paras.select(np.arange(min(count, len(paras) - 1), len(paras)))
+
+
+def split(paras: mm.Paragraphs, em: np.ndarray, settings: Settings, seed: int) -> Sets:
+    """Targets, held-out memorized, keep and other paragraphs of a seed; no two sets share a cluster."""
+    order = np.random.default_rng(seed).permutation(len(paras))
+    paras, em = paras.select(order), em[order]
+    known = np.isin(paras.column("cluster"), paras.column("cluster")[em == paras.continuation_len])
+    memorized = paras.select(em == paras.continuation_len)
+    targeted, held = memorized.split_by_cluster(0.5, seed=seed)
+    keep, other = paras.select((em <= 10) & ~known).split_by_cluster(0.5, seed=seed)
+    return {
+        "targets": one_each(targeted, settings.targets),
+        "held-out memorized": one_each(held, settings.held),
+        "relearned": rest_of(one_each(held, 2 * settings.held), settings.held),
+        "keep": one_each(keep, settings.held),
+        "other": one_each(other, settings.held),
+    }
+
+
+def development(paras: mm.Paragraphs, em: np.ndarray, settings: Settings) -> Sets:
+    """Nearly memorized targets and half-known keep and other sets, of clusters without a memorized paragraph."""
+    order = np.random.default_rng(1000).permutation(len(paras))
+    paras, em = paras.select(order), em[order]
+    known = np.isin(paras.column("cluster"), paras.column("cluster")[em == paras.continuation_len])
+    half = paras.select((em > 10) & (em < 30) & ~known)
+    keep, other = half.split_by_cluster(0.5, seed=0)
+    nearly = paras.select((em >= 30) & (em < paras.continuation_len) & ~known)
+    return {
+        "targets": one_each(nearly, settings.targets),
+        "keep": keep.select(np.arange(min(len(keep), settings.held))),
+        "other": other.select(np.arange(min(len(other), 2 * settings.held))),
+    }
+
+
+def price(before: HookedTransformer, after: HookedTransformer, sets: Sets, settings: Settings, seed: int) -> Any:
+    """What an edit did to every set, and what attacks find."""
+    targets = sets["targets"]
+    found: dict[str, Any] = {}
+    for name in ("targets", "held-out memorized", "other"):
+        scored = mm.score(after, sets[name])
+        found[f"{name} EM"] = float(scored.em.mean())
+        found[f"{name} NLL"] = float(scored.nll.mean())
+    found["keep KL"] = float(mm.kl(before, after, sets["keep"]).mean())
+    found["other KL"] = float(mm.kl(before, after, sets["other"]).mean())
+    found["held-out memorized KL"] = float(mm.kl(before, after, sets["held-out memorized"]).mean())
+    found["weights"] = changed_weights(before, after)
+    found["perturbed prefix EM"] = float(perturbed_prefix_attack(after, targets, draws=16, seed=seed).em_best.mean())
+    found["extracted in 100 draws"] = float(
+        sampling_attack(after, targets, draws=(100,), top_k=40).probability.values.mean()
+    )
+    found["int8 EM"] = float(mm.score(quantize(after, "int8"), targets).em.mean())
+    learned = relearning_attack(after, targets, sets["relearned"], steps=settings.relearning, every=10, seed=seed)
+    found["relearning steps"] = int(learned.attrs["steps_until"])
+    found["relearned EM"] = float(learned.em.mean("paragraph").max())
+    return found
+
+
+def choose_rates(model: HookedTransformer, sets: Sets, settings: Settings, known: dict[str, float]) -> dict[str, float]:
+    """For each row with rates, the one whose edit meets the rule with the least KL on the development sets."""
+    for row in rows_of(settings):
+        if not row.rates or row.name in known:
+            continue
+        tried = []
+        for rate in row.rates:
+            edited, _ = run(model, row, sets, settings, 1000, rate)
+            em = float(mm.score(edited, sets["targets"]).em.mean())
+            tried.append((max(em - settings.target_em, 0.0), float(mm.kl(model, edited, sets["other"]).mean()), rate))
+        known[row.name] = min(tried)[2]
+        write_json(settings.out / "rates.json", known)
+        print(row.name, [(round(em, 1), round(kl, 3), rate) for em, kl, rate in tried], flush=True)
+    return known
+
+
+def rows_of(settings: Settings) -> list[Row]:
+    """The rows that are run."""
+    return [row for row in ROWS if not settings.rows or row.name in settings.rows]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """What was written before, or nothing."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
+    """Run every row with every seed that has not been run.
+
+    Args:
+        settings: what decides the numbers.
+        model: by default the bundled one is loaded.
+
+    Returns:
+        Row -> seed -> what was measured.
+    """
+    model = model or mm.load_model("bundled")
+    paras = mm.bundled_paragraphs()
+    em = mm.score(model, paras).em.values
+    settings.out.mkdir(parents=True, exist_ok=True)
+    rates = choose_rates(model, development(paras, em, settings), settings, read_json(settings.out / "rates.json"))
+    results = read_json(settings.out / "results.json")
+    for seed in settings.seeds:
+        sets = split(paras, em, settings, seed)
+        for row in (None, *rows_of(settings)):
+            name = "before" if row is None else row.name
+            if str(seed) in results.get(name, {}):
+                continue
+            edited, how = model, {}
+            if row is not None:
+                edited, how = run(model, row, sets, settings, seed, rates.get(row.name))
+            results.setdefault(name, {})[str(seed)] = how | price(model, edited, sets, settings, seed)
+            write_json(settings.out / "results.json", results)
+            brief = {key: round(value, 3) for key, value in results[name][str(seed)].items()}
+            print(seed, name, brief, flush=True)
+    figure = draw(results)
+    if settings.page is not None:
+        photograph(figure, settings.page.with_name("unlearning.png"))
+        write(settings, results, rates)
+    return results
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*diverged.*")
+    main(Settings())

@@ -1,0 +1,181 @@
+"""The page of the unlearning leaderboard: its tables, its figure, its text."""
+
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from scipy.stats import t
+
+# Row -> seed -> what was measured.
+Results = dict[str, dict[str, dict[str, Any]]]
+
+
+COLUMNS = {
+    "targets EM": ("targets' EM", 1),
+    "held-out memorized EM": ("held-out memorized EM", 1),
+    "other EM": ("other EM", 1),
+    "keep KL": ("KL, keep", 3),
+    "other KL": ("KL, other", 3),
+    "held-out memorized KL": ("KL, held-out memorized", 3),
+    "perplexity": ("perplexity of other", 1),
+    "steps": ("steps", 0),
+    "weights": ("weights moved", 0),
+    "seconds": ("seconds", 1),
+}
+ATTACKS = {
+    "targets EM": ("no attack", 1),
+    "perturbed prefix EM": ("perturbed prefix", 1),
+    "int8 EM": ("int8", 1),
+    "extracted in 100 draws": ("extracted in 100 draws, %", 1),
+    "relearned EM": ("relearned EM", 1),
+    "relearning steps": ("steps to half", 0),
+}
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over seeds and its 95 % interval by Student's t: five values are too few to resample."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, mean, mean
+    margin = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - margin, mean + margin
+
+
+def said(values: np.ndarray, digits: int) -> str:
+    """A mean and half its interval."""
+    mean, low, _ = interval(values)
+    return f"{mean:,.{digits}f} ± {mean - low:,.{digits}f}"
+
+
+def column(runs: list[dict[str, Any]], name: str, settings: Any) -> np.ndarray:
+    """A column of a row's runs, as the tables give it."""
+    if name == "perplexity":
+        return np.exp([run["other NLL"] for run in runs])
+    if name == "extracted in 100 draws":
+        return 100 * np.array([run[name] for run in runs])
+    if name == "relearning steps":
+        # Never within the steps that were taken counts as one measurement more: a lower bound.
+        return np.array([run[name] if run[name] >= 0 else settings.relearning + 10 for run in runs], dtype=float)
+    return np.array([run[name] for run in runs], dtype=float)
+
+
+def table(results: Results, columns: dict[str, tuple[str, int]], settings: Any) -> list[str]:
+    """Rows of the leaderboard, by KL on other text, those that met the rule first."""
+    names = [
+        "before",
+        *sorted((name for name in results if name != "before"), key=lambda n: _order(results[n], settings)),
+    ]
+    lines = ["| way | " + " | ".join(title for title, _ in columns.values()) + " |", "|---|" + "---|" * len(columns)]
+    for name in names:
+        runs = list(results[name].values())
+        cells = [
+            said(column(runs, key, settings), digits) if key in runs[0] or key == "perplexity" else "–"
+            for key, (_, digits) in columns.items()
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _order(runs: dict[str, Any], settings: Any) -> tuple[bool, float]:
+    return (
+        np.mean([run["targets EM"] for run in runs.values()]) > 2 * settings.target_em,
+        float(np.mean([run["other KL"] for run in runs.values()])),
+    )
+
+
+def paired(results: Results, first: str, second: str, name: str) -> str:
+    """Mean over seeds of a difference, first minus second, with its interval."""
+    seeds = sorted(results[first].keys() & results[second].keys())
+    values = np.array([results[first][seed][name] - results[second][seed][name] for seed in seeds])
+    mean, low, high = interval(values)
+    return f"{mean:+.3g} [{low:.3g}, {high:.3g}]"
+
+
+def draw(results: Results) -> go.Figure:
+    """Targets' EM against KL on other text; the best is at the bottom left."""
+    figure = go.Figure()
+    for name, runs in results.items():
+        if name == "before":
+            continue
+        em, kl = (np.array([run[key] for run in runs.values()]) for key in ("targets EM", "other KL"))
+        middle, low, high = interval(np.log10(np.maximum(kl, 1e-5)))
+        error = {"type": "data", "symmetric": False, "thickness": 1}
+        figure.add_scatter(
+            x=[10**middle], y=[em.mean()], name=name, mode="markers+text", text=[name], textposition="top center",
+            error_x=error | {"array": [10**high - 10**middle], "arrayminus": [10**middle - 10**low]},
+        )  # fmt: skip
+    figure.update_xaxes(type="log", title="KL from the original model on other text, nats a token (geometric mean)")
+    figure.update_yaxes(title="targets' EM, tokens of 50")
+    return figure.update_layout(
+        showlegend=False, height=680, width=1100, title="What removing costs (best: bottom left)"
+    )
+
+
+def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
+    """The page of docs.
+
+    Args:
+        settings: of the run.
+        results: what `main` returns.
+        rates: learning rates that were chosen.
+    """
+    assert settings.page is not None
+    pairs = [
+        ("contrastive, top 0.1 %", "contrastive, random 0.1 %"),
+        ("contrastive, Fisher ratio 0.1 %", "contrastive, top 0.1 %"),
+        ("contrastive, top 0.1 %", "contrastive, all"),
+        ("edit, top 0.1 %", "contrastive, top 0.1 %"),
+        ("edit, all", "contrastive, all"),
+        ("paper's recipe, decay everywhere", "paper's recipe"),
+    ]
+    compared = [
+        f"| {first} − {second} | " + " | ".join(
+            paired(results, first, second, key) for key in ("targets EM", "held-out memorized EM", "other KL")
+        ) + " |"
+        for first, second in pairs
+        if first in results and second in results
+    ]  # fmt: skip
+    known = settings.page.read_text() if settings.page.is_file() else ""
+    findings = known.split("<!-- findings -->")[1] if known.count("<!-- findings -->") == 2 else "\n"
+    lines = [
+        "# Unlearning: what wins, and by how much",
+        "",
+        f"`python experiments/unlearning.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads, seeds {list(settings.seeds)}; {settings.targets} targets, {settings.held} "
+        f"paragraphs of each other set, at most {settings.steps} steps. Every method stops when the targets' mean EM "
+        f"is {settings.target_em:g} of 50 or less; the paper's recipe takes its ten steps. Means over seeds with 95 % "
+        "intervals (Student's t). KL from the original model in nats a token; only `keep` was seen by the methods.",
+        f"<!-- findings -->{findings}<!-- findings -->",
+        "",
+        "## Prices",
+        "",
+        *table(results, COLUMNS, settings),
+        "",
+        "![Targets' EM against KL](unlearning.png)",
+        "",
+        "## Is it gone?",
+        "",
+        "EM of the targets under attack, tokens. Perturbed prefix: the best of 16 single-token changes. Extracted: the "
+        "chance that one of 100 samples (top-k 40) is the continuation. Relearned: the highest mean EM while the "
+        f"edited model is trained on other memorized text for {settings.relearning} steps; steps to half: until 25 "
+        f"tokens are back ({settings.relearning + 10} stands for never).",
+        "",
+        *table(results, ATTACKS, settings),
+        "",
+        "## Compared within seeds",
+        "",
+        "| difference | targets' EM | held-out memorized EM | KL, other |",
+        "|---|---|---|---|",
+        *compared,
+        "",
+        "## Learning rates",
+        "",
+        "Chosen on nearly memorized paragraphs (EM 30 to 49) of other clusters: the rate that meets the rule with the "
+        "least KL on half-known ones. "
+        + "; ".join(f"{name}: {rate:g}" for name, rate in rates.items()) + ".",
+    ]  # fmt: skip
+    settings.page.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))

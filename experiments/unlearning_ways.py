@@ -1,0 +1,142 @@
+"""The ways of the unlearning leaderboard: methods, masks and controls, and the paper's own recipe."""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+import mechmem as mm
+from mechmem.model.forward import continuation_logits
+from mechmem.model.hooks import frozen
+from mechmem.model.load import HookedTransformer
+from mechmem.model.sites import editable_parameters
+
+Sets = dict[str, mm.Paragraphs]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the leaderboard.
+
+    Attributes:
+        name: what the table calls it.
+        method: of `mm.unlearn`, or "edit", "recipe", "recipe, decay everywhere".
+        weights: which may move: "top" by gradient, "fisher" (gradient over the keep set's), "random", or "all".
+        rates: learning rates to choose from; none for methods without one.
+    """
+
+    name: str
+    method: str
+    weights: str
+    rates: tuple[float, ...] = ()
+
+
+SPARSE, DENSE = (1e-3, 3e-3), (3e-5, 1e-4, 3e-4)
+ROWS = (
+    Row("contrastive, top 0.1 %", "contrastive", "top", SPARSE),
+    Row("contrastive, Fisher ratio 0.1 %", "contrastive", "fisher", SPARSE),
+    Row("contrastive, random 0.1 %", "contrastive", "random", SPARSE),
+    Row("contrastive, all", "contrastive", "all", DENSE),
+    Row("ascent, top 0.1 %", "ascent", "top", SPARSE),
+    Row("ascent, all", "ascent", "all", DENSE),
+    Row("GradDiff, all", "grad_diff", "all", DENSE),
+    Row("NPO, top 0.1 %", "npo", "top", SPARSE),
+    Row("NPO, all", "npo", "all", DENSE),
+    Row("SimNPO, all", "simnpo", "all", DENSE),
+    Row("uniform, all", "uniform", "all", DENSE),
+    Row("BalancedSubnet", "balanced_subnet", "all"),
+    Row("Hard Concrete", "hard_concrete", "all"),
+    Row("neuron drop", "neuron_drop", "all"),
+    Row("head drop", "head_drop", "all"),
+    Row("K-FAC", "kfac", "all"),
+    Row("task arithmetic", "task_arithmetic", "all"),
+    Row("edit, top 0.1 %", "edit", "top", SPARSE),
+    Row("edit, random 0.1 %", "edit", "random", SPARSE),
+    Row("edit, all", "edit", "all", DENSE),
+    Row("paper's recipe", "recipe", "top"),
+    Row("paper's recipe, decay everywhere", "recipe, decay everywhere", "top"),
+)
+
+
+def chosen_weights(model: HookedTransformer, row: Row, sets: Sets, fraction: float, seed: int) -> mm.Mask | None:
+    """The mask of a row."""
+    if row.weights == "all":
+        return None
+    contrast = "fisher" if row.weights == "fisher" else "plain"
+    top = mm.Mask.top(
+        mm.contrastive_gradients(model, sets["targets"], sets["keep"], contrast=contrast), fraction=fraction
+    )
+    return mm.Mask.random_like(top, seed=seed) if row.weights == "random" else top
+
+
+def run(
+    model: HookedTransformer, row: Row, sets: Sets, settings: Any, seed: int, rate: float | None
+) -> tuple[HookedTransformer, dict[str, Any]]:
+    """Edit by one row's way; the model, and how the edit ended."""
+    mask = chosen_weights(model, row, sets, settings.fraction, seed)
+    options: dict[str, Any] = {} if rate is None else {"learning_rate": rate}
+    common: dict[str, Any] = {"mask": mask, "steps": settings.steps, "seed": seed, "batch_size": 64}
+    started = time.perf_counter()
+    if row.method.startswith("recipe"):
+        edited, steps = recipe(model, sets, mask, everywhere=row.method != "recipe"), 10
+    elif row.method == "edit":
+        clean, corrupt = rewritten(model, sets["targets"], seed)
+        # Until the old text is as far gone as the rule wants: what is said instead shares nothing with it.
+        edited, history = mm.edit(model, clean, corrupt, sets["keep"], **common, **options)
+        steps = history.sizes["step"]
+    else:
+        edited, history = mm.unlearn(
+            model,
+            sets["targets"],
+            sets["keep"],
+            method=row.method,
+            stop=mm.Stop(target_em=settings.target_em),
+            check_targets=False,
+            **common,
+            **options,
+        )
+        steps = history.sizes["step"]
+    return edited, {"steps": int(steps), "seconds": time.perf_counter() - started}
+
+
+def rewritten(model: HookedTransformer, targets: mm.Paragraphs, seed: int) -> tuple[mm.Paragraphs, mm.Paragraphs]:
+    """Targets, and the same prefixes with what the model says after its worst single-token perturbation of them."""
+    return mm.worst_perturbations(model, targets, mm.perturb_prefix(model, targets, seed=seed))
+
+
+def recipe(model: HookedTransformer, sets: Sets, mask: mm.Mask | None, *, everywhere: bool) -> HookedTransformer:
+    """The paper's: Adam, rate 1e-5, coupled weight decay 1.0, ten steps; its code decays unmasked weights as well."""
+
+    def adam(values: list[torch.Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(values, lr=1e-5, weight_decay=1.0)
+
+    if not everywhere:
+        return mm.unlearn(
+            model, sets["targets"], sets["keep"], mask=mask, steps=10, batch_size=64, optimizer=adam
+        )[0]  # fmt: skip
+    assert mask is not None
+    edited = copy.deepcopy(model)
+    parameters = editable_parameters(edited)
+    allowed = {name: torch.zeros(parameter.numel()) for name, parameter in parameters.items()}
+    for name, index in mask.indices.items():
+        allowed[name][index] = 1
+    optimizer = adam(list(parameters.values()))
+    columns = sets["keep"].prefix_len
+    with torch.no_grad():
+        reference = continuation_logits(model, sets["keep"].tokens, columns).log_softmax(-1)
+    with frozen(edited):
+        for _ in range(10):
+            for parameter in parameters.values():
+                parameter.requires_grad_()
+            logits = continuation_logits(edited, sets["targets"].tokens, columns)
+            nll = functional.cross_entropy(logits.flatten(0, 1), sets["targets"].continuation.flatten())
+            held = continuation_logits(edited, sets["keep"].tokens, columns).log_softmax(-1)
+            kl = functional.kl_div(held, reference, log_target=True, reduction="none").sum(-1).mean()
+            gradients = torch.autograd.grad(kl - nll, list(parameters.values()))
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                parameter.grad = gradient * allowed[name].view(gradient.shape)
+            optimizer.step()
+    return edited

@@ -1,0 +1,119 @@
+"""How probably sampling says a text, exactly: no draw is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
+from mechmem.model.forward import check_fit, continuation_logits
+from mechmem.model.load import HookedTransformer
+
+
+def sampling_attack(
+    model: HookedTransformer,
+    paras: Paragraphs,
+    *,
+    draws: Sequence[int] = (1, 10, 100, 1000),
+    temperature: float = 1.0,
+    top_k: int | None = 40,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """The probability that at least one of n sampled continuations is the true one.
+
+    (n, p)-discoverable extraction of Hayes et al. 2024 ("Measuring memorization through probabilistic discoverable
+    extraction", arXiv 2410.19482). Greedy decoding misses a text that is the second choice once; many draws do not.
+    A draw is the true continuation with probability q, the product of the sampler's probabilities of the true tokens
+    after the true tokens before them, from one teacher-forced forward; n independent draws hold it with probability
+    1 - (1 - q)^n. What part of it the best draw reproduces follows in the same way: the expected EM of the best of n is
+    the sum over j of 1 - (1 - q_j)^n, where q_j is the probability that the first j tokens are right.
+
+    Args:
+        model: the edited model; left as it is.
+        paras: what it should not know.
+        draws: the numbers n.
+        temperature: logits are divided by it; as it goes to zero, sampling becomes greedy decoding.
+        top_k: only tokens whose logit is at least the k-th largest are sampled; None: all.
+        batch_size: paragraphs of one forward.
+        progress: called with (paragraphs done, paragraphs).
+
+    Returns:
+        Dataset with the coordinate `draws`: log_probability[paragraph] (log q, nats; -inf where a true token is never
+        sampled), probability[paragraph, draws] (0 to 1), em_best[paragraph, draws] (expected EM of the best draw,
+        tokens). Higher: more of the text is still there.
+
+    Raises:
+        InputError: no number of draws or one below 1, a temperature that is not above 0, top_k below 1, or paragraphs
+            that do not fit the model.
+    """
+    check_fit(model, paras)
+    _check(draws, temperature, top_k)
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(paras), batch_size):
+            rows = slice(start, start + batch_size)
+            logits = continuation_logits(model, paras.tokens[rows], paras.prefix_len)
+            parts.append(_token_log_probs(logits, paras.continuation[rows], temperature, top_k).cpu())
+            del logits
+            if progress is not None:
+                progress(min(start + batch_size, len(paras)), len(paras))
+    leading = torch.cat(parts).numpy().cumsum(-1)
+    numbers = np.array(draws)
+    once = at_least_once(leading[..., None], numbers)
+    both, higher = ("paragraph", "draws"), {"higher": "more of the text is still there"}
+    variables = {
+        "log_probability": ("paragraph", leading[:, -1], {"units": "nats", "long_name": "of one draw"} | higher),
+        "probability": (both, once[:, -1], {"units": "1"} | higher),
+        "em_best": (both, once.sum(1), {"units": "tokens", "long_name": "expected EM of the best draw"} | higher),
+    }
+    attrs = {"temperature": temperature, "top_k": 0 if top_k is None else top_k, "top_k_zero": "no limit"}
+    return xr.Dataset(variables, {"paragraph": np.arange(len(paras)), "draws": numbers}, attrs)
+
+
+def at_least_once(
+    log_probability: Float[np.ndarray, "*batch"], draws: Int[np.ndarray, " draws"]
+) -> Float[np.ndarray, "*result"]:
+    """1 - (1 - q)^n without losing small q: -expm1(n log1p(-q)), from log q; shapes broadcast.
+
+    Written out, 1 - (1 - 1e-20)^n is zero in float64 for every n.
+    """
+    # log1p(-1) is -inf, and its expm1 is -1: a certain draw is certain, without a warning.
+    with np.errstate(divide="ignore"):
+        return -np.expm1(draws * np.log1p(-np.exp(np.minimum(log_probability, 0.0))))
+
+
+def _token_log_probs(
+    logits: Float[Tensor, "paragraph pos d_vocab"],
+    true: Int[Tensor, "paragraph pos"],
+    temperature: float,
+    top_k: int | None,
+) -> Float[Tensor, "paragraph pos"]:
+    """The sampler's log-probability of each true token, float64, so that a product of fifty keeps its digits."""
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    if top_k is not None and top_k < scaled.shape[-1]:
+        # Cut by value: of tokens that tie at the border all stay, and none is chosen by its id.
+        border = scaled.topk(top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < border, -torch.inf)
+    chosen = scaled.gather(-1, true.to(scaled.device)[..., None]).squeeze(-1)
+    return chosen.double() - scaled.logsumexp(-1).double()
+
+
+def _check(draws: Sequence[Any], temperature: float, top_k: int | None) -> None:
+    if not draws or min(draws) < 1:
+        raise InputError(f"draws are {list(draws)}; wanted numbers from 1 on, (1, 10, 100) for example")
+    if not 0 < temperature < float("inf"):
+        raise InputError(
+            f"temperature is {temperature}; wanted a number above 0, 1 to sample from the model's own distribution: "
+            "greedy decoding is what `score` measures"
+        )
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k is {top_k}; wanted at least 1 token to sample from, or None for all")

@@ -1,0 +1,165 @@
+"""Ways of unlearning that drop more and more of what they prepared: each gives a path of growing strength."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.nn import functional
+
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress, part_of
+from mechmem.intervene.curvature import kfac
+from mechmem.intervene.strength import Path
+from mechmem.intervene.trained_masks import balanced_subnet, hard_concrete
+from mechmem.localize.ablation import ablate_heads
+from mechmem.localize.neuron_gates import gate_gradient
+from mechmem.model.hooks import frozen
+from mechmem.model.load import HookedTransformer
+from mechmem.model.masked_weights import MaskedWeights
+from mechmem.model.masks import Mask
+from mechmem.model.sites import editable_parameters
+
+# Shares at strength 1: of all neurons, and of all heads. More leaves no language model to compare with.
+NEURONS, HEADS = 0.05, 0.5
+# Points of the integrated gradients.
+INTEGRATED = 4
+# The task vector: steps and rate of its fine-tuning, and how many times it is taken back at strength 1.
+TUNING_STEPS, TUNING_RATE, TIMES = 10, 1e-4, 10.0
+
+
+class Prepare(Protocol):
+    """What a method does before anything is dropped."""
+
+    def __call__(
+        self,
+        model: HookedTransformer,
+        memorized: Paragraphs,
+        keep: Paragraphs,
+        *,
+        mask: Mask | None,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Strength -> new weights; see `mechmem.intervene.strength`."""
+        ...
+
+
+def neuron_drop(
+    model: HookedTransformer,
+    memorized: Paragraphs,
+    keep: Paragraphs,
+    *,
+    mask: Mask | None,  # noqa: ARG001 - the mask is applied to what a path gives
+    seed: int,  # noqa: ARG001 - nothing is drawn
+    progress: Progress | None = None,
+) -> Path:
+    """Drop MLP neurons: what they write is zero (DEL of Chang et al. 2024, arXiv 2311.09060).
+
+    Neurons stand in the order of what closing one adds to the NLL of memorized paragraphs and not to that of the keep
+    set, by integrated gradients: where a memory is sure, the gradient at the model itself is flat. At strength 1 a
+    twentieth of all neurons is gone.
+    """
+    gain = gate_gradient(model, memorized, INTEGRATED) - gate_gradient(model, keep, INTEGRATED)
+    _done(progress)
+    return dropped_rows(model, "mlp.W_out", gain, NEURONS)
+
+
+def head_drop(
+    model: HookedTransformer,
+    memorized: Paragraphs,
+    keep: Paragraphs,
+    *,
+    mask: Mask | None,  # noqa: ARG001
+    seed: int,
+    progress: Progress | None = None,
+) -> Path:
+    """Drop attention heads: what they write is zero, biases apart.
+
+    Heads stand in the order of what ablating one alone adds to the NLL of memorized paragraphs beyond what it adds to
+    that of the keep set. At strength 1 half of all heads is gone.
+    """
+    rises: list[xr.DataArray] = [
+        ablate_heads(
+            model, paras, method="zero", seed=seed, progress=part_of(progress, number, 2) if progress else None
+        ).nll_rise
+        for number, paras in enumerate((memorized, keep))
+    ]
+    gain = torch.from_numpy((rises[0] - rises[1]).transpose("layer", "head").values.astype(np.float32))
+    return dropped_rows(model, "attn.W_O", gain, HEADS)
+
+
+def dropped_rows(model: HookedTransformer, name: str, gain: Tensor, limit: float) -> Path:
+    """A path that zeroes rows of one kind of matrix, those of the largest gain first.
+
+    Args:
+        model: whose weights; left as it is.
+        name: the matrix within a layer; its first axis is what is dropped.
+        gain: [layer, row]; rows of equal gain go in order.
+        limit: share of all rows that is gone at strength 1.
+    """
+    order = torch.argsort(gain.flatten(), descending=True, stable=True).tolist()
+    parameters = editable_parameters(model)
+
+    def path(strength: float) -> dict[str, Tensor]:
+        new: dict[str, Tensor] = {}
+        for flat in order[: round(strength * limit * len(order))]:
+            layer, row = divmod(flat, gain.shape[1])
+            key = f"blocks.{layer}.{name}"
+            if key not in new:
+                new[key] = parameters[key].detach().clone()
+            new[key][row] = 0
+        return new
+
+    return path
+
+
+def task_arithmetic(
+    model: HookedTransformer,
+    memorized: Paragraphs,
+    keep: Paragraphs,  # noqa: ARG001 - it never sees what is to be kept
+    *,
+    mask: Mask | None,
+    seed: int,  # noqa: ARG001
+    progress: Progress | None = None,
+) -> Path:
+    """Take back a task vector (Ilharco et al. 2023, arXiv 2212.04089): w - strength * TIMES * (tuned w - w).
+
+    The tuned model is the original after a few steps of AdamW on the memorized paragraphs themselves.
+    """
+    tuned = copy.deepcopy(model)
+    with frozen(tuned), torch.enable_grad():
+        weights = MaskedWeights(tuned, mask, learning_rate=TUNING_RATE)
+        for _ in range(TUNING_STEPS):
+            logits = weights.continuation_logits(memorized.tokens, memorized.prefix_len)
+            true = memorized.continuation.to(logits.device)
+            weights.update(functional.cross_entropy(logits.flatten(0, 1), true.flatten()))
+    _done(progress)
+    after = {name: parameter.detach() for name, parameter in editable_parameters(tuned).items()}
+    before = editable_parameters(model)
+
+    def path(strength: float) -> dict[str, Tensor]:
+        names = before if mask is None else mask.indices
+        return {n: before[n].detach() - strength * TIMES * (after[n] - before[n].detach()) for n in names}
+
+    return path
+
+
+def _done(progress: Progress | None) -> None:
+    if progress is not None:
+        progress(1, 1)
+
+
+PATHS: dict[str, Callable[..., Path]] = {
+    "neuron_drop": neuron_drop,
+    "head_drop": head_drop,
+    "balanced_subnet": balanced_subnet,
+    "hard_concrete": hard_concrete,
+    "kfac": kfac,
+    "task_arithmetic": task_arithmetic,
+}

@@ -1,0 +1,69 @@
+"""Weights that go along a path of growing strength: each step drops more of what a method prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.walk import Row
+from mechmem.measure.scores import kl, score
+from mechmem.model.load import HookedTransformer
+from mechmem.model.masks import Mask
+from mechmem.model.sites import editable_parameters
+
+# Strength in (0, 1] -> parameter name -> its new weights, for the parameters that change. More strength, more is gone.
+Path = Callable[[float], dict[str, Tensor]]
+
+
+class Strength:
+    """A mover of `walk`: step k stands at strength k / steps."""
+
+    can_diverge = False
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        edited: HookedTransformer,
+        path: Path,
+        mask: Mask | None,
+        targets: Paragraphs,
+        keep: Paragraphs,
+        steps: int,
+    ) -> None:
+        self._model, self._edited, self._path, self._mask = model, edited, path, mask
+        self._targets, self._keep, self._steps = targets, keep, steps
+        self._at = 0
+
+    def measure(self, *, last: bool) -> Row:  # noqa: ARG002 - there is no gradient to save
+        """Values of both sets, whole."""
+        scored = score(self._edited, self._targets)
+        nll, em = float(scored.nll.mean()), float(scored.em.mean())
+        cost = 0.0 if self._at == 0 else float(kl(self._model, self._edited, self._keep).mean())
+        return {"memorized_nll": nll, "memorized_em": em, "keep_kl": cost, "objective": cost - nll}
+
+    def advance(self) -> None:
+        """One step stronger."""
+        self.restore(self._at + 1)
+
+    def snapshot(self) -> int:
+        """The step it stands at."""
+        return self._at
+
+    @torch.no_grad()
+    def restore(self, snapshot: int) -> None:
+        """Stand at another step; 0 is the original model."""
+        self._at = snapshot
+        original, now = editable_parameters(self._model), editable_parameters(self._edited)
+        new = self._path(snapshot / self._steps) if snapshot else {}
+        for name, parameter in now.items():
+            parameter.copy_(original[name])
+            if name not in new:
+                continue
+            if self._mask is None:
+                parameter.copy_(new[name])
+            elif name in self._mask.indices:
+                index = self._mask.indices[name].to(parameter.device)
+                parameter.view(-1)[index] = new[name].reshape(-1)[index].to(parameter.dtype)
