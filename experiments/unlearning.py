@@ -13,7 +13,7 @@ The paper's own recipe takes its fixed number of steps, since it has no rule. Re
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Settings:
         targets: memorized paragraphs to unlearn, one of a cluster.
         held: paragraphs of every other set.
         steps: at most so many.
+        tuning_steps: at most so many while learning rates are chosen.
         target_em: the rule: mean EM of the targets, tokens.
         fraction: of the attention and MLP weights, for sparse edits.
         relearning: most steps of relearning, measured every tenth.
@@ -52,7 +53,8 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     targets: int = 8
     held: int = 16
-    steps: int = 30
+    steps: int = 100
+    tuning_steps: int = 30
     target_em: float = 10.0
     fraction: float = 0.001
     relearning: int = 20
@@ -134,7 +136,7 @@ def choose_rates(model: HookedTransformer, sets: Sets, settings: Settings, known
             continue
         tried = []
         for rate in row.rates:
-            edited, _ = run(model, row, sets, settings, 1000, rate)
+            edited, _ = run(model, row, sets, replace(settings, steps=settings.tuning_steps), 1000, rate)
             em = float(mm.score(edited, sets["targets"]).em.mean())
             tried.append((max(em - settings.target_em, 0.0), float(mm.kl(model, edited, sets["other"]).mean()), rate))
         known[row.name] = min(tried)[2]

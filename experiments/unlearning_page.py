@@ -174,7 +174,7 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
         "## Learning rates",
         "",
         "Chosen on nearly memorized paragraphs (EM 30 to 49) of other clusters: the rate that meets the rule with the "
-        "least KL on half-known ones. "
+        f"least KL on half-known ones, in {settings.tuning_steps} steps. "
         + "; ".join(f"{name}: {rate:g}" for name, rate in rates.items()) + ".",
     ]  # fmt: skip
     settings.page.write_text("\n".join(lines) + "\n")

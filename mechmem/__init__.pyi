@@ -9,11 +9,16 @@ from .data.paragraphs import Paragraphs as Paragraphs
 from .data.windows import WindowSettings as WindowSettings
 from .intervene.attack import attack as attack
 from .intervene.attack_depth import depth_score as depth_score
+from .intervene.attack_quantize import quantize as quantize
 from .intervene.card import edit_card as edit_card
 from .intervene.edit import edit as edit
 from .intervene.edit import with_continuation as with_continuation
+from .intervene.evaluate import cost_sets as cost_sets
 from .intervene.evaluate import evaluate as evaluate
+from .intervene.evaluate import paragraph_costs as paragraph_costs
 from .intervene.memorize import memorize as memorize
+from .intervene.noise import add_noise as add_noise
+from .intervene.noise import noise_by_size as noise_by_size
 from .intervene.noise import noise_curve as noise_curve
 from .intervene.unlearn import unlearn as unlearn
 from .intervene.walk import Stop as Stop

@@ -15,7 +15,7 @@ from torch.nn import functional
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
 from mechmem.intervene.curvature import kfac
-from mechmem.intervene.strength import Path
+from mechmem.intervene.strength import Path, dropped_rows
 from mechmem.intervene.trained_masks import balanced_subnet, hard_concrete
 from mechmem.localize.ablation import ablate_heads
 from mechmem.localize.neuron_gates import gate_gradient
@@ -92,31 +92,6 @@ def head_drop(
     ]
     gain = torch.from_numpy((rises[0] - rises[1]).transpose("layer", "head").values.astype(np.float32))
     return dropped_rows(model, "attn.W_O", gain, HEADS)
-
-
-def dropped_rows(model: HookedTransformer, name: str, gain: Tensor, limit: float) -> Path:
-    """A path that zeroes rows of one kind of matrix, those of the largest gain first.
-
-    Args:
-        model: whose weights; left as it is.
-        name: the matrix within a layer; its first axis is what is dropped.
-        gain: [layer, row]; rows of equal gain go in order.
-        limit: share of all rows that is gone at strength 1.
-    """
-    order = torch.argsort(gain.flatten(), descending=True, stable=True).tolist()
-    parameters = editable_parameters(model)
-
-    def path(strength: float) -> dict[str, Tensor]:
-        new: dict[str, Tensor] = {}
-        for flat in order[: round(strength * limit * len(order))]:
-            layer, row = divmod(flat, gain.shape[1])
-            key = f"blocks.{layer}.{name}"
-            if key not in new:
-                new[key] = parameters[key].detach().clone()
-            new[key][row] = 0
-        return new
-
-    return path
 
 
 def task_arithmetic(

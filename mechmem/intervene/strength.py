@@ -18,6 +18,31 @@ from mechmem.model.sites import editable_parameters
 Path = Callable[[float], dict[str, Tensor]]
 
 
+def dropped_rows(model: HookedTransformer, name: str, gain: Tensor, limit: float) -> Path:
+    """A path that zeroes rows of one kind of matrix, those of the largest gain first.
+
+    Args:
+        model: whose weights; left as it is.
+        name: the matrix within a layer; its first axis is what is dropped.
+        gain: [layer, row]; rows of equal gain go in order.
+        limit: share of all rows that is gone at strength 1.
+    """
+    order = torch.argsort(gain.flatten(), descending=True, stable=True).tolist()
+    parameters = editable_parameters(model)
+
+    def path(strength: float) -> dict[str, Tensor]:
+        new: dict[str, Tensor] = {}
+        for flat in order[: round(strength * limit * len(order))]:
+            layer, row = divmod(flat, gain.shape[1])
+            key = f"blocks.{layer}.{name}"
+            if key not in new:
+                new[key] = parameters[key].detach().clone()
+            new[key][row] = 0
+        return new
+
+    return path
+
+
 class Strength:
     """A mover of `walk`: step k stands at strength k / steps."""
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.intervene.strength import Path
+from mechmem.intervene.strength import Path, dropped_rows
 from mechmem.localize.neuron_gates import HIGH, LOW, TEMPERATURE, chance_open, gated_nll, open_gates
 from mechmem.model.hooks import frozen
 from mechmem.model.lean import fast_float32
@@ -110,21 +110,7 @@ def hard_concrete(
             optimizer.step()
             if progress is not None:
                 progress(step + 1, STEPS)
-    chances = chance_open(odds.detach())
-    order = torch.argsort(chances.flatten(), stable=True).tolist()
-    parameters = editable_parameters(model)
-
-    def path(strength: float) -> dict[str, Tensor]:
-        new: dict[str, Tensor] = {}
-        for flat in order[: round(strength * NEURONS * len(order))]:
-            layer, neuron = divmod(flat, chances.shape[1])
-            name = f"blocks.{layer}.mlp.W_out"
-            if name not in new:
-                new[name] = parameters[name].detach().clone()
-            new[name][neuron] = 0
-        return new
-
-    return path
+    return dropped_rows(model, "mlp.W_out", -chance_open(odds.detach()), NEURONS)
 
 
 def _nll(weights: MaskedWeights, paras: Paragraphs) -> Float[Tensor, ""]:

@@ -56,7 +56,8 @@ def choose_largest(
         size = sum(stop - start for _, start, stop in group)
         for name, indices in _largest(weights, group, max(1, round(fraction * size))):
             found.setdefault(name, []).append(indices)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    # Nothing is copied where a tensor was one piece: indices of all weights take as much memory as two models.
+    return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in found.items()}
 
 
 def pieces(
@@ -153,8 +154,9 @@ def _largest(weights: Mapping[str, Tensor], group: list[Piece], wanted: int) -> 
         bits = _bits(weights, piece)
         equal = (bits == smallest).nonzero().flatten()[:level]
         level -= len(equal)
-        indices = torch.cat([(bits > smallest).nonzero().flatten(), equal]).sort().values
-        chosen.append((piece[0], indices.cpu() + piece[1]))
+        taken = bits > smallest
+        taken[equal] = True
+        chosen.append((piece[0], taken.nonzero().flatten().cpu() + piece[1]))
     return chosen
 
 

@@ -1,10 +1,7 @@
 """Every figure's script, run small on the bundled model: its files, and its numbers against a slower way to them."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,38 +11,8 @@ from scipy.stats import spearmanr
 
 import mechmem as mm
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 # 60 candidates of this seed hold at least SEED_EACH clusters of every EM range.
 SEED, CANDIDATES, SEED_EACH = 377, 60, 5
-
-
-@pytest.fixture(scope="session")
-def model():
-    return mm.load_model("bundled")
-
-
-@pytest.fixture(scope="session")
-def paragraphs():
-    return mm.bundled_paragraphs()
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Load a script by its name; it finds its neighbours as when it is run."""
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    before = set(sys.modules)
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"experiment_{name}", EXPERIMENTS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    yield load
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(EXPERIMENTS)):
-            del sys.modules[name]
 
 
 def run(module, model, out, **settings) -> xr.Dataset:

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.curvature import LIMIT, curvature_factors, kfac
-from mechmem.intervene.paths import HEADS, NEURONS, PATHS, TIMES, dropped_rows, head_drop, neuron_drop, task_arithmetic
+from mechmem.intervene.paths import HEADS, NEURONS, PATHS, TIMES, head_drop, neuron_drop, task_arithmetic
+from mechmem.intervene.strength import dropped_rows
 from mechmem.intervene.trained_masks import SHARE, balanced_subnet, hard_concrete
 from mechmem.intervene.unlearn import unlearn
 from mechmem.intervene.walk import Stop

@@ -1,0 +1,151 @@
+"""How much noise on few weights a memory stands, against as many random weights.
+
+    python experiments/noise.py     # about five minutes on two cores; writes docs/noise.md and results/noise
+
+The noise intervention of Stoehr et al. (2024, arXiv 2403.19851): Gaussian noise of k standard deviations of a weight's
+own component. On the weights with the largest gradients, on the head whose removal costs most, and on more and more
+weights. Weights and head are chosen on other memorized paragraphs than those that are scored.
+"""
+
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from figure_data import MEMORIZED_OTHER, by_em, save
+from scipy.stats import t
+
+import mechmem as mm
+from mechmem.intervene.noise import noise_by_size
+from mechmem.model.load import HookedTransformer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers.
+
+    Attributes:
+        seed: draws paragraphs, noise and random masks.
+        candidates: paragraphs that are scored to choose from.
+        each: paragraphs of a set; as many memorized ones choose the weights.
+        fraction: of the weights, for the curve over scales.
+        scales: standard deviations.
+        fractions: of the weights, at one standard deviation.
+        draws: of the noise.
+        out: folder of the results.
+        page: the table, or None.
+    """
+
+    seed: int = 0
+    candidates: int = 1200
+    each: int = 24
+    fraction: float = 0.001
+    scales: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+    fractions: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.05)
+    draws: int = 5
+    out: Path = Path("results/noise")
+    page: Path | None = Path("docs/noise.md")
+
+
+def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Dataset:
+    """Run the three curves.
+
+    Args:
+        settings: what decides the numbers.
+        model: by default the bundled one is loaded.
+
+    Returns:
+        em and nll [curve, mask, level, draw, set]; curves are weights, head and size.
+    """
+    model = model or mm.load_model("bundled")
+    found = by_em(model, MEMORIZED_OTHER, candidates=settings.candidates, each=2 * settings.each, seed=settings.seed)
+    memorized, other = found["memorized"], found["other"]
+    half = len(memorized) // 2
+    choosing = memorized.select(np.arange(half))
+    sets = {"memorized": memorized.select(np.arange(half, 2 * half)), "other": other.select(np.arange(half))}
+    weights = mm.weight_gradients(model, choosing)
+    drops = mm.ablate_heads(model, choosing.select(np.arange(min(8, half))), method="mean").em_drop
+    place = tuple(int(i) for i in np.unravel_index(int(np.argmax(drops.values)), drops.shape))
+    common: dict[str, Any] = {"draws": settings.draws, "seed": settings.seed}
+    masks = {
+        "weights": mm.Mask.top(weights, fraction=settings.fraction),
+        "head": mm.Mask.heads(model, [(place[0], place[1])]),
+    }
+    curves = {
+        name: mm.noise_curve(model, sets, mask, scales=settings.scales, **common).rename(scale="level")
+        for name, mask in masks.items()
+    }
+    curves["size"] = noise_by_size(model, sets, weights, fractions=settings.fractions, **common).rename(
+        fraction="level"
+    )
+    result = xr.concat(
+        [curve[["em", "nll"]].assign_coords(level=np.arange(curve.sizes["level"])) for curve in curves.values()],
+        dim=xr.DataArray(list(curves), dims="curve", name="curve"),
+        combine_attrs="drop_conflicts",
+        coords="minimal",
+        compat="override",
+    ).assign_attrs(head=f"L{place[0]}H{place[1]}")
+    save(result, [], settings)
+    if settings.page is not None:
+        write(settings, result, {name: mask.count for name, mask in masks.items()}, curves["weights"])
+    return result
+
+
+def said(values: np.ndarray) -> str:
+    """Mean over draws and half its 95 % interval."""
+    margin = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return f"{values.mean():.1f} ± {margin:.1f}"
+
+
+def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve: xr.Dataset) -> None:
+    """The page of docs.
+
+    Args:
+        settings: of the run.
+        result: what `main` returns.
+        counts: weights with noise, by curve.
+        curve: for the values before any noise.
+    """
+    assert settings.page is not None
+    titles = {
+        "weights": (
+            f"{counts['weights']:,} weights with the largest gradients",
+            "standard deviations",
+            settings.scales,
+        ),
+        "head": (f"head {result.attrs['head']}, {counts['head']:,} weights", "standard deviations", settings.scales),
+        "size": ("one standard deviation on more and more weights", "share of the weights", settings.fractions),
+    }
+    before = {str(name): float(curve.em_before.sel(set=name)) for name in curve["set"].values}
+    lines = [
+        "# Noise on few weights",
+        "",
+        f"`python experiments/noise.py`, {datetime.now(UTC).date()}, {platform.machine()}, {torch.get_num_threads()} "
+        f"threads, seed {settings.seed}, {settings.draws} draws. Mean EM, tokens, with 95 % intervals over draws; "
+        f"without noise: memorized {before['memorized']:.1f}, other {before['other']:.1f}. Random: as many weights of "
+        "each tensor, drawn anew each time.",
+    ]
+    for name, (title, unit, levels) in titles.items():
+        lines += [
+            "",
+            f"## {title[0].upper()}{title[1:]}",
+            "",
+            f"| {unit} | memorized | memorized, random | other | other, random |",
+        ]
+        lines.append("|---|" + "---|" * 4)
+        for number, level in enumerate(levels):
+            at = result.em.sel({"curve": name, "level": number})
+            cells = [
+                said(at.sel({"set": s, "mask": m}).values) for s in ("memorized", "other") for m in ("chosen", "random")
+            ]
+            lines.append(f"| {level:g} | " + " | ".join(cells) + " |")
+    settings.page.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(Settings())

@@ -1,0 +1,47 @@
+"""The scripts of interventions, run small on the bundled model: what their pages say is what was measured."""
+
+from pathlib import Path
+
+
+def test_the_unlearning_leaderboard_says_what_was_measured(script, model, tmp_path):
+    module = script("unlearning")
+    pictures: list[Path] = []
+    module.photograph = lambda _, path: pictures.append(path)
+    names = ("contrastive, all", "edit, top 0.1 %", "head drop", "paper's recipe", "paper's recipe, decay everywhere")
+    settings = module.Settings(
+        seeds=(0,), targets=3, held=4, steps=2, relearning=10, rows=names, out=tmp_path / "r", page=tmp_path / "p.md"
+    )
+    results = module.main(settings, model)
+    text = (tmp_path / "p.md").read_text()
+    run = results["contrastive, all"]["0"]
+    row = next(line for line in text.splitlines() if line.startswith("| contrastive, all |"))
+    assert f"{run['targets EM']:.1f} ± 0.0" in row and f"{run['other KL']:.3f}" in row
+    assert results["before"]["0"]["targets EM"] == 50 and results["before"]["0"]["weights"] == 0
+    # The paper's decay moves weights outside its mask; ours does not.
+    sparse, everywhere = (results[name]["0"]["weights"] for name in names[3:])
+    assert sparse <= 0.001 * 4_718_592 + 1 and everywhere > 0.99 * 4_718_592
+    assert [path.name for path in pictures] == ["unlearning.png"]
+    # It goes on where it was: nothing is run again.
+    module.run = None
+    assert module.main(settings, model) == results
+
+
+def test_the_noise_page_says_what_was_measured(script, model, tmp_path):
+    module = script("noise")
+    settings = module.Settings(
+        candidates=200,
+        each=3,
+        draws=2,
+        scales=(1.0, 30.0),
+        fractions=(0.001, 0.05),
+        out=tmp_path,
+        page=tmp_path / "p.md",
+    )
+    result = module.main(settings, model)
+    em = result.em.sel({"curve": "weights", "set": "memorized"})
+    assert float(em.sel(mask="chosen", level=1).mean()) < float(em.sel(mask="chosen", level=0).mean()) + 1e-9
+    values = em.sel(mask="random", level=1).values
+    assert f"{values.mean():.1f} ±" in next(
+        li for li in (tmp_path / "p.md").read_text().splitlines() if li.startswith("| 30 |")
+    )
+    assert str(result.head).startswith("L") or result.attrs["head"].startswith("L")
