@@ -46,6 +46,7 @@ class Settings:
         fraction: of the attention and MLP weights, for sparse edits.
         relearning: most steps of relearning, measured every tenth.
         rows: names of the rows to run; none: all.
+        candidates: paragraphs that sets are drawn from; None: all.
         out: folder of the results.
         page: the table, or None.
     """
@@ -59,6 +60,7 @@ class Settings:
     fraction: float = 0.001
     relearning: int = 20
     rows: tuple[str, ...] = ()
+    candidates: int | None = None
     out: Path = Path("results/unlearning")
     page: Path | None = Path("docs/unlearning.md")
 
@@ -173,6 +175,8 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
     """
     model = model or mm.load_model("bundled")
     paras = mm.bundled_paragraphs()
+    if settings.candidates is not None:
+        paras = paras.select(np.random.default_rng(0).permutation(len(paras))[: settings.candidates])
     em = mm.score(model, paras).em.values
     settings.out.mkdir(parents=True, exist_ok=True)
     rates = choose_rates(model, development(paras, em, settings), settings, read_json(settings.out / "rates.json"))

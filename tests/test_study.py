@@ -18,7 +18,7 @@ from mechmem.stages import Settings
 from mechmem.study import STAGES, run_study
 
 SMALL = Settings(limit=400, gradient_sample=8, ablation_sample=4, pairs=3, targets=4, evaluated=10, steps=3)
-NUMBERS = ("gradients.nc", "heads.nc", "rare.nc", "attention.nc", "patching.nc", "unlearn.nc")
+NUMBERS = ("gradients.nc", "heads.nc", "rare.nc", "attention.nc", "patching.nc", "unlearn.nc", "attacks.nc")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_sets_follow_from_em_and_every_set_is_there(finished):
 def test_unlearning_is_judged_on_sets_that_share_no_cluster(finished):
     result = xr.load_dataset(finished[0] / "unlearn.nc", engine="h5netcdf")
     assert result["mask"].values.tolist() == ["before", "top 0.1 %", "random 0.1 %", "all weights"]
-    assert result["set"].values.tolist()[:3] == ["targeted memorized", "held-out memorized", "other"]
+    assert set(result["set"].values.tolist()) >= {"targeted memorized", "held-out memorized", "other"}
     changed = dict(zip(result["mask"].values.tolist(), result.weights_changed.values.tolist(), strict=True))
     selected = result.attrs["weights_selected"]
     assert changed["before"] == 0 and selected == round(0.001 * result.attrs["weights_total"])

@@ -1,9 +1,11 @@
-"""An edit that was interrupted goes on: everything that it needs, in one file, written whole after a step."""
+"""An edit that was interrupted goes on: everything that it needs, in one file, written whole after some steps."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.masked_weights import MaskedWeights
 from mechmem.model.masks import Mask
 
+# Between two writes passes so many times what one takes: seconds for all weights of a large model.
+PATIENCE = 20.0
+
 
 class EditLog:
     """The log of one edit, for `walk`; the model that is edited is never in it, only the weights that may move."""
 
-    def __init__(
-        self, path: str | Path, weights: MaskedWeights, descent: Descent, *, key: str, every: int, resume: bool
-    ) -> None:
+    def __init__(self, path: str | Path, weights: MaskedWeights, descent: Descent, *, key: str, resume: bool) -> None:
         """Name the file.
 
         Args:
@@ -35,14 +38,14 @@ class EditLog:
             weights: those that move.
             descent: told which batches went by.
             key: what `edit_key` says of the edit.
-            every: steps between writes.
             resume: go on from a file that is there.
 
         Raises:
             InputError: a file is there and `resume` was not asked for; or it is of another edit, or not whole.
         """
         self._path, self._weights, self._descent = Path(path), weights, descent
-        self._key, self._every = key, every
+        self._key = key
+        self._written, self._took = -math.inf, 0.0
         if self._path.exists() and not resume:
             raise InputError(
                 f"{path}: holds an interrupted edit; go on with it by resume=True (--resume), or remove the file"
@@ -70,8 +73,9 @@ class EditLog:
         return rows, int(notes["best"]), kept
 
     def write(self, rows: list[Row], best: int, snapshot: Any) -> None:
-        """Write the file anew, if it is time."""
-        if len(rows) % self._every:
+        """Write the file anew, unless that would take more than a twentieth of the time."""
+        began = time.monotonic()
+        if began - self._written < PATIENCE * self._took:
             return
         tensors, optimizer = self._weights.state()
         # safetensors refuses tensors that share memory.
@@ -86,6 +90,8 @@ class EditLog:
         }
         with replacing(self._path) as temporary:
             save_file(tensors, temporary, metadata=notes)
+        self._written = time.monotonic()
+        self._took = self._written - began
 
     def done(self) -> None:
         """Remove the file: the edit is whole."""

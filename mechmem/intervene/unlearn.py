@@ -193,7 +193,7 @@ def descend(
             decides = {n: v for n, v in settings.items() if n != "optimizer"} | {"seed": seed, "batch": batch_size}
             decides |= {"keep_weight": keep_weight, "objective": objective.target.__qualname__, "name": name}
             key = edit_key(model, mask, (targets, keep), decides)
-            log = EditLog(checkpoint, weights, move, key=key, every=1, resume=resume)
+            log = EditLog(checkpoint, weights, move, key=key, resume=resume)
         history = walk(move, steps=steps, stop=stop, progress=progress, log=log)
         if log is not None:
             log.done()

@@ -9,7 +9,15 @@ def test_the_unlearning_leaderboard_says_what_was_measured(script, model, tmp_pa
     module.photograph = lambda _, path: pictures.append(path)
     names = ("contrastive, all", "edit, top 0.1 %", "head drop", "paper's recipe", "paper's recipe, decay everywhere")
     settings = module.Settings(
-        seeds=(0,), targets=3, held=4, steps=2, relearning=10, rows=names, out=tmp_path / "r", page=tmp_path / "p.md"
+        seeds=(0,),
+        candidates=400,
+        targets=3,
+        held=4,
+        steps=2,
+        relearning=10,
+        rows=names,
+        out=tmp_path / "r",
+        page=tmp_path / "p.md",
     )
     results = module.main(settings, model)
     text = (tmp_path / "p.md").read_text()
