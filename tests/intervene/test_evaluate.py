@@ -24,11 +24,12 @@ MEANS = {"em": "em", "match_fraction": "match_fraction", "edit_distance": "edit_
 
 @pytest.fixture(scope="module")
 def sets(tiny_model):
-    """Six paragraphs that the model says by itself after their prefix, in three clusters, and eight random ones."""
+    """Six paragraphs that the model says by itself, in three clusters; one with another last token, seven random ones."""
     tokens = torch.randint(0, tiny_model.cfg.d_vocab, (14, 17), generator=torch.Generator().manual_seed(1))
     for pos in range(8, 17):
         with torch.no_grad():
             tokens[:6, pos] = tiny_model(tokens[:6, :pos])[:, -1].argmax(-1)
+    tokens[6] = torch.cat([tokens[0, :-1], (tokens[0, -1:] + 1) % tiny_model.cfg.d_vocab])
     table = datasets.Dataset.from_dict({"cluster": [4, 4, 4, 9, 9, 2]})
     return {"targets": Paragraphs(tokens[:6], 8, table), "other": Paragraphs(tokens[6:], 8)}
 
