@@ -95,22 +95,23 @@ def paired(results: Results, first: str, second: str, name: str) -> str:
 
 
 def draw(results: Results) -> go.Figure:
-    """Targets' EM against KL on other text; the best is at the bottom left."""
-    figure = go.Figure()
-    for name, runs in results.items():
-        if name == "before":
-            continue
-        em, kl = (np.array([run[key] for run in runs.values()]) for key in ("targets EM", "other KL"))
-        middle, low, high = interval(np.log10(np.maximum(kl, 1e-5)))
-        error = {"type": "data", "symmetric": False, "thickness": 1}
-        figure.add_scatter(
-            x=[10**middle], y=[em.mean()], name=name, mode="markers+text", text=[name], textposition="top center",
-            error_x=error | {"array": [10**high - 10**middle], "arrayminus": [10**middle - 10**low]},
-        )  # fmt: skip
+    """KL on other text, a line a way that forgot something, coloured by what is left of untargeted memories."""
+    ways = {name: list(runs.values()) for name, runs in results.items() if name != "before"}
+    ways = {name: runs for name, runs in ways.items() if np.mean([run["targets EM"] for run in runs]) < 25}
+    found = {
+        name: interval(np.log10(np.maximum([run["other KL"] for run in runs], 1e-5))) for name, runs in ways.items()
+    }
+    names = sorted(found, key=lambda name: found[name], reverse=True)
+    middle, low, high = 10 ** np.array([found[name] for name in names]).reshape(-1, 3).T
+    held = [np.mean([run["held-out memorized EM"] for run in ways[name]]) for name in names]
+    error = {"type": "data", "symmetric": False, "thickness": 1, "array": high - middle, "arrayminus": middle - low}
+    bar = {"title": "EM of memories<br>not targeted"}
+    marker = {"color": held, "colorscale": "Viridis", "cmin": 0, "cmax": 50, "size": 9, "colorbar": bar}
+    figure = go.Figure(go.Scatter(x=middle, y=names, mode="markers", error_x=error, marker=marker))
     figure.update_xaxes(type="log", title="KL from the original model on other text, nats a token (geometric mean)")
-    figure.update_yaxes(title="targets' EM, tokens of 50")
+    title = "Price of forgetting the targets (best: left and bright)"
     return figure.update_layout(
-        showlegend=False, height=680, width=1100, title="What removing costs (best: bottom left)"
+        showlegend=False, height=480, width=900, title=title, font={"size": 11}, margin={"t": 50, "b": 50, "r": 20}
     )
 
 
@@ -154,7 +155,7 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
         "",
         *table(results, COLUMNS, settings),
         "",
-        "![Targets' EM against KL](unlearning.png)",
+        "![KL and held-out memories, by way](unlearning.png)",
         "",
         "## Is it gone?",
         "",
