@@ -24,7 +24,7 @@ MEANS = {"em": "em", "match_fraction": "match_fraction", "edit_distance": "edit_
 
 @pytest.fixture(scope="module")
 def sets(tiny_model):
-    """Six paragraphs that the model says by itself, in three clusters; one with another last token, seven random ones."""
+    """Six paragraphs that the model says by itself, in three clusters; one with another last token; random ones."""
     tokens = torch.randint(0, tiny_model.cfg.d_vocab, (14, 17), generator=torch.Generator().manual_seed(1))
     for pos in range(8, 17):
         with torch.no_grad():
@@ -87,7 +87,6 @@ def test_costs_are_those_of_one_paragraph_at_a_time(tiny_model, edited, sets, ba
             assert costs.kl[row].item() == pytest.approx(divergence / len(reference), rel=1e-3, abs=1e-6)
             changed = sum(int(reference[i].argmax()) != int(other[i].argmax()) for i in range(len(reference)))
             assert costs.changed_top1[row].item() == pytest.approx(changed / len(reference))
-    # The edit did something that every metric sees.
     costs = paragraph_costs(tiny_model, edited, sets["targets"])
     assert costs.em.sel(model="before").values.tolist() == [9] * 6 and costs.em.sel(model="after").mean() < 8
     assert costs.edit_distance.sel(model="after").max() > 0 and costs.changed_top1.max() > 0 and costs.kl.min() > 0
