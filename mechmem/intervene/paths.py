@@ -15,6 +15,7 @@ from torch.nn import functional
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
 from mechmem.intervene.curvature import kfac
+from mechmem.intervene.descent import CHUNK
 from mechmem.intervene.strength import Path, dropped_rows
 from mechmem.intervene.trained_masks import balanced_subnet, hard_concrete
 from mechmem.localize.ablation import ablate_heads
@@ -111,9 +112,13 @@ def task_arithmetic(
     with frozen(tuned), torch.enable_grad():
         weights = MaskedWeights(tuned, mask, learning_rate=TUNING_RATE)
         for _ in range(TUNING_STEPS):
-            logits = weights.continuation_logits(memorized.tokens, memorized.prefix_len)
-            true = memorized.continuation.to(logits.device)
-            weights.update(functional.cross_entropy(logits.flatten(0, 1), true.flatten()))
+            for start in range(0, len(memorized), CHUNK):
+                part = memorized.select(np.arange(start, min(start + CHUNK, len(memorized))))
+                logits = weights.continuation_logits(part.tokens, part.prefix_len)
+                true = part.continuation.to(logits.device)
+                loss = functional.cross_entropy(logits.flatten(0, 1), true.flatten(), reduction="sum")
+                weights.accumulate(loss / memorized.continuation.numel())
+            weights.step()
     _done(progress)
     after = {name: parameter.detach() for name, parameter in editable_parameters(tuned).items()}
     before = editable_parameters(model)
