@@ -76,6 +76,7 @@ class Descent:
         self._keep_weight, self._name = keep_weight, name
         self._batches = zip(_batches(targets, batch_size, seed), _batches(keep, batch_size, seed + 1), strict=False)
         self._latest: dict[tuple[str, int], np.ndarray] = {}
+        self._moved = False
 
     def measure(self, *, last: bool) -> Row:
         """The values, with their gradients unless this is the last time."""
@@ -90,6 +91,7 @@ class Descent:
     def advance(self) -> None:
         """One step of the optimizer."""
         self._weights.step()
+        self._moved = True
 
     def latest(self) -> list[Any]:
         """The latest values of every batch, for `resume_after`."""
@@ -97,6 +99,7 @@ class Descent:
 
     def resume_after(self, steps: int, latest: list[Any]) -> None:
         """Pass over the batches of steps that were taken before, and know their values."""
+        self._moved = steps > 0
         for _ in range(steps):
             next(self._batches)
         self._latest = {(kind, number): np.array(values) for kind, number, *values in latest}
@@ -111,6 +114,10 @@ class Descent:
 
     def _run(self, kind: str, batch: Batch, last: bool) -> None:
         number, paras = batch
+        if kind == "keep" and not self._moved and self._objective.keep in (hold_kl, None):
+            # KL from the weights themselves is zero, and so is its gradient.
+            self._latest[kind, number] = np.array([len(paras), 0.0, 0.0, 0.0])
+            return
         term = self._objective.target if kind == "target" else self._objective.keep
         weight = 1.0 if kind == "target" else self._keep_weight
         train = not last and term is not None and weight != 0
@@ -119,14 +126,18 @@ class Descent:
             part = paras.select(np.arange(start, min(start + CHUNK, len(paras))))
             true = part.continuation.to(self._reference.device)
             wanted = kind == "keep" or self._objective.compares
-            reference = self._reference((kind, number, start), part) if wanted else torch.empty(0)
-            with torch.set_grad_enabled(train), fast_float32(true.device):
-                logits = self._weights.continuation_logits(part.tokens, part.prefix_len)
-                log_probs = logits.log_softmax(-1)
-                values = term(log_probs, true, reference).sum() if term is not None else torch.zeros(())
-                if train:
-                    self._weights.accumulate(weight * values / len(paras))
-            sums += [values.item(), *_seen(kind, log_probs.detach(), true, reference)]
+            reference = self._reference((kind, number, start), part) if wanted else torch.empty(len(part), 0)
+
+            def loss(logits: Tensor, rows: slice, true: Tensor = true, reference: Tensor = reference) -> Tensor:
+                nonlocal sums
+                log_probs, known = logits.log_softmax(-1), (true[rows], reference[rows])
+                value = term(log_probs, *known).sum() if term is not None else logits.new_zeros(())
+                held = kind == "keep" and term is hold_kl
+                sums += [value.item(), *((value.item(), 0.0) if held else _seen(kind, log_probs.detach(), *known))]
+                return weight * value / len(paras)
+
+            with fast_float32(true.device):
+                self._weights.accumulate(part.tokens, part.prefix_len, loss, train=train)
         self._latest[kind, number] = np.array([len(paras), *sums])
 
     def _mean(self, kind: str) -> tuple[float, float, float]:

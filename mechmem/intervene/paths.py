@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
 from mechmem.intervene.curvature import kfac
 from mechmem.intervene.descent import CHUNK
+from mechmem.intervene.objectives import lower_nll
 from mechmem.intervene.strength import Path, dropped_rows
 from mechmem.intervene.trained_masks import balanced_subnet, hard_concrete
 from mechmem.localize.ablation import ablate_heads
@@ -114,10 +114,12 @@ def task_arithmetic(
         for _ in range(TUNING_STEPS):
             for start in range(0, len(memorized), CHUNK):
                 part = memorized.select(np.arange(start, min(start + CHUNK, len(memorized))))
-                logits = weights.continuation_logits(part.tokens, part.prefix_len)
-                true = part.continuation.to(logits.device)
-                loss = functional.cross_entropy(logits.flatten(0, 1), true.flatten(), reduction="sum")
-                weights.accumulate(loss / memorized.continuation.numel())
+                true = part.continuation.to(model.W_E.device)
+
+                def loss(logits: Tensor, rows: slice, true: Tensor = true) -> Tensor:
+                    return lower_nll(logits.log_softmax(-1), true[rows], logits).sum() / len(memorized)
+
+                weights.accumulate(part.tokens, part.prefix_len, loss)
             weights.step()
     _done(progress)
     after = {name: parameter.detach() for name, parameter in editable_parameters(tuned).items()}

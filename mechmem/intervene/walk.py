@@ -148,6 +148,7 @@ def walk(
             break
         rows.append(final)
         if final["objective"] <= rows[best]["objective"]:
+            kept = None  # Let go of the last one first: two are as large as a model's gradients and more.
             best, kept = step, mover.snapshot()
         mover.advance()
         if log is not None:

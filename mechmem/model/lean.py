@@ -151,8 +151,11 @@ class LeanModel:
     @torch.no_grad()
     def unembed(self, hidden: Float[Tensor, "*column d_model"]) -> Float[Tensor, "*column d_vocab"]:
         """Logits of some columns of what `forward` gave, in its type."""
-        logits = hidden @ self._unembedding.to(hidden.dtype)
-        return logits if self._unembedding_bias is None else logits.add_(self._unembedding_bias.to(hidden.dtype))
+        # Rows first: with columns cut out of a batch, torch would copy the whole matrix for each paragraph.
+        logits = hidden.reshape(-1, hidden.shape[-1]) @ self._unembedding.to(hidden.dtype)
+        if self._unembedding_bias is not None:
+            logits.add_(self._unembedding_bias.to(hidden.dtype))
+        return logits.view(*hidden.shape[:-1], -1)
 
     def _normalize(self, residual: Tensor, norm: Affine) -> Tensor:
         weight, bias = norm or (None, None)

@@ -53,7 +53,9 @@ class MaskedWeights:
         names = list(editable_parameters(model)) if mask is None else list(mask.indices)
         self._forward = TrainableModel(model, names, mask)
         self._values = list(self._forward.values.values())
-        make = optimizer or (lambda values: torch.optim.AdamW(values, lr=learning_rate, weight_decay=weight_decay))
+        make = optimizer or (
+            lambda values: torch.optim.AdamW(values, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        )
         self._optimizer = make(self._values)
         self._max_norm = max_norm
 
@@ -63,12 +65,34 @@ class MaskedWeights:
         """Logits that score the continuation, of the weights as they are now; gradients flow to the chosen ones."""
         return self._forward.continuation_logits(tokens, prefix_len)
 
-    def accumulate(self, loss: Float[Tensor, ""]) -> None:
-        """Add a loss' gradients to those of the step; the loss must come from `continuation_logits`."""
-        gradients = torch.autograd.grad(loss, self._values, allow_unused=True)
-        for value, gradient in zip(self._values, gradients, strict=True):
-            if gradient is not None:
-                value.grad = gradient if value.grad is None else value.grad.add_(gradient)
+    def accumulate(
+        self,
+        tokens: Int[Tensor, "paragraph pos"],
+        prefix_len: int,
+        loss: Callable[[Tensor, slice], Tensor],
+        *,
+        train: bool = True,
+    ) -> None:
+        """Add the gradients of some paragraphs' losses to those of the step.
+
+        Logits are made for a few paragraphs at a time, and the loss goes back through them at once: those of a batch,
+        and what is made of them on the way, would take more memory and time than the body.
+
+        Args:
+            tokens: all go through the body together.
+            prefix_len: tokens that are only context.
+            loss: (logits [paragraph, continuation_pos, d_vocab], which paragraphs) -> their share of the loss.
+            train: False: show the logits to `loss` and leave the gradients alone.
+        """
+        with torch.set_grad_enabled(train):
+            hidden = self._forward.continuation_hidden(tokens, prefix_len)
+            cut = hidden.detach().requires_grad_(train)
+            for rows in self._forward.rows_at_once(cut):
+                value = loss(self._forward.unembed_trainable(cut[rows]), rows)
+                if train:
+                    value.backward(inputs=[cut])
+            if train:
+                torch.autograd.backward(hidden, cut.grad, inputs=self._values)
 
     def step(self) -> None:
         """One step down the accumulated gradients."""
@@ -79,8 +103,8 @@ class MaskedWeights:
         self._forward.write()
 
     def update(self, loss: Float[Tensor, ""]) -> None:
-        """One step down the loss."""
-        self.accumulate(loss)
+        """One step down the loss, which must come from `continuation_logits`."""
+        loss.backward(inputs=self._values)
         self.step()
 
     def snapshot(self) -> list[Tensor]:

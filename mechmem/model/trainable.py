@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from mechmem.model.masks import Mask
 SPARSE_SHARE = 0.005
 # Weights picked at once: their activations of a thousand tokens take 16 MB.
 PICKED_AT_ONCE = 4096
+# Logits made at once: the allocator keeps blocks of such a size and asks the system for larger ones anew each time.
+LOGITS_BYTES = 2**25
 MATRICES = {"Q": "w_qkv", "K": "w_qkv", "V": "w_qkv", "O": "w_o", "in": "w_in", "out": "w_out"}
 
 
@@ -83,6 +86,25 @@ class TrainableModel(LeanModel):
         self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
     ) -> Float[Tensor, "paragraph continuation_pos d_vocab"]:
         """As `mechmem.model.forward.continuation_logits`; gradients flow to `values`."""
+        return self.unembed_trainable(self.continuation_hidden(tokens, prefix_len))
+
+    def unembed_trainable(
+        self, hidden: Float[Tensor, "paragraph continuation_pos d_model"]
+    ) -> Float[Tensor, "paragraph continuation_pos d_vocab"]:
+        """Logits of normalized hidden states, to which gradients flow."""
+        logits = hidden @ self._unembedding
+        return logits if self._unembedding_bias is None else logits + self._unembedding_bias
+
+    def rows_at_once(self, hidden: Float[Tensor, "paragraph continuation_pos d_model"]) -> Iterator[slice]:
+        """Paragraphs whose logits are small enough to be made together."""
+        logits = hidden.shape[1] * self._unembedding.shape[1] * hidden.element_size()
+        count = max(1, LOGITS_BYTES // logits)
+        return (slice(start, min(start + count, len(hidden))) for start in range(0, len(hidden), count))
+
+    def continuation_hidden(
+        self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
+    ) -> Float[Tensor, "paragraph continuation_pos d_model"]:
+        """The normalized end of the body at the columns that score the continuation; gradients flow to `values`."""
         residual = self.embed(tokens)
         rotation = self.rotation(0, tokens.shape[1], self.dtype)
         for number, layer in enumerate(self._current_layers()):
@@ -94,8 +116,7 @@ class TrainableModel(LeanModel):
                 # After the last attention, only the columns that score the continuation are asked for.
                 residual, attention = residual[:, prefix_len - 1 : -1], attention[:, prefix_len - 1 : -1]
             residual = self.after_attention(layer, residual, attention)
-        logits = self.final_norm(residual) @ self._unembedding
-        return logits if self._unembedding_bias is None else logits + self._unembedding_bias
+        return self.final_norm(residual)
 
     def _current_layers(self) -> list[Layer]:
         if not self._dense:

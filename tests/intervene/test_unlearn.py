@@ -66,8 +66,13 @@ def test_the_keep_term_holds_the_keep_set(tiny_model, sets):
     assert drift[1] < 0.5 * drift[0]
 
 
-def test_the_update_is_adamw_on_the_masked_weights(tiny_model, sets, mask):
-    """Slow oracle: AdamW over whole tensors, with masked gradients and no decay, takes the same steps."""
+@pytest.mark.parametrize("logits_bytes", [1, 2**30])
+def test_the_update_is_adamw_on_the_masked_weights(tiny_model, sets, mask, logits_bytes, monkeypatch):
+    """Slow oracle: AdamW over whole tensors, with masked gradients and no decay, takes the same steps.
+
+    However few paragraphs' logits are made at once.
+    """
+    monkeypatch.setattr("mechmem.model.trainable.LOGITS_BYTES", logits_bytes)
     memorized, keep = sets
     edited, _ = unlearn(tiny_model, memorized, keep, mask=mask, steps=3, learning_rate=1e-2, keep_weight=0.7)
     slow = copy.deepcopy(tiny_model)

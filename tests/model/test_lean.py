@@ -40,6 +40,7 @@ def test_it_equals_transformers_beyond_the_local_window(write_checkpoint, family
         expected = reference(tokens).logits
     if processing == "raw":
         assert torch.allclose(lean.unembed(lean.forward(tokens)), expected, atol=2e-5)
+        assert torch.allclose(lean.unembed(lean.forward(tokens)[:, 3:-1]), expected[:, 3:-1], atol=2e-5)
     assert torch.allclose(log_probabilities(lean, tokens), expected.log_softmax(-1), atol=2e-5)
 
 
