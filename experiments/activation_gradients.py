@@ -17,7 +17,7 @@ import mechmem as mm
 from mechmem.model.load import HookedTransformer
 from mechmem.report.heatmaps import head_heatmap
 from mechmem.report.position_maps import position_heatmap
-from mechmem.stages import top_heads
+from mechmem.study.stages import top_heads
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import mechmem as mm
-from mechmem.stages import Settings
+from mechmem.study.settings import Settings
 
 # Settings -------------------------------------------------------------------------------------------------------------
 SPARSE_RATES, DENSE_RATES = [3e-4, 1e-3, 3e-3, 1e-2], [1e-5, 3e-5, 1e-4, 3e-4]

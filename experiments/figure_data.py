@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 import mechmem as mm
-from mechmem.data.atomic import replacing
+from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer
 
 MEMORIZED_OTHER = {"memorized": (50, 50), "other": (0, 10)}

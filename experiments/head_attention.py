@@ -21,7 +21,7 @@ from mechmem.localize.rarity import rarest_weight
 from mechmem.model.load import HookedTransformer
 from mechmem.report.position_maps import TOKEN_LIMIT
 from mechmem.report.theme import COLOURS, empty_figure, plotly_text
-from mechmem.stages import top_heads
+from mechmem.study.stages import top_heads
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ import torch
 from scipy.stats import spearmanr
 
 import mechmem as mm
-from mechmem.data.bundled import (
+from mechmem.data.assets import (
     MODEL_FOLDER,
     TRAINING_FILE,
     bundled_paragraphs,
     bundled_unigram_counts,
 )
-from mechmem.data.generator import generate
+from mechmem.synthetic.generator import generate
 
 # Settings -------------------------------------------------------------------------------------------------------------
 PAGE, PLOT = Path("docs/bundled-model.md"), Path("docs/bundled-model.png")

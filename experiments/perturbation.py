@@ -21,7 +21,7 @@ from measure_bundled import photograph
 import mechmem as mm
 from mechmem.measure.decode import greedy_continuations
 from mechmem.measure.exact import CALIBRATION, ExactScorer
-from mechmem.measure.stats import cluster_bootstrap, cluster_bootstrap_difference
+from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_difference
 
 # Settings -------------------------------------------------------------------------------------------------------------
 PAGE, PLOT = Path("docs/perturbation.md"), Path("docs/perturbation.png")

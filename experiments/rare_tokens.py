@@ -23,7 +23,7 @@ from mechmem.localize.heads import head_patterns
 from mechmem.model.load import HookedTransformer
 from mechmem.report.heatmaps import head_heatmap
 from mechmem.report.theme import COLOURS, empty_figure, plotly_text
-from mechmem.stages import top_heads
+from mechmem.study.stages import top_heads
 
 COEFFICIENTS = {"spearman": spearmanr, "kendall": kendalltau, "pearson": pearsonr}
 TABLE = ["excess", "p_value", "spearman", "kendall", "pearson"]

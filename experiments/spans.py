@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 import mechmem as mm
-from mechmem.data.generator import generate
 from mechmem.data.shards import Documents
 from mechmem.measure.exact import CALIBRATION, ExactScorer
-from mechmem.measure.spans import SpanSettings, find_spans, missed_by_stride
-from mechmem.measure.stats import cluster_bootstrap
+from mechmem.scan.spans import SpanSettings, find_spans, missed_by_stride
+from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.synthetic.generator import generate
 
 # Settings -------------------------------------------------------------------------------------------------------------
 PAGE = Path("docs/spans.md")

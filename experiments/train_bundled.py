@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
-from mechmem.data import bundled
-from mechmem.data.atomic import replacing
+from mechmem.data import assets
 from mechmem.data.counts import unigram_counts
-from mechmem.data.generator import generate
+from mechmem.data.files import replacing
+from mechmem.synthetic.generator import generate
+from mechmem.synthetic.paragraph_sample import choose_paragraphs
 
 # Settings -------------------------------------------------------------------------------------------------------------
 SETTINGS = {
@@ -71,7 +72,7 @@ def prepare() -> None:
     )
     texts = [d.text for part in (corpus.trained, corpus.unseen, corpus.unseen_variants) for d in part]
     encoded = {text: encoding.ids for text, encoding in zip(texts, tokenizer.encode_batch(texts), strict=True)}
-    paragraphs = bundled.choose_paragraphs(corpus, encoded, SETTINGS["seed"])
+    paragraphs = choose_paragraphs(corpus, encoded, SETTINGS["seed"])
     paragraphs = paragraphs.with_columns(text=[tokenizer.decode(row.tolist()) for row in paragraphs.tokens])
     # The end-of-text token (id 0) closes every document.
     stream = np.concatenate([np.asarray([*encoded[corpus.trained[index].text], 0], np.uint16) for index in order])
@@ -189,11 +190,11 @@ def ship(model: GPTNeoForCausalLM, log: dict) -> None:
     model.config.activation_function, model.config.use_cache = "gelu_new", True
     assert model.generation_config is not None
     model.generation_config.use_cache = True
-    with replacing(bundled.MODEL_FOLDER) as folder:
+    with replacing(assets.MODEL_FOLDER) as folder:
         model.half().save_pretrained(folder)
         PreTrainedTokenizerFast.from_pretrained(WORK / "corpus/tokenizer").save_pretrained(folder)
-    bundled.PARAGRAPHS_FILE.write_bytes((WORK / "corpus/paragraphs.parquet").read_bytes())
-    bundled.COUNTS_FILE.write_bytes((WORK / "corpus/unigram_counts.npy").read_bytes())
+    assets.PARAGRAPHS_FILE.write_bytes((WORK / "corpus/paragraphs.parquet").read_bytes())
+    assets.COUNTS_FILE.write_bytes((WORK / "corpus/unigram_counts.npy").read_bytes())
     size = SETTINGS["batch"] * SETTINGS["n_ctx"]
     record = {
         "settings": SETTINGS,
@@ -213,7 +214,7 @@ def ship(model: GPTNeoForCausalLM, log: dict) -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "date": time.strftime("%Y-%m-%d"),
     }
-    with replacing(bundled.TRAINING_FILE) as temporary:
+    with replacing(assets.TRAINING_FILE) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 

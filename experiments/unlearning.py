@@ -23,13 +23,13 @@ from unlearning_page import Results, draw, write
 from unlearning_ways import ROWS, Row, Sets, run
 
 import mechmem as mm
-from mechmem.data.atomic import replacing
-from mechmem.intervene.attack_prompts import perturbed_prefix_attack
-from mechmem.intervene.attack_quantize import quantize
-from mechmem.intervene.attack_relearn import relearning_attack
-from mechmem.intervene.attack_sampling import sampling_attack
+from mechmem.data.files import replacing
+from mechmem.intervene.attacks.prompts import perturbed_prefix_attack
+from mechmem.intervene.attacks.quantize import quantize
+from mechmem.intervene.attacks.relearn import relearning_attack
+from mechmem.intervene.attacks.sampling import sampling_attack
 from mechmem.model.load import HookedTransformer
-from mechmem.model.support import changed_weights
+from mechmem.weights.support import changed_weights
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mechmem.model.lean import LONG, attend, fast_float32
+from mechmem.model.lean.attention import LONG, attend
+from mechmem.model.lean.model import fast_float32
 
 # Settings -------------------------------------------------------------------------------------------------------------
 PAGE = Path("docs/benchmarks/attention.md")

@@ -25,9 +25,9 @@ import torch
 from torch.nn import functional
 
 import mechmem as mm
-from mechmem.model.planted import planted
-from mechmem.model.planted_settings import PlantedSettings
 from mechmem.model.sites import editable_parameters
+from mechmem.truth.planted import planted
+from mechmem.truth.planted_settings import PlantedSettings
 
 # Settings -------------------------------------------------------------------------------------------------------------
 PAGE = Path("docs/benchmarks/intervene.md")

@@ -31,9 +31,9 @@ import mechmem as mm
 from mechmem.localize.attribution import rank_correlation
 from mechmem.localize.metrics import logit_difference, nll
 from mechmem.model.hooks import frozen
-from mechmem.model.planted import Planted, planted
-from mechmem.model.planted_settings import PlantedSettings
 from mechmem.model.sites import editable_parameters, reduce_by_component
+from mechmem.truth.planted import Planted, planted
+from mechmem.truth.planted_settings import PlantedSettings
 
 # Settings -------------------------------------------------------------------------------------------------------------
 PAGES = Path("docs/benchmarks")

@@ -28,12 +28,12 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 import mechmem as mm
-from mechmem.data.bundled import MODEL_FOLDER
+from mechmem.data.assets import MODEL_FOLDER
 from mechmem.data.shards import Documents
 from mechmem.measure.decode import greedy_continuations
 from mechmem.measure.exact import CALIBRATION, ExactScorer
-from mechmem.measure.spans import SpanSettings, find_spans
-from mechmem.model.lean import LeanModel
+from mechmem.model.lean.model import LeanModel
+from mechmem.scan.spans import SpanSettings, find_spans
 
 # Settings -------------------------------------------------------------------------------------------------------------
 PAGES = Path("docs/benchmarks")

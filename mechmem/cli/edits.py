@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mechmem.cli.app import Corpus, Device, Limit, Model, Out, Seed, app, console, plain_errors
-from mechmem.cli.progress import live_progress
+from mechmem.cli.display import live_progress
 from mechmem.cli.study import study
 
 Name = Annotated[str, typer.Option("--name", help="What to call it; it lies in OUT/edits/NAME.")]
@@ -26,13 +26,14 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupte
 def study_run(model: str, corpus: Path | None, out: Path, seed: int, limit: int | None, device: str | None) -> Any:
     """The study in a folder, its scan done first if it has none; for an edit it needs both sets."""
     from mechmem.data.errors import InputError
-    from mechmem.stages import Run, Settings
-    from mechmem.study import run_study
+    from mechmem.study.folder import StudyFolder
+    from mechmem.study.runner import run_study
+    from mechmem.study.settings import Settings
 
     settings = Settings(model=model, corpus=None if corpus is None else str(corpus), seed=seed, limit=limit)
     with live_progress() as progress:
         run_study(out, settings, device=device, until="scan", progress=progress)
-    run = Run(out, settings, device)
+    run = StudyFolder(out, settings, device)
     if not run.comparable:
         raise InputError(
             f"{out}: the scan found too few memorized or other paragraphs (two clusters of each are needed); scan more"
@@ -42,7 +43,7 @@ def study_run(model: str, corpus: Path | None, out: Path, seed: int, limit: int 
 
 def make(run: Any, name: str, resume: bool, **settings: Any) -> None:
     """Make an edit and say what it did."""
-    from mechmem.edits import EditSettings, edit_folder, make_edit
+    from mechmem.study.edits import EditSettings, edit_folder, make_edit
 
     chosen = EditSettings(**settings)
     with live_progress() as progress:

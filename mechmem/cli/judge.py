@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from mechmem.cli.app import Corpus, Device, Limit, Model, Out, Seed, app, console, plain_errors
+from mechmem.cli.display import live_progress
 from mechmem.cli.edits import study_run
-from mechmem.cli.progress import live_progress
 
 Edit = Annotated[str, typer.Argument(help="The edit's name: a folder of OUT/edits.")]
 
@@ -28,8 +28,8 @@ def evaluate(
 ) -> None:
     """Measure what an edit cost on every set, and attack it; writes costs.nc and attacks.nc into OUT/edits/EDIT."""
     with plain_errors():
-        from mechmem.edits import edit_folder, evaluate_edit
         from mechmem.intervene.card import cost_rows
+        from mechmem.study.edits import edit_folder, evaluate_edit
 
         run = study_run(model, corpus, out, seed, limit, device)
         with live_progress() as progress:
@@ -57,7 +57,7 @@ def export(
 ) -> None:
     """Write an edited GPT-Neo as a Hugging Face folder with a model card; transformers loads it."""
     with plain_errors():
-        from mechmem.edits import export_edit
+        from mechmem.study.edits import export_edit
 
         run = study_run(model, corpus, out, seed, limit, device)
         export_edit(run, edit, folder)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mechmem.cli.app import Corpus, Device, Limit, Model, Out, Seed, app, console, plain_errors
-from mechmem.cli.progress import live_progress
+from mechmem.cli.display import live_progress
 
 
 @app.command()
@@ -35,12 +35,13 @@ def localize(
         with console.status("loading"):
             import numpy as np
 
-            from mechmem.data.atomic import replacing
             from mechmem.data.errors import InputError
+            from mechmem.data.files import replacing
             from mechmem.localize.neurons import METHODS, localize_neurons, top_neurons
-            from mechmem.model.masks import Mask
-            from mechmem.stages import Run, Settings
-            from mechmem.study import run_study
+            from mechmem.study.folder import StudyFolder
+            from mechmem.study.runner import run_study
+            from mechmem.study.settings import Settings
+            from mechmem.weights.masks import Mask
         # Refused before anything is computed.
         if method not in METHODS:
             raise InputError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
@@ -49,7 +50,7 @@ def localize(
         settings = Settings(model=model, corpus=None if corpus is None else str(corpus), seed=seed, limit=limit)
         with live_progress() as progress:
             run_study(out, settings, device=device, until="scan", progress=progress)
-            run = Run(out, settings, device)
+            run = StudyFolder(out, settings, device)
             if paragraph is None:
                 chosen = run.subset("memorized", sample, distinct=True)
             else:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors
-from mechmem.cli.progress import live_progress
+from mechmem.cli.display import live_progress
 
 
 @app.command()
@@ -36,11 +36,11 @@ def perturb(
     """
     with plain_errors():
         with console.status("loading"):
-            from mechmem.data.atomic import replacing
             from mechmem.data.errors import InputError
-            from mechmem.measure.pairs import worst_perturbations
+            from mechmem.data.files import replacing
+            from mechmem.measure.memorized_sample import memorized_sample
             from mechmem.measure.perturb import perturb_prefix
-            from mechmem.measure.survivors import memorized_sample
+            from mechmem.measure.worst_pairs import worst_perturbations
             from mechmem.model.load import load_model
         if out.suffix != ".nc":
             raise InputError(f"the output is {out}; wanted a name that ends in .nc")

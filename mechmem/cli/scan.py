@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors
-from mechmem.cli.progress import live_progress
+from mechmem.cli.display import live_progress
 from mechmem.cli.study import study
 
 ScanOut = Annotated[Path, typer.Option(help="A .parquet file; or a study's folder, for the study's first stage.")]
@@ -59,9 +59,9 @@ def scan(
             from mechmem.data.errors import InputError
             from mechmem.data.filters import PAPER_KEYWORDS
             from mechmem.data.windows import WindowSettings
-            from mechmem.measure.scan import scan as run_scan
-            from mechmem.measure.scan_settings import ScanSettings
-            from mechmem.measure.spans import SpanSettings
+            from mechmem.scan.scan import scan as run_scan
+            from mechmem.scan.scan_settings import ScanSettings
+            from mechmem.scan.spans import SpanSettings
         source = None if corpus is None else str(corpus)
         windows = WindowSettings(
             stride=stride,

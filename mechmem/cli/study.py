@@ -9,15 +9,15 @@ import typer
 from rich.table import Table
 
 from mechmem.cli.app import Corpus, Device, Limit, Model, Out, Seed, app, console, plain_errors
-from mechmem.cli.progress import live_progress
+from mechmem.cli.display import live_progress
 
 
 def study(until: str, folder: Path, device: str | None, **settings: Any) -> None:
     """Run a study's stages and say what came of them."""
     with plain_errors():
         with console.status("loading"):
-            from mechmem.stages import Settings
-            from mechmem.study import run_study
+            from mechmem.study.runner import run_study
+            from mechmem.study.settings import Settings
         with live_progress() as progress:
             manifest = run_study(folder, Settings(**settings), device=device, until=until, progress=progress)
         timings = Table("stage", "seconds", title="Where the time went")

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from mechmem.data.atomic import remove_partials, replacing
 from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
+from mechmem.data.files import remove_partials, replacing
 from mechmem.data.inputs import Input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress

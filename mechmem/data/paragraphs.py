@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.data.atomic import replacing
 from mechmem.data.errors import InputError
+from mechmem.data.files import replacing
 from mechmem.data.paragraph_files import PREFIX_LEN, PREFIX_LEN_KEY, columns_of, read_parts, token_column
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Integer, Shaped
 
-from mechmem.data.atomic import replacing
+from mechmem.data.files import replacing
 from mechmem.data.inputs import open_ids
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mechmem.data.atomic import replacing
 from mechmem.data.errors import InputError
+from mechmem.data.files import replacing
 from mechmem.data.inputs import Input, file_input, open_ids
 from mechmem.data.progress import Progress
 from mechmem.data.records import Record, Tally

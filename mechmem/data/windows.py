@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 from jaxtyping import Int64, Integer
 
-from mechmem.data.atomic import replacing
 from mechmem.data.distinct import CutWindows, chosen_ids, count_in_corpus
 from mechmem.data.errors import InputError
+from mechmem.data.files import replacing
 from mechmem.data.filters import distinct_enough, without_keywords
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of

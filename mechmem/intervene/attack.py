@@ -12,19 +12,19 @@ from jaxtyping import Num
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.intervene.attack_depth import check_pair, depth_score
-from mechmem.intervene.attack_prompts import (
+from mechmem.intervene.attacks.depth import check_pair, depth_score
+from mechmem.intervene.attacks.prompts import (
     near_duplicate_attack,
     near_pairs,
     perturbed_prefix_attack,
     prefix_length_attack,
 )
-from mechmem.intervene.attack_quantize import quantization_attack
-from mechmem.intervene.attack_relearn import check_relearning, relearning_attack
-from mechmem.intervene.attack_sampling import sampling_attack
+from mechmem.intervene.attacks.quantize import quantization_attack
+from mechmem.intervene.attacks.relearn import check_relearning, relearning_attack
+from mechmem.intervene.attacks.sampling import sampling_attack
 from mechmem.measure.scores import score
-from mechmem.measure.stats import cluster_bootstrap
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.bootstrap import cluster_bootstrap
 
 # The share of the layers, at least one, that the original model lends to read the edited one's activations.
 LATE_SHARE = 0.25

@@ -12,7 +12,7 @@ import xarray as xr
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.load import HookedTransformer, provenance
-from mechmem.model.support import changed_weights
+from mechmem.weights.support import changed_weights
 
 VERBS = {"unlearn": "made to forget", "edit": "made to continue otherwise", "memorize": "made to memorize"}
 # Variable of `evaluate` -> title, digits; each has dimensions [model, set] or [set].

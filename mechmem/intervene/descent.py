@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.loop import Row
 from mechmem.intervene.objectives import Objective, hold_kl, token_log_probs
-from mechmem.intervene.walk import Row
 from mechmem.measure.scores import leading_matches
-from mechmem.model.lean import LeanModel, fast_float32
+from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.load import HookedTransformer
-from mechmem.model.masked_weights import MaskedWeights
+from mechmem.weights.masked_weights import MaskedWeights
 
 # Paragraphs of one forward and backward: a batch is gone through in such parts, so that memory does not grow with it.
 CHUNK = 4
@@ -51,7 +51,7 @@ class Reference:
 
 
 class Descent:
-    """A mover of `walk`: each step takes one batch of the targets and one of the keep set.
+    """A updater of `run_loop`: each step takes one batch of the targets and one of the keep set.
 
     Values of a step are means over the latest value of every batch that was seen, so that a rule that ends the edit
     speaks of the whole sets, and not of the batch that happens to be on.

@@ -12,13 +12,13 @@ import xarray as xr
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
+from mechmem.intervene.loop import Row
 from mechmem.intervene.objectives import Objective, hold_kl, lower_nll
 from mechmem.intervene.unlearn import check_sets, descend
-from mechmem.intervene.walk import Row
 from mechmem.measure.scores import score
 from mechmem.model.load import HookedTransformer
-from mechmem.model.masked_weights import MakeOptimizer, check_mask
-from mechmem.model.masks import Mask
+from mechmem.weights.masked_weights import MakeOptimizer, check_mask
+from mechmem.weights.masks import Mask
 
 Variant = Literal["rewrite", "perturbed"]
 # A token of the new text is said greedily from about here on: e^-0.3 is three chances in four.

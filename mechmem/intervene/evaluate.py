@@ -16,11 +16,11 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.measure.decode import edit_distances, greedy_continuations
 from mechmem.measure.scores import memorized_other, score_logits
-from mechmem.measure.stats import cluster_bootstrap
 from mechmem.model.forward import check_fit
-from mechmem.model.lean import LeanModel, fast_float32
+from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.load import HookedTransformer
-from mechmem.model.support import changed_weights, tensor_pairs
+from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.weights.support import changed_weights, tensor_pairs
 
 MODELS = ["before", "after"]
 # Units and what higher means; those of each model first, then those of the pair.

@@ -13,14 +13,14 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.intervene.edit import learned
+from mechmem.intervene.loop import Row
 from mechmem.intervene.objectives import Objective, hold_kl, lower_nll
 from mechmem.intervene.unlearn import check_sets, descend
-from mechmem.intervene.walk import Row
 from mechmem.measure.scores import score
 from mechmem.model.load import HookedTransformer
-from mechmem.model.masked_weights import MakeOptimizer, check_mask
-from mechmem.model.masks import Mask
 from mechmem.model.sites import editable_parameters
+from mechmem.weights.masked_weights import MakeOptimizer, check_mask
+from mechmem.weights.masks import Mask
 
 
 def memorize(

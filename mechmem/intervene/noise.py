@@ -17,9 +17,9 @@ from mechmem.measure.scores import score
 from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
-from mechmem.model.mask_choice import Per, check_shapes
-from mechmem.model.masks import Mask
 from mechmem.model.sites import editable_parameters
+from mechmem.weights.mask_choice import Per, check_shapes
+from mechmem.weights.masks import Mask
 
 ABOUT = {
     "em": {"units": "tokens", "higher": "more memorized"},

@@ -13,21 +13,21 @@ import xarray as xr
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
+from mechmem.intervene.checkpoints import EditLog, edit_key
 from mechmem.intervene.descent import Descent, Reference
-from mechmem.intervene.edit_log import EditLog, edit_key
+from mechmem.intervene.dropping.gradual import GradualDrop
+from mechmem.intervene.dropping.methods import DROPPING
+from mechmem.intervene.loop import Row, run_loop
 from mechmem.intervene.objectives import OBJECTIVES, Objective
-from mechmem.intervene.paths import PATHS
-from mechmem.intervene.strength import Strength
-from mechmem.intervene.walk import Row, walk
 from mechmem.measure.scores import memorized_other, score
 from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
-from mechmem.model.masked_weights import MakeOptimizer, MaskedWeights, check_mask
-from mechmem.model.masks import Mask
-from mechmem.model.support import verify_support
+from mechmem.weights.masked_weights import MakeOptimizer, MaskedWeights, check_mask
+from mechmem.weights.masks import Mask
+from mechmem.weights.support import verify_support
 
-METHODS = (*OBJECTIVES, *PATHS)
+METHODS = (*OBJECTIVES, *DROPPING)
 
 
 def unlearn(
@@ -60,8 +60,9 @@ def unlearn(
     "contrastive": -NLL of memorized, KL(p_0 || p) on keep (Stoehr et al. 2024, arXiv 2403.19851, section 5). "ascent":
     -NLL and nothing held. "grad_diff": -NLL, and NLL of keep (Liu et al. 2022, arXiv 2203.12817). "npo", "simnpo",
     "uniform": see `mechmem.intervene.objectives`; KL is held. The others drop or take back more and more, in `steps`
-    equal parts, of what they prepared (`mechmem.intervene.paths`). The optimizer holds nothing but the masked weights,
-    so neither weight decay, momentum nor clipping reaches another one; `verify_support` proves it before returning.
+    equal parts, of what they prepared (`mechmem.intervene.dropping.methods`). The optimizer holds nothing but the
+    masked weights, so neither weight decay, momentum nor clipping reaches another one; `verify_support` proves it
+    before returning.
 
     Args:
         model: raw weights if the edit is to be exported. Hooks on it do not take part.
@@ -123,11 +124,11 @@ def unlearn(
             resume=resume,
             progress=progress,
         )
-    path = PATHS[method](model, memorized, keep, mask=mask, seed=seed, progress=progress)
+    path = DROPPING[method](model, memorized, keep, mask=mask, seed=seed, progress=progress)
     edited = copy.deepcopy(model)
     with frozen(edited):
-        history = walk(
-            Strength(model, edited, path, mask, memorized, keep, steps), steps=steps, stop=stop, progress=progress
+        history = run_loop(
+            GradualDrop(model, edited, path, mask, memorized, keep, steps), steps=steps, stop=stop, progress=progress
         )
     if mask is not None:
         verify_support(model, edited, mask)
@@ -194,7 +195,7 @@ def descend(
             decides |= {"keep_weight": keep_weight, "objective": objective.target.__qualname__, "name": name}
             key = edit_key(model, mask, (targets, keep), decides)
             log = EditLog(checkpoint, weights, move, key=key, resume=resume)
-        history = walk(move, steps=steps, stop=stop, progress=progress, log=log)
+        history = run_loop(move, steps=steps, stop=stop, progress=progress, log=log)
         if log is not None:
             log.done()
     if mask is not None:

@@ -16,7 +16,7 @@ from mechmem.data.progress import Progress
 from mechmem.measure.scores import score_logits
 from mechmem.model.forward import advance, check_fit, residual_before, unembed_continuation
 from mechmem.model.hooks import Hook, recording, with_hooks
-from mechmem.model.lean_trace import HOOKS
+from mechmem.model.lean.trace import HOOKS
 from mechmem.model.load import HookedTransformer
 
 Method = Literal["mean", "zero", "resample"]

@@ -16,8 +16,8 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.model.forward import check_fit, residual_before, unembed_columns
 from mechmem.model.hooks import Hook, frozen, recording, with_hooks
-from mechmem.model.lean import fast_float32
-from mechmem.model.lean_trace import HEAD_SITES, HOOKS, NEURON_SITES, SITES
+from mechmem.model.lean.model import fast_float32
+from mechmem.model.lean.trace import HEAD_SITES, HOOKS, NEURON_SITES, SITES
 from mechmem.model.load import HookedTransformer
 
 Kind = Literal["gradient", "gradient_x_activation", "integrated"]

@@ -16,12 +16,12 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.localize.metrics import Metric, Scored, metric_name, nll
-from mechmem.localize.pairs import Direction, Pairs, ScoredAt, check_pairs
+from mechmem.localize.patch_pairs import Direction, Pairs, ScoredAt, check_pairs
 from mechmem.localize.patching import effect_array, grid_shape, group_of
 from mechmem.model.forward import residual_before, unembed_columns
 from mechmem.model.hooks import Hook, frozen, recording, with_hooks
-from mechmem.model.lean import fast_float32
-from mechmem.model.lean_trace import HEAD_SITES, HOOKS, NEURON_SITES
+from mechmem.model.lean.model import fast_float32
+from mechmem.model.lean.trace import HEAD_SITES, HOOKS, NEURON_SITES
 from mechmem.model.load import HookedTransformer
 
 Method = Literal["gradient", "integrated"]

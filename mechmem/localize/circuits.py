@@ -14,9 +14,9 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.localize.rarity import check_counts, rarest_weight
 from mechmem.model.forward import check_fit
-from mechmem.model.lean import LeanModel, fast_float32
-from mechmem.model.lean_trace import Trace, trace
-from mechmem.model.lean_weights import norm_weights, unsupported
+from mechmem.model.lean.model import LeanModel, fast_float32
+from mechmem.model.lean.trace import Trace, trace
+from mechmem.model.lean.weights import norm_weights, unsupported
 from mechmem.model.load import HookedTransformer
 
 RAREST = 0.1

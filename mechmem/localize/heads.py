@@ -18,8 +18,8 @@ from mechmem.localize.head_scores import SCORES, pattern_scores
 from mechmem.localize.rarity import check_counts, kendall, pearson, rarest_weight, shuffled_p_value, spearman
 from mechmem.model.forward import check_fit, residual_before
 from mechmem.model.hooks import recording
+from mechmem.model.lean.patterns import pattern_reader
 from mechmem.model.load import HookedTransformer
-from mechmem.model.patterns import pattern_reader
 
 RAREST = 0.1
 

@@ -13,7 +13,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.model.forward import continuation_logits
 from mechmem.model.hooks import Hook, frozen, with_hooks
-from mechmem.model.lean import fast_float32
+from mechmem.model.lean.model import fast_float32
 from mechmem.model.load import HookedTransformer
 
 Gates = Float[Tensor, "layer neuron"]

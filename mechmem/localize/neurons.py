@@ -19,8 +19,8 @@ from mechmem.localize.neuron_gates import gate_gradient, learned_gates
 from mechmem.localize.paragraph_gradients import Contrast, contrastive_gradients
 from mechmem.measure.scores import score_logits
 from mechmem.model.forward import check_fit
-from mechmem.model.lean import LeanModel, fast_float32
-from mechmem.model.lean_trace import resume, trace
+from mechmem.model.lean.model import LeanModel, fast_float32
+from mechmem.model.lean.trace import resume, trace
 from mechmem.model.load import HookedTransformer
 
 Scores = Float[Tensor, "layer neuron"]

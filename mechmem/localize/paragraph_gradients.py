@@ -19,7 +19,7 @@ from mechmem.data.progress import Progress
 from mechmem.localize.gradients import weight_gradients
 from mechmem.model.forward import check_fit, continuation_logits
 from mechmem.model.hooks import frozen, recording, with_hooks
-from mechmem.model.lean import fast_float32
+from mechmem.model.lean.model import fast_float32
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import REDUCTIONS, Reduction, component_names, editable_parameters
 

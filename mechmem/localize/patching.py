@@ -14,10 +14,10 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.localize.metrics import UNITS, Metric, Scored, metric_name, nll
-from mechmem.localize.pairs import Direction, Pairs, ScoredAt, check_pairs
-from mechmem.localize.replacing import ALWAYS, NEEDED, Cells, entry
-from mechmem.model.lean import LeanModel, fast_float32
-from mechmem.model.lean_trace import HEAD_SITES, NEURON_SITES, resume, trace
+from mechmem.localize.patch_pairs import Direction, Pairs, ScoredAt, check_pairs
+from mechmem.localize.patched_streams import ALWAYS, NEEDED, Cells, entry
+from mechmem.model.lean.model import LeanModel, fast_float32
+from mechmem.model.lean.trace import HEAD_SITES, NEURON_SITES, resume, trace
 from mechmem.model.load import HookedTransformer
 
 # Positions of all rows of one forward, on a CPU and elsewhere: beyond, intermediates leave the cache.

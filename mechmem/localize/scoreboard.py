@@ -16,10 +16,10 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.neurons import METHODS, localize_neurons, top_neurons
 from mechmem.measure.decode import edit_distances, greedy_continuations
 from mechmem.measure.scores import score
-from mechmem.model.injected import inject, random_neurons
-from mechmem.model.lean import LeanModel
+from mechmem.model.lean.model import LeanModel
 from mechmem.model.load import HookedTransformer
-from mechmem.model.masks import Mask
+from mechmem.truth.injected import inject, random_neurons
+from mechmem.weights.masks import Mask
 
 RECALL_AT = (0.01, 0.02, 0.05)
 DROPPED = (0.001, 0.005)

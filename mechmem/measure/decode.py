@@ -9,7 +9,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from mechmem.data.progress import Progress
-from mechmem.model.lean import KeyValues, LeanModel, fast_float32
+from mechmem.model.lean.model import KeyValues, LeanModel, fast_float32
 
 
 def greedy_continuations(

@@ -17,7 +17,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.measure.margins import margins, uncertain
 from mechmem.measure.scores import leading_matches
-from mechmem.model.lean import KeyValues, LeanModel, fast_float32
+from mechmem.model.lean.model import KeyValues, LeanModel, fast_float32
 from mechmem.model.load import HookedTransformer
 
 Method = Literal["full", "cascade"]

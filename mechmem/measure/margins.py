@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.model.lean import LeanModel
+from mechmem.model.lean.model import LeanModel
 
 # Logits held at once. Blocks of this size stay near the cache, and malloc keeps them instead of asking for new pages.
 LOGITS_AT_ONCE = 2**22

@@ -14,11 +14,11 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.measure.decode import edit_distances
-from mechmem.measure.prefix_runs import Run, prefix_runs
+from mechmem.measure.prefix_runs import PrefixRun, prefix_runs
 from mechmem.measure.replacements import Replacement, replacements
-from mechmem.measure.stats import cluster_bootstrap
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.bootstrap import cluster_bootstrap
 
 Scope = Literal["token", "rest", "prefix"]
 ATTRIBUTES: dict[str, tuple[str, str, str]] = {
@@ -106,7 +106,7 @@ def perturb_prefix(
         tokens, true = paras.tokens[rows], paras.continuation[rows]
         runs = open_runs(tokens)
         clean["em"][rows], clean["nll"][rows] = runs.clean.em, runs.clean.token_nll.mean(-1)
-        to_decode: list[tuple[tuple[int, slice, int], Tensor, Run]] = []
+        to_decode: list[tuple[tuple[int, slice, int], Tensor, PrefixRun]] = []
         # From the last place to the first: what stands before a place is still clean when its turn comes.
         for column in reversed(range(len(places))):
             for sample in range(samples):
@@ -143,7 +143,7 @@ def _replaced(
     return changed
 
 
-def _first_difference(run: Run, clean: Run, prefix_len: int) -> np.ndarray:
+def _first_difference(run: PrefixRun, clean: PrefixRun, prefix_len: int) -> np.ndarray:
     different = run.predicted != clean.predicted
     first = prefix_len + different.long().argmax(-1)
     return torch.where(different.any(-1), first, -1).numpy()

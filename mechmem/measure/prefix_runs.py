@@ -17,8 +17,8 @@ from mechmem.measure.exact import CALIBRATION, ExactScorer
 from mechmem.measure.margins import margins, uncertain
 from mechmem.measure.scores import leading_matches, score_logits
 from mechmem.model.forward import continuation_logits
-from mechmem.model.lean import KeyValues
-from mechmem.model.lean_weights import unsupported
+from mechmem.model.lean.model import KeyValues
+from mechmem.model.lean.weights import unsupported
 from mechmem.model.load import HookedTransformer
 
 # Rows of one forward of the hooked model while it decodes.
@@ -26,7 +26,7 @@ ROWS = 64
 
 
 @dataclass(frozen=True)
-class Run:
+class PrefixRun:
     """What the model makes of some continuations, on the CPU.
 
     Attributes:
@@ -47,10 +47,10 @@ class Run:
 class PrefixRuns(Protocol):
     """Some paragraphs, to be run with their prefixes changed."""
 
-    clean: Run
+    clean: PrefixRun
 
-    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> Run:
-        """Run them changed at `place` or behind it, where `place` is not behind that of any earlier call."""
+    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> PrefixRun:
+        """PrefixRun them changed at `place` or behind it, where `place` is not behind that of any earlier call."""
         ...
 
     def decode(
@@ -74,7 +74,7 @@ class _KeptRuns:
         self._kept = KeyValues(scorer.lean, *tokens.shape)
         self.clean = self.score(tokens, 0)
 
-    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> Run:
+    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> PrefixRun:
         lean, prefix_len = self._scorer.lean, self._prefix_len
         # Forgetting what stands behind the place leaves the clean positions before it; later ones are written over.
         self._kept.length = place
@@ -91,7 +91,7 @@ class _KeptRuns:
             em[rows], rivals[rows] = self._scorer.settle(changed[rows], prefix_len)
         rival = rivals.gather(1, em.clamp(max=true.shape[1] - 1)[:, None]).squeeze(1)
         predicted = torch.where(match, true, result.rival)
-        return Run(em.cpu(), result.token_nll.cpu(), match.cpu(), predicted.cpu(), rival.cpu())
+        return PrefixRun(em.cpu(), result.token_nll.cpu(), match.cpu(), predicted.cpu(), rival.cpu())
 
     def decode(
         self, changed: Int[Tensor, "row pos"], em: Int[Tensor, " row"], rival: Int[Tensor, " row"]
@@ -105,12 +105,12 @@ class _WholeRuns:
         self.clean = self.score(tokens, 0)
 
     @torch.no_grad()
-    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> Run:  # noqa: ARG002
+    def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> PrefixRun:  # noqa: ARG002
         logits = continuation_logits(self._model, changed, self._prefix_len)
         found = {name: values.cpu() for name, values in score_logits(logits, changed[:, self._prefix_len :]).items()}
         last = found["greedy"].shape[1] - 1
         rival = found["greedy"].gather(1, found["em"].clamp(max=last)[:, None]).squeeze(1)
-        return Run(found["em"], found["token_nll"], found["match"], found["greedy"], rival)
+        return PrefixRun(found["em"], found["token_nll"], found["match"], found["greedy"], rival)
 
     @torch.no_grad()
     def decode(

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from mechmem.data.bundled import PARAGRAPHS_FILE
+from mechmem.data.assets import PARAGRAPHS_FILE
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.architectures import Converter

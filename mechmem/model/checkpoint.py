@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from mechmem.data.bundled import MODEL_FOLDER
+from mechmem.data.assets import MODEL_FOLDER
 from mechmem.data.errors import InputError
 from mechmem.model.architectures import ARCHITECTURES, Converter
 

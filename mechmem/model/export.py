@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GPTNeoConfig
 
-from mechmem.data.atomic import replacing
 from mechmem.data.errors import InputError
+from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer, Provenance
 from mechmem.model.tokenizer import TOKENIZER_FILES
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer as HookedTransformer
-from transformer_lens import HookedTransformerConfig
+from transformer_lens import HookedTransformerConfig as HookedTransformerConfig
 from transformers import PreTrainedConfig
 
 from mechmem.data.errors import InputError

@@ -13,8 +13,8 @@ import plotly.io.json as plotly_json
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from mechmem.data.atomic import replacing
-from mechmem.report.attention import View, circuitsvis_script
+from mechmem.data.files import replacing
+from mechmem.report.attention_views import View, circuitsvis_script
 from mechmem.report.embed import json_markup, json_text_markup, script_markup
 from mechmem.report.theme import template
 

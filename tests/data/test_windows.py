@@ -10,7 +10,7 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from mechmem.data import atomic, counts, distinct, windows
+from mechmem.data import counts, distinct, files, windows
 from mechmem.data.corpora import open_corpus
 from mechmem.data.distinct import random_numbers
 from mechmem.data.errors import InputError
@@ -220,7 +220,7 @@ def test_an_index_is_used_again_and_another_is_refused(tmp_path, documents, monk
 def test_a_kill_leaves_no_half_index(tmp_path, documents, monkeypatch):
     corpus = corpus_of(documents, tmp_path)
     settings = WindowSettings(5, 2, 2)
-    monkeypatch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)  # as if there was no time to clean up
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # as if there was no time to clean up
     with monkeypatch.context() as patch:
         patch.setattr(windows, "count_in_corpus", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -11,15 +11,15 @@ import torch
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.attack import attack
-from mechmem.intervene.attack_depth import depth_score
-from mechmem.intervene.attack_prompts import near_duplicate_attack, perturbed_prefix_attack, prefix_length_attack
-from mechmem.intervene.attack_quantize import quantization_attack
-from mechmem.intervene.attack_relearn import relearning_attack
-from mechmem.intervene.attack_sampling import sampling_attack
+from mechmem.intervene.attacks.depth import depth_score
+from mechmem.intervene.attacks.prompts import near_duplicate_attack, perturbed_prefix_attack, prefix_length_attack
+from mechmem.intervene.attacks.quantize import quantization_attack
+from mechmem.intervene.attacks.relearn import relearning_attack
+from mechmem.intervene.attacks.sampling import sampling_attack
 from mechmem.measure.scores import score
-from mechmem.measure.stats import cluster_bootstrap
-from mechmem.model.injected import inject
-from mechmem.model.masks import Mask
+from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.truth.injected import inject
+from mechmem.weights.masks import Mask
 
 # Of 8 continuation tokens.
 OPTIONS = {"steps": 40, "learning_rate": 1e-3, "draws": 4, "samples": 10}

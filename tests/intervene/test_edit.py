@@ -9,8 +9,8 @@ from mechmem.intervene.edit import edit, learned, with_continuation
 from mechmem.intervene.memorize import memorize, weights_needed
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
-from mechmem.model.masks import Mask
-from mechmem.model.support import changed_weights, verify_support
+from mechmem.weights.masks import Mask
+from mechmem.weights.support import changed_weights, verify_support
 
 
 @pytest.fixture(scope="module")

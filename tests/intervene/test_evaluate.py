@@ -15,9 +15,9 @@ from mechmem.intervene.evaluate import cost_sets, evaluate, paragraph_costs
 from mechmem.intervene.noise import add_noise
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
-from mechmem.measure.stats import cluster_bootstrap
-from mechmem.model.lean import LeanModel
-from mechmem.model.masks import Mask
+from mechmem.model.lean.model import LeanModel
+from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.weights.masks import Mask
 
 MEANS = {"em": "em", "match_fraction": "match_fraction", "edit_distance": "edit_distance", "exact_fraction": "exact"}
 

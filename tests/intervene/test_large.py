@@ -9,10 +9,10 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.unlearn import unlearn
 from mechmem.model.export import export
 from mechmem.model.load import load_model
-from mechmem.model.masked_weights import MaskedWeights
-from mechmem.model.masks import Mask
 from mechmem.model.sites import editable_parameters
-from mechmem.model.support import changed_weights
+from mechmem.weights.masked_weights import MaskedWeights
+from mechmem.weights.masks import Mask
+from mechmem.weights.support import changed_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no tokenizer:UserWarning")
 

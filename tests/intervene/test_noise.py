@@ -9,10 +9,10 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.noise import add_noise, noise_by_size, noise_curve
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import score
-from mechmem.model.masks import Mask
-from mechmem.model.planted import planted
 from mechmem.model.sites import editable_parameters
-from mechmem.model.support import SupportError, changed_weights, verify_support
+from mechmem.truth.planted import planted
+from mechmem.weights.masks import Mask
+from mechmem.weights.support import SupportError, changed_weights, verify_support
 
 
 @pytest.fixture(scope="module")

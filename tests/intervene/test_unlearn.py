@@ -7,14 +7,14 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.loop import Stop
 from mechmem.intervene.objectives import OBJECTIVES, hold_kl, lower_nll
 from mechmem.intervene.unlearn import unlearn
-from mechmem.intervene.walk import Stop
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
-from mechmem.model.masks import Mask
 from mechmem.model.sites import editable_parameters
-from mechmem.model.support import SupportError, changed_weights, verify_support
+from mechmem.weights.masks import Mask
+from mechmem.weights.support import SupportError, changed_weights, verify_support
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_update_is_adamw_on_the_masked_weights(tiny_model, sets, mask, logit
 
     However few paragraphs' logits are made at once.
     """
-    monkeypatch.setattr("mechmem.model.trainable.LOGITS_BYTES", logits_bytes)
+    monkeypatch.setattr("mechmem.model.lean.training.LOGITS_BYTES", logits_bytes)
     memorized, keep = sets
     edited, _ = unlearn(tiny_model, memorized, keep, mask=mask, steps=3, learning_rate=1e-2, keep_weight=0.7)
     slow = copy.deepcopy(tiny_model)

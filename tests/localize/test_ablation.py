@@ -9,7 +9,7 @@ import xarray as xr
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.ablation import ablate_greedily, ablate_heads, ablate_layers
-from mechmem.model.planted import Planted, planted
+from mechmem.truth.planted import Planted, planted
 
 
 @pytest.fixture(scope="module")

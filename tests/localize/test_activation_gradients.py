@@ -7,8 +7,8 @@ import torch
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.activation_gradients import activation_gradients
-from mechmem.model.lean_trace import HEAD_SITES, HOOKS, SITES
-from mechmem.model.planted import planted
+from mechmem.model.lean.trace import HEAD_SITES, HOOKS, SITES
+from mechmem.truth.planted import planted
 
 
 def nll(logits, tokens, targets):

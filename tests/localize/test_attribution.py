@@ -12,8 +12,8 @@ from mechmem.localize.attribution import attribute, rank_correlation, top_cells
 from mechmem.localize.metrics import em, logit_difference, nll
 from mechmem.localize.patching import patch
 from mechmem.model.hooks import recording
-from mechmem.model.lean_trace import HOOKS, SITES
-from mechmem.model.planted import planted
+from mechmem.model.lean.trace import HOOKS, SITES
+from mechmem.truth.planted import planted
 
 
 @pytest.fixture(scope="module")

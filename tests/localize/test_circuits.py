@@ -9,7 +9,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.circuits import head_circuits
 from mechmem.localize.rarity import rarest_weight
-from mechmem.model.planted import planted
+from mechmem.truth.planted import planted
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.heads import head_patterns, rare_token_attention
 from mechmem.localize.rarity import kendall, rarest_weight, shuffled_p_value, spearman
-from mechmem.model.planted import planted as real_planted
+from mechmem.truth.planted import planted as real_planted
 
 PREFIX = 20
 PLANTED = (1, 2)

@@ -6,7 +6,7 @@ from transformer_lens import ActivationCache
 from mechmem.data.errors import InputError
 from mechmem.localize.lens import logit_lens
 from mechmem.measure.scores import score
-from mechmem.model.planted import planted
+from mechmem.truth.planted import planted
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from mechmem.localize.neuron_gates import gate_gradient, gated_nll, learned_gate
 from mechmem.localize.neurons import METHODS, localize_neurons, top_neurons
 from mechmem.localize.scoreboard import precision_area, recall
 from mechmem.measure.scores import score
-from mechmem.model.injected import inject, random_neurons
-from mechmem.model.masks import Mask
-from mechmem.model.planted import planted
-from mechmem.model.planted_settings import PlantedSettings
+from mechmem.truth.injected import inject, random_neurons
+from mechmem.truth.planted import planted
+from mechmem.truth.planted_settings import PlantedSettings
+from mechmem.weights.masks import Mask
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 from mechmem.data.errors import InputError
 from mechmem.localize.gradients import parameter_gradients, weight_gradients
 from mechmem.localize.paragraph_gradients import contrastive_gradients, paragraph_gradients, squared_gradients
-from mechmem.model.masks import Mask
-from mechmem.model.planted import planted
+from mechmem.truth.planted import planted
+from mechmem.weights.masks import Mask
 
 
 @pytest.fixture(scope="module", params=["neo", "rotary", "folded"])

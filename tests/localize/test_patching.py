@@ -14,8 +14,8 @@ from mechmem.localize import patching
 from mechmem.localize.metrics import em, kl, logit_difference, nll
 from mechmem.localize.patching import patch
 from mechmem.model.hooks import with_hooks
-from mechmem.model.lean_trace import HEAD_SITES, HOOKS, SITES
-from mechmem.model.planted import planted
+from mechmem.model.lean.trace import HEAD_SITES, HOOKS, SITES
+from mechmem.truth.planted import planted
 
 
 @pytest.fixture(scope="module")

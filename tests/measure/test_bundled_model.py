@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mechmem.data.bundled import MODEL_FOLDER, bundled_paragraphs
+from mechmem.data.assets import MODEL_FOLDER, bundled_paragraphs
 from mechmem.measure.scores import score
 from mechmem.model.load import load_model
 

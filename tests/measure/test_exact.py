@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechmem.data.bundled import bundled_paragraphs
+from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure import exact

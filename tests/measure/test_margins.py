@@ -7,7 +7,7 @@ from mechmem.data.errors import InputError
 from mechmem.measure import margins as module
 from mechmem.measure.margins import Margins, margins, uncertain
 from mechmem.measure.scores import leading_matches
-from mechmem.model.lean import LeanModel
+from mechmem.model.lean.model import LeanModel
 
 
 @pytest.fixture(scope="module")

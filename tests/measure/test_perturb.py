@@ -6,15 +6,15 @@ import pytest
 import torch
 import xarray as xr
 
-from mechmem.data.bundled import bundled_paragraphs
+from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure.decode import edit_distances
-from mechmem.measure.pairs import compare_pairs, worst_perturbations
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.replacements import allowed_ids, replacements
-from mechmem.measure.stats import cluster_bootstrap
+from mechmem.measure.worst_pairs import compare_pairs, worst_perturbations
 from mechmem.model.load import load_model
+from mechmem.stats.bootstrap import cluster_bootstrap
 
 PAIRS = Path(__file__).parents[3] / "shared/data/pile-gpt-neo-125m"
 PREFIX, LENGTH = 13, 23

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from mechmem.report.attention import attention_heads, circuitsvis_script, received_attention
+from mechmem.report.attention_views import attention_heads, circuitsvis_script, received_attention
 from mechmem.report.embed import json_markup, script_markup
 from mechmem.report.page import Card, Figure, Page, Passage, Section, Table, Verbatim, ViewGroup, page_html, write_page
 

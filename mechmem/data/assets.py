@@ -1,0 +1,31 @@
+"""What ships with the package: a small trained model, its tokenizer, its paragraphs and how often its tokens occur."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from mechmem.data.paragraphs import Paragraphs
+
+ASSETS = Path(__file__).parent.parent / "assets"
+MODEL_FOLDER = ASSETS / "bundled"
+PARAGRAPHS_FILE = ASSETS / "paragraphs.parquet"
+COUNTS_FILE = ASSETS / "unigram_counts.npy"
+TRAINING_FILE = ASSETS / "training.json"
+
+
+def bundled_paragraphs() -> Paragraphs:
+    """The shipped paragraphs, with columns `id, source, count, cluster, cluster_count, seen, text`.
+
+    `count` is the exact number of times the 100 tokens stand in the training text, `cluster` the template, and
+    `cluster_count` the occurrences of all the template's documents. `seen` is "trained", "unseen variant" (a trained
+    template with slot values that were never trained on) or "never seen" (a template that was never trained on).
+    """
+    return Paragraphs.load(PARAGRAPHS_FILE)
+
+
+def bundled_unigram_counts() -> Int[np.ndarray, " d_vocab"]:
+    """How often every token id stands in the bundled model's training text."""
+    return np.load(COUNTS_FILE, allow_pickle=False)

@@ -1,0 +1,162 @@
+"""Relearning: does training on other memorized text bring back what an edit took away?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Num
+from torch import Tensor
+from torch.nn import functional
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
+from mechmem.measure.scores import score
+from mechmem.model.forward import check_fit
+from mechmem.model.hooks import frozen
+from mechmem.model.load import HookedTransformer
+from mechmem.weights.masked_weights import MaskedWeights
+
+
+def relearning_attack(
+    model: HookedTransformer,
+    paras: Paragraphs,
+    other_memorized: Paragraphs,
+    *,
+    original_em: Num[np.ndarray, " paragraph"] | None = None,
+    steps: int = 100,
+    learning_rate: float = 1e-4,
+    batch_size: int = 16,
+    every: int = 10,
+    seed: int = 0,
+    target_share: float = 0.5,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Fine-tune a copy on other text that the original model knew by heart, and watch the targets.
+
+    Text that an edit only hid comes back although no word of it is trained on (Huang et al. 2024, arXiv 2407.17817):
+    undoing the edit for some memories undoes it for all. Text that is gone would have to be learned anew, and these
+    paragraphs do not teach it. AdamW without weight decay minimizes the mean NLL of the continuations over all
+    attention and MLP weights. `other_nll` says whether training did anything: an attack that did not train has shown
+    nothing.
+
+    Args:
+        model: the edited model; left as it is.
+        paras: what it should not know.
+        other_memorized: memorized paragraphs that share neither a cluster nor a continuation with `paras`.
+        original_em: EM of `paras` on the model before the edit, tokens, [paragraph]; None: their whole length.
+        steps: updates.
+        learning_rate: of AdamW.
+        batch_size: paragraphs of one update.
+        every: steps between two measurements; the start and the end are always measured.
+        seed: order of the batches.
+        target_share: of the original EM that counts as relearned, above 0 and at most 1.
+        progress: called with (steps done, steps).
+
+    Returns:
+        Dataset with the coordinate `step` (updates before the measurement): em[step, paragraph] (tokens, higher: more
+        has come back), nll[step, paragraph] (nats per token), other_nll[step] (mean NLL of what is trained on). The
+        attribute steps_until is the first measured step whose mean EM is at least target_share times the mean of
+        original_em, -1 if there is none; fewer steps mean that the text was less far away.
+
+    Raises:
+        InputError: a shared cluster, paragraph or continuation, a setting out of range, or paragraphs that do not fit.
+        FloatingPointError: the loss is not finite; the learning rate is too high.
+    """
+    check_relearning(model, paras, other_memorized)
+    _check_settings(steps, every, batch_size, target_share)
+    goal = target_share * _original(paras, original_em)
+    relearned = copy.deepcopy(model)
+    rows: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
+    batches = _batches(other_memorized, batch_size, seed)
+    with frozen(relearned):
+        weights = MaskedWeights(relearned, None, learning_rate=learning_rate)
+        for step in range(steps + 1):
+            if step % every == 0 or step == steps:
+                found, trained = score(relearned, paras), score(relearned, other_memorized)
+                rows[step] = found.em.values, found.nll.values, float(trained.nll.mean())
+            if step == steps:
+                break
+            weights.update(_loss(weights, next(batches), step))
+            if progress is not None:
+                progress(step + 1, steps)
+    result = _dataset(rows)
+    reached = [step for step, (em, _, _) in rows.items() if em.mean() >= goal]
+    settings = {"learning_rate": learning_rate, "batch_size": batch_size, "seed": seed, "target_share": target_share}
+    until = {"steps_until": reached[0] if reached else -1, "steps_until_minus_one": "not within these steps"}
+    return result.assign_attrs(settings | until | {"target_em": goal, "target_em_units": "tokens"})
+
+
+def check_relearning(model: HookedTransformer, paras: Paragraphs, other_memorized: Paragraphs) -> None:
+    """Refuse to train on anything that is, or is nearly, what should come back by itself.
+
+    Clusters are compared where both sets have a column `cluster`; without it near-duplicates go unnoticed.
+
+    Raises:
+        InputError: a shared cluster, paragraph or continuation, or paragraphs that do not fit the model.
+    """
+    check_fit(model, paras)
+    check_fit(model, other_memorized)
+    continuations = [set(map(tuple, part.continuation.tolist())) for part in (paras, other_memorized)]
+    shared = {"continuations": continuations[0] & continuations[1]}
+    if all(part.table is not None and "cluster" in part.table.column_names for part in (paras, other_memorized)):
+        shared["clusters"] = set(paras.column("cluster").tolist()) & set(other_memorized.column("cluster").tolist())
+    for name, found in shared.items():
+        if found:
+            raise InputError(
+                f"{len(found)} {name} stand in both the targets and other_memorized; training on them would teach the "
+                "targets instead of bringing them back: take other_memorized from other clusters (split_by_cluster)"
+            )
+
+
+def _check_settings(steps: int, every: int, batch_size: int, target_share: float) -> None:
+    if min(steps, every, batch_size) < 1:
+        raise InputError(
+            f"steps, every and batch_size are {steps}, {every} and {batch_size}; wanted at least 1 of each"
+        )
+    if not 0 < target_share <= 1:
+        raise InputError(f"target_share is {target_share}; wanted a share of the original EM, 0 < target_share <= 1")
+
+
+def _original(paras: Paragraphs, original_em: Num[np.ndarray, " paragraph"] | None) -> float:
+    if original_em is None:
+        return float(paras.continuation_len)
+    if original_em.shape != (len(paras),) or not original_em.mean() > 0:
+        raise InputError(
+            f"original_em has shape {list(original_em.shape)} and mean {original_em.mean():g} for {len(paras)} "
+            "targets; wanted the EM of each before the edit, above 0 on average: what was never known cannot come back"
+        )
+    return float(original_em.mean())
+
+
+def _loss(weights: MaskedWeights, batch: Paragraphs, step: int) -> Float[Tensor, ""]:
+    with torch.enable_grad():
+        logits = weights.continuation_logits(batch.tokens, batch.prefix_len)
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch.continuation.to(logits.device).flatten())
+    if not bool(loss.isfinite()):
+        raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
+    return loss
+
+
+def _batches(paras: Paragraphs, size: int, seed: int) -> Iterator[Paragraphs]:
+    """Epoch after epoch, each in another order."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(paras))
+        for start in range(0, len(order), size):
+            yield paras.select(order[start : start + size])
+
+
+def _dataset(rows: dict[int, tuple[np.ndarray, np.ndarray, float]]) -> xr.Dataset:
+    em, nll, other = (np.array(column) for column in zip(*rows.values(), strict=True))
+    both, nats = ("step", "paragraph"), "nats per token"
+    variables = {
+        "em": (both, em, {"units": "tokens", "higher": "more has come back"}),
+        "nll": (both, nll, {"units": nats, "higher": "less has come back"}),
+        "other_nll": ("step", other, {"units": nats, "higher": "less is known of what is trained on"}),
+    }
+    return xr.Dataset(variables, {"step": list(rows), "paragraph": np.arange(em.shape[1])})

@@ -1,0 +1,112 @@
+"""An edit that was interrupted goes on: everything that it needs, in one file, written whole after some steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mechmem.data.errors import InputError
+from mechmem.data.files import replacing
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.descent import Descent
+from mechmem.intervene.loop import Row
+from mechmem.model.load import HookedTransformer
+from mechmem.weights.masked_weights import MaskedWeights
+from mechmem.weights.masks import Mask
+
+# Between two writes passes so many times what one takes: seconds for all weights of a large model.
+PATIENCE = 20.0
+
+
+class EditLog:
+    """The log of one edit, for `run_loop`; the model that is edited is never in it, only the weights that may move."""
+
+    def __init__(self, path: str | Path, weights: MaskedWeights, descent: Descent, *, key: str, resume: bool) -> None:
+        """Name the file.
+
+        Args:
+            path: a safetensors file; its folder must exist.
+            weights: those that move.
+            descent: told which batches went by.
+            key: what `edit_key` says of the edit.
+            resume: go on from a file that is there.
+
+        Raises:
+            InputError: a file is there and `resume` was not asked for; or it is of another edit, or not whole.
+        """
+        self._path, self._weights, self._descent = Path(path), weights, descent
+        self._key = key
+        self._written, self._took = -math.inf, 0.0
+        if self._path.exists() and not resume:
+            raise InputError(
+                f"{path}: holds an interrupted edit; go on with it by resume=True (--resume), or remove the file"
+            )
+
+    def read(self) -> tuple[list[Row], int, list[Tensor]] | None:
+        """Put the weights, the optimizer and the batches where they were."""
+        if not self._path.exists():
+            return None
+        try:
+            with safe_open(self._path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                notes = file.metadata() or {}
+        except SafetensorError as error:
+            raise InputError(f"{self._path}: not a whole safetensors file ({error}); remove it") from error
+        if notes.get("key") != self._key:
+            raise InputError(
+                f"{self._path}: is of another edit (other weights, paragraphs, mask or settings); resume with the same "
+                "ones, or remove the file"
+            )
+        rows: list[Row] = json.loads(notes["rows"])
+        self._weights.load_state({n: t for n, t in tensors.items() if not n.startswith("best.")}, notes["optimizer"])
+        self._descent.resume_after(len(rows), json.loads(notes["latest"]))
+        kept = [tensors[f"best.{i}"] for i in range(sum(name.startswith("best.") for name in tensors))]
+        return rows, int(notes["best"]), kept
+
+    def write(self, rows: list[Row], best: int, snapshot: Any) -> None:
+        """Write the file anew, unless that would take more than a twentieth of the time."""
+        began = time.monotonic()
+        if began - self._written < PATIENCE * self._took:
+            return
+        tensors, optimizer = self._weights.state()
+        # safetensors refuses tensors that share memory.
+        tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        tensors |= {f"best.{i}": tensor.contiguous() for i, tensor in enumerate(snapshot)}
+        notes = {
+            "key": self._key,
+            "rows": json.dumps(rows),
+            "best": str(best),
+            "optimizer": optimizer,
+            "latest": json.dumps(self._descent.latest()),
+        }
+        with replacing(self._path) as temporary:
+            save_file(tensors, temporary, metadata=notes)
+        self._written = time.monotonic()
+        self._took = self._written - began
+
+    def done(self) -> None:
+        """Remove the file: the edit is whole."""
+        self._path.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def edit_key(
+    model: HookedTransformer, mask: Mask | None, sets: tuple[Paragraphs, ...], settings: dict[str, Any]
+) -> str:
+    """A digest of everything that decides an edit: weights, mask, paragraphs, settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in [*model.state_dict().items(), *(mask.indices.items() if mask is not None else ())]:
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for paras in sets:
+        digest.update(paras.tokens.contiguous().numpy().tobytes() + bytes([paras.prefix_len % 256]))
+    return digest.hexdigest()

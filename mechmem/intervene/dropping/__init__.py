@@ -1,0 +1,1 @@
+"""Unlearning by dropping: units or directions are removed, more and more of them."""

@@ -1,0 +1,123 @@
+"""Pairs of runs that are compared: checked once, for patching and for its approximations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxtyping import Int
+from torch import Tensor
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.localize.metrics import columns_of
+from mechmem.model.forward import check_fit
+from mechmem.model.lean.trace import SITES
+from mechmem.model.lean.weights import unsupported
+from mechmem.model.load import HookedTransformer
+
+Direction = Literal["noising", "denoising"]
+ScoredAt = Literal["continuation", "impact"] | list[int]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The run that is patched and the run that patches come from.
+
+    Attributes:
+        clean, corrupt: tokens, [pair, pos].
+        columns: logit columns that are scored, [pair, column].
+        direction: "noising": the clean run is patched with the corrupt one's activations; "denoising": the reverse.
+    """
+
+    clean: Int[Tensor, "pair pos"]
+    corrupt: Int[Tensor, "pair pos"]
+    columns: Int[Tensor, "pair column"]
+    direction: Direction
+
+    @property
+    def base(self) -> Int[Tensor, "pair pos"]:
+        """Tokens of the run that is patched."""
+        return self.clean if self.direction == "noising" else self.corrupt
+
+    @property
+    def source(self) -> Int[Tensor, "pair pos"]:
+        """Tokens of the run that the activations come from."""
+        return self.corrupt if self.direction == "noising" else self.clean
+
+    def select(self, rows: slice) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(self.clean[rows], self.corrupt[rows], self.columns[rows], self.direction)
+
+    def true(self, which: Int[Tensor, "pair pos"]) -> Int[Tensor, "pair column"]:
+        """The tokens of one side that the columns score."""
+        return which.gather(1, self.columns + 1)
+
+
+def check_pairs(
+    model: HookedTransformer,
+    clean: Paragraphs,
+    corrupt: Paragraphs,
+    site: str,
+    direction: Direction,
+    scored: ScoredAt,
+) -> Pairs:
+    """Refuse what cannot be compared, before anything is computed.
+
+    Raises:
+        InputError: an unknown site, direction or position; pairs of unequal length or that differ nowhere; "impact"
+            where a pair's continuation is the same; a model with hooks on it, of another kind, or without that site.
+    """
+    for paras in (clean, corrupt):
+        check_fit(model, paras)
+    if clean.tokens.shape != corrupt.tokens.shape or clean.prefix_len != corrupt.prefix_len:
+        raise InputError(
+            f"clean is {list(clean.tokens.shape)} with prefix {clean.prefix_len} and corrupt "
+            f"{list(corrupt.tokens.shape)} with prefix {corrupt.prefix_len}; wanted pairs of one length: cut or "
+            "choose them alike"
+        )
+    same = (clean.tokens == corrupt.tokens).all(-1)
+    if bool(same.any()):
+        raise InputError(
+            f"pair {int(same.nonzero()[0])} differs nowhere, so patching it could change nothing; leave it out"
+        )
+    if direction not in get_args(Direction):
+        raise InputError(f"direction is {direction!r}; wanted one of {', '.join(get_args(Direction))}")
+    _check_site(model, site)
+    _check_scored(clean, corrupt, scored)
+    columns = columns_of(clean.tokens, corrupt.tokens, clean.prefix_len, scored)
+    return Pairs(clean.tokens, corrupt.tokens, columns, direction)
+
+
+def _check_site(model: HookedTransformer, site: str) -> None:
+    reason = unsupported(model)
+    if reason:
+        raise InputError(f"{reason}; wanted a GPT-Neo, GPT-2 or GPT-NeoX: patch this model with TransformerLens' hooks")
+    if site not in SITES:
+        raise InputError(f"site is {site!r}; wanted one of {', '.join(SITES)}")
+    if site == "resid_mid" and model.cfg.parallel_attn_mlp:
+        raise InputError(
+            "the model runs attention and MLP side by side, so it has no 'resid_mid'; wanted another site: attn_out or "
+            "mlp_out"
+        )
+    if any(point.fwd_hooks for point in model.hook_dict.values()):
+        raise InputError("the model has hooks on it, which patching would not run; wanted none: model.reset_hooks()")
+
+
+def _check_scored(clean: Paragraphs, corrupt: Paragraphs, scored: ScoredAt) -> None:
+    length = clean.tokens.shape[1]
+    if isinstance(scored, list):
+        if not scored or not all(1 <= position < length for position in scored):
+            raise InputError(
+                f"scored positions {scored} came; wanted token positions from 1 to {length - 1}: the first token is "
+                "predicted by nothing"
+            )
+    elif scored == "impact":
+        same = ~(clean.continuation != corrupt.continuation).any(-1)
+        if bool(same.any()):
+            raise InputError(
+                f"pair {int(same.nonzero()[0])} has one continuation, so no position is impacted; wanted pairs whose "
+                "continuations differ, as worst_perturbations gives, or scored='continuation'"
+            )
+    elif scored != "continuation":
+        raise InputError(f"scored is {scored!r}; wanted 'continuation', 'impact' or a list of token positions")

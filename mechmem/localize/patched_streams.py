@@ -1,0 +1,155 @@
+"""What one replaced activation makes of the residual stream after its layer, for many cells at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechmem.model.lean.model import LeanModel
+from mechmem.model.lean.trace import Trace
+
+# What the base run must keep besides the site itself.
+NEEDED = {
+    "resid_pre": ("resid_pre",),
+    "resid_mid": ("resid_mid", "resid_pre"),
+    "resid_post": (),
+    "attn_out": ("resid_mid", "resid_pre"),
+    "mlp_out": (),
+    "mlp_post": (),
+    **dict.fromkeys(("q", "k", "v", "z", "pattern"), ("q", "z", "resid_mid", "resid_pre")),
+}
+ALWAYS = ("k", "v", "resid_post")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows of one forward: each patches one place of one pair at one layer; all [row].
+
+    Attributes:
+        layer: the layer, one for all rows.
+        start: no row patches a position before it.
+        stop: positions from here on are not scored, nor run.
+        pair: whose run.
+        part: head, or group of neurons; 0 where the site has neither.
+        pos: position.
+    """
+
+    layer: int
+    start: int
+    stop: int
+    pair: Int[Tensor, " row"]
+    part: Int[Tensor, " row"]
+    pos: Int[Tensor, " row"]
+
+
+def entry(
+    lean: LeanModel, site: str, base: Trace, source: Trace, cells: Cells, groups: Int[Tensor, " d_mlp"]
+) -> tuple[Float[Tensor, "row pos d_model"], int]:
+    """The residual stream of positions start ... stop - 1 with each row's cell replaced, and the layer it enters.
+
+    Before position `pos` nothing changes; at the patched layer the other positions change only where they attend to
+    what was patched (k, v). So most sites need one position of one MLP here.
+
+    Args:
+        lean: the model.
+        site: what is replaced.
+        base: the run that is patched.
+        source: the run that the replacements come from.
+        cells: which.
+        groups: the group of each neuron, for site "mlp_post".
+    """
+    number, rows = cells.layer, torch.arange(len(cells.pair), device=lean.device)
+    layer, pair, part, pos = lean.layers[number], cells.pair, cells.part, cells.pos
+    window = slice(cells.start, cells.stop)
+
+    def change(name: str) -> Tensor:
+        """Source minus base at the patched position, [row, ...]."""
+        one, other = (
+            run[name][number, pair, part, pos] if name in ("q", "k", "v", "z") else run[name][number, pair, pos]
+            for run in (source, base)
+        )
+        return one - other
+
+    if site == "resid_pre":
+        residual = base["resid_pre"][number, pair, window].clone()
+        residual[rows, pos - cells.start] = source["resid_pre"][number, pair, pos]
+        return residual, number
+    if site in ("k", "v"):
+        delta = _seen_by_later_queries(lean, site, base, source, cells)
+        return _after_heads(lean, base, cells, delta), number + 1
+    residual = base["resid_post"][number, pair, window].clone()
+    if site in ("resid_post", "mlp_out"):
+        residual[rows, pos - cells.start] += change(site)
+        return residual, number + 1
+    if site == "mlp_post":
+        chosen = groups == part[:, None]
+        residual[rows, pos - cells.start] += (change(site) * chosen) @ layer.w_out
+        return residual, number + 1
+    if site == "resid_mid":
+        written = change(site)
+    elif site == "attn_out":
+        written = change(site)
+    else:
+        z = change("z") if site == "z" else _own_z(lean, site, base, source, cells)
+        written = torch.einsum("rd,rdm->rm", z, _head_output(lean, number)[part])
+    before = base["resid_pre"][number, pair, pos]
+    if lean.parallel:
+        residual[rows, pos - cells.start] += written
+    else:
+        middle = base["resid_mid"][number, pair, pos] + written
+        residual[rows, pos - cells.start] = lean.after_attention(layer, before, middle - before)
+    return residual, number + 1
+
+
+def _head_output(lean: LeanModel, number: int) -> Float[Tensor, "head d_head d_model"]:
+    return lean.layers[number].w_o.view(lean.n_heads, lean.d_head, -1)
+
+
+def _own_z(lean: LeanModel, site: str, base: Trace, source: Trace, cells: Cells) -> Float[Tensor, "row d_head"]:
+    """Change of a head's output at the patched query, from another query or another pattern."""
+    number, pair, part, pos = cells.layer, cells.pair, cells.part, cells.pos
+    if site == "pattern":
+        weights = source["pattern"][number, pair, part, pos]
+    else:
+        layer = lean.layers[number]
+        keys = base["k"][number, pair, part]
+        scores = torch.einsum("rd,rkd->rk", source["q"][number, pair, part, pos], keys) * layer.scale
+        seen = lean.visible(0, keys.shape[1], layer.window)[pos]
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    values = base["v"][number, pair, part]
+    return torch.einsum("rk,rkd->rd", weights, values) - base["z"][number, pair, part, pos]
+
+
+def _seen_by_later_queries(
+    lean: LeanModel, site: str, base: Trace, source: Trace, cells: Cells
+) -> Float[Tensor, "row pos d_head"]:
+    """Change of a head's output at all run positions, when one key or one value is another."""
+    number, pair, part, pos = cells.layer, cells.pair, cells.part, cells.pos
+    layer, rows = lean.layers[number], torch.arange(len(cells.pair), device=lean.device)
+    queries = base["q"][number, pair, part, cells.start : cells.stop]
+    keys, values = base["k"][number, pair, part], base["v"][number, pair, part]
+    other = source[site][number, pair, part, pos]
+    seen = lean.visible(0, keys.shape[1], layer.window)[cells.start : cells.stop]
+    scores = torch.einsum("rqd,rkd->rqk", queries, keys) * layer.scale
+    if site == "k":
+        scores[rows, :, pos] = torch.einsum("rqd,rd->rq", queries, other) * layer.scale
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    if site == "v":
+        return weights[rows, :, pos][..., None] * (other - values[rows, pos])[:, None]
+    return torch.einsum("rqk,rkd->rqd", weights, values) - base["z"][number, pair, part, cells.start : cells.stop]
+
+
+def _after_heads(
+    lean: LeanModel, base: Trace, cells: Cells, delta: Float[Tensor, "row pos d_head"]
+) -> Float[Tensor, "row pos d_model"]:
+    """The residual stream after the layer when one head's output changes everywhere."""
+    number, pair, window = cells.layer, cells.pair, slice(cells.start, cells.stop)
+    written = torch.einsum("rpd,rdm->rpm", delta, _head_output(lean, number)[cells.part])
+    if lean.parallel:
+        return base["resid_post"][number, pair, window] + written
+    before = base["resid_pre"][number, pair, window]
+    middle = base["resid_mid"][number, pair, window] + written
+    return lean.after_attention(lean.layers[number], before, middle - before)

@@ -1,0 +1,52 @@
+"""Paragraphs that a model memorized, out of those of a file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mechmem.data.assets import bundled_paragraphs
+from mechmem.data.corpora import read_corpus
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
+from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.model.forward import check_fit
+from mechmem.model.load import HookedTransformer
+
+
+def memorized_sample(
+    model: HookedTransformer,
+    source: str | None,
+    *,
+    limit: int,
+    min_em: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Paragraphs:
+    """A random sample of the paragraphs of a source that the model knows to `min_em` (all of the continuation).
+
+    Args:
+        model: scores them; the columns `em` and `nll` are its own, whatever the source says.
+        source: what `read_corpus` reads; None for the bundled paragraphs.
+        limit: of the sample.
+        min_em: lowest EM.
+        seed: of the sample.
+        progress: called with (paragraphs scored, paragraphs).
+
+    Raises:
+        InputError: a limit below 1, a source that cannot be read or does not fit the model, or none is left.
+    """
+    if limit < 1:
+        raise InputError(f"limit is {limit}; wanted at least 1 paragraph")
+    paras = bundled_paragraphs() if source is None else read_corpus(source, model.tokenizer)
+    check_fit(model, paras)
+    wanted = paras.continuation_len if min_em is None else min_em
+    scores = ExactScorer(model, paras.select(np.arange(min(CALIBRATION, len(paras))))).score(paras, progress)
+    known = np.flatnonzero(scores.em >= wanted)
+    if not len(known):
+        raise InputError(
+            f"of {len(paras)} paragraphs none has EM {wanted} or more, the best {scores.em.max()}; "
+            "name others, or ask for less"
+        )
+    chosen = np.sort(np.random.default_rng(seed).permutation(known)[:limit])
+    return paras.select(chosen).with_columns(em=scores.em[chosen], nll=scores.nll[chosen])

@@ -1,0 +1,252 @@
+"""A decoder as plain matrix products, for scoring: the same numbers as the hooked model without its hooks.
+
+transformers has no fused attention for GPT-Neo, and HookedTransformer keeps every intermediate. Here one product gives
+queries, keys and values of all heads, attention is global or local, and keys and values can be kept, so that what two
+sequences share before a position is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformer_lens import HookedTransformer
+
+from mechmem.data.errors import InputError
+from mechmem.model.lean.attention import attend
+from mechmem.model.lean.weights import Affine, Layer, layer_weights, norm_weights, unsupported
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+    "silu": functional.silu,
+} | dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda x: functional.gelu(x, approximate="tanh"))
+
+
+class KeyValues:
+    """Keys and values of positions that were run, for all layers, [layer, paragraph, head, pos, d_head].
+
+    Attributes:
+        length: positions that count. Setting it lower forgets the later ones; the next forward writes over them.
+    """
+
+    def __init__(self, model: LeanModel, paragraphs: int, capacity: int):
+        shape = (len(model.layers), 2, paragraphs, model.n_heads, capacity, model.d_head)
+        self._kept = torch.empty(shape, dtype=model.dtype, device=model.device)
+        self.length = 0
+
+    def extend(
+        self,
+        layer: int,
+        key: Float[Tensor, "paragraph head pos d_head"],
+        value: Float[Tensor, "paragraph head pos d_head"],
+    ) -> tuple[Tensor, Tensor]:
+        """Write one layer's new keys and values behind the first `length` positions; return all of them."""
+        stop = self.length + key.shape[2]
+        kept = self._kept[layer, :, :, :, :stop]
+        kept[0, :, :, self.length :] = key
+        kept[1, :, :, self.length :] = value
+        return kept[0], kept[1]
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> KeyValues:
+        """A copy that holds some of the paragraphs, with room for as many positions."""
+        chosen = object.__new__(KeyValues)
+        layers, two, _, heads, capacity, d_head = self._kept.shape
+        chosen._kept = self._kept.new_empty(layers, two, len(rows), heads, capacity, d_head)
+        chosen._kept[..., : self.length, :] = self._kept[:, :, rows, :, : self.length]
+        chosen.length = self.length
+        return chosen
+
+
+class LeanModel:
+    """A HookedTransformer's weights, as they are now, ready to run without hooks or gradients.
+
+    GPT-Neo, GPT-2 and GPT-NeoX, raw or folded. Matrices of the same type are shared with the model, only the fused
+    queries, keys and values are a copy.
+
+    Raises:
+        InputError: an architecture whose forward is not one of these.
+    """
+
+    def __init__(self, model: HookedTransformer, dtype: torch.dtype | None = None):
+        reason = unsupported(model)
+        if reason:
+            raise InputError(f"{reason}; wanted a GPT-Neo, GPT-2 or GPT-NeoX: score this model with mechmem.score")
+        cfg = model.cfg
+        self.dtype, self.device = dtype or model.W_E.dtype, model.W_E.device
+        self.n_heads, self.d_head, self.d_vocab, self.n_ctx = cfg.n_heads, cfg.d_head, cfg.d_vocab, cfg.n_ctx
+        self._eps, self.parallel = cfg.eps, cfg.parallel_attn_mlp
+        self._activation = ACTIVATIONS[str(cfg.act_fn)]
+        self._embedding = model.W_E.detach().to(self.dtype)
+        self._rotary: tuple[int, Tensor] | None = None
+        self.positions: Tensor | None = None
+        if cfg.positional_embedding_type == "rotary":
+            assert cfg.rotary_dim is not None
+            exponents = torch.arange(0, cfg.rotary_dim, 2, dtype=torch.float64) / cfg.rotary_dim
+            self._rotary = cfg.rotary_dim, (float(cfg.rotary_base) ** -exponents).to(self.device)
+        else:
+            self.positions = model.W_pos.detach().to(self.dtype)
+        self._final: Affine = norm_weights(model.ln_final, self.dtype)
+        self._unembedding = model.W_U.detach().to(self.dtype)
+        # Raw models have none, but TransformerLens gives them zeros.
+        bias = model.b_U.detach().to(self.dtype)
+        self._unembedding_bias = bias if bool(bias.any()) else None
+        self.layers = [layer_weights(model, number).to(self.dtype) for number in range(cfg.n_layers)]
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Int[Tensor, "paragraph pos"],
+        kept: KeyValues | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, "paragraph pos d_model"]:
+        """The normalized residual stream at the end of the body, which `unembed` takes.
+
+        Args:
+            tokens: ids, on any device; they follow the positions that are kept.
+            kept: earlier positions' keys and values; those of `tokens` are added. None: the tokens begin the text.
+            dtype: compute in this type; each layer's weights are converted when it runs and not held.
+        """
+        dtype = dtype or self.dtype
+        past = 0 if kept is None else kept.length
+        residual = self.embed(tokens, past, dtype)
+        rotation = self.rotation(past, tokens.shape[1], dtype)
+        for number, stored in enumerate(self.layers):
+            layer = stored if dtype == self.dtype else stored.to(dtype)
+            attention = self._attention(layer, number, residual, kept, past, rotation)
+            if self.parallel:
+                residual = residual + attention + self.mlp_out(layer, self.neurons(layer, residual))
+            else:
+                residual += attention
+                residual += self.mlp_out(layer, self.neurons(layer, residual))
+        if kept is not None:
+            kept.length += tokens.shape[1]
+        return self.final_norm(residual)
+
+    def embed(
+        self, tokens: Int[Tensor, "paragraph pos"], past: int = 0, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "paragraph pos d_model"]:
+        """The residual stream that enters the first layer."""
+        dtype = dtype or self.dtype
+        residual = self._embedding[tokens.to(self.device)].to(dtype)
+        if self.positions is not None:
+            residual += self.positions[past : past + tokens.shape[1]].to(dtype)
+        return residual
+
+    def final_norm(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """The normalized end of the body."""
+        final = self._final if self._final is None else tuple(tensor.to(residual.dtype) for tensor in self._final)
+        return self._normalize(residual, final)  # pyright: ignore[reportArgumentType]
+
+    @torch.no_grad()
+    def unembed(self, hidden: Float[Tensor, "*column d_model"]) -> Float[Tensor, "*column d_vocab"]:
+        """Logits of some columns of what `forward` gave, in its type."""
+        # Rows first: with columns cut out of a batch, torch would copy the whole matrix for each paragraph.
+        logits = hidden.reshape(-1, hidden.shape[-1]) @ self._unembedding.to(hidden.dtype)
+        if self._unembedding_bias is not None:
+            logits.add_(self._unembedding_bias.to(hidden.dtype))
+        return logits.view(*hidden.shape[:-1], -1)
+
+    def _normalize(self, residual: Tensor, norm: Affine) -> Tensor:
+        weight, bias = norm or (None, None)
+        return functional.layer_norm(residual, residual.shape[-1:], weight, bias, self._eps)
+
+    def _attention(
+        self,
+        layer: Layer,
+        number: int,
+        residual: Float[Tensor, "paragraph pos d_model"],
+        kept: KeyValues | None,
+        past: int,
+        rotation: tuple[Tensor, Tensor] | None,
+    ) -> Float[Tensor, "paragraph pos d_model"]:
+        query, key, value = self.queries_keys_values(layer, residual, rotation)
+        if kept is not None:
+            key, value = kept.extend(number, key, value)
+        z = attend(query, key, value, self.visible(past, key.shape[2], layer.window), layer.scale)
+        return self.attention_out(layer, z)
+
+    def queries_keys_values(
+        self, layer: Layer, residual: Float[Tensor, "paragraph pos d_model"], rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer's heads ask for and offer, each [paragraph, head, pos, d_head], rotated where the model does."""
+        fused = self.affine(self._normalize(residual, layer.norm_attention), layer.w_qkv, layer.b_qkv)
+        query, key, value = rearrange(
+            fused, "paragraph pos (three head d_head) -> three paragraph head pos d_head", three=3, head=self.n_heads
+        )
+        if rotation is not None:
+            query, key = _rotate(query, rotation), _rotate(key, rotation)
+        return query, key, value
+
+    def attention_out(
+        self, layer: Layer, z: Float[Tensor, "paragraph head pos d_head"]
+    ) -> Float[Tensor, "paragraph pos d_model"]:
+        """What attention writes to the residual stream."""
+        return self.affine(
+            rearrange(z, "paragraph head pos d_head -> paragraph pos (head d_head)"), layer.w_o, layer.b_o
+        )
+
+    def neurons(self, layer: Layer, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_mlp"]:
+        """The MLP's neurons after their activation function."""
+        return self._activation(self.affine(self._normalize(residual, layer.norm_mlp), layer.w_in, layer.b_in))
+
+    def mlp_out(self, layer: Layer, neurons: Float[Tensor, "*row d_mlp"]) -> Float[Tensor, "*row d_model"]:
+        """What the MLP writes to the residual stream."""
+        return self.affine(neurons, layer.w_out, layer.b_out)
+
+    def affine(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The product x @ weight + bias, over the last axis of x."""
+        return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.shape[1])
+
+    def after_attention(
+        self,
+        layer: Layer,
+        residual: Float[Tensor, "*row d_model"],
+        attention: Float[Tensor, "*row d_model"],
+    ) -> Float[Tensor, "*row d_model"]:
+        """The residual stream after a layer, from what entered it and what attention wrote."""
+        middle = residual if self.parallel else residual + attention
+        written = self.mlp_out(layer, self.neurons(layer, middle))
+        return residual + attention + written if self.parallel else middle + written
+
+    def visible(self, past: int, stop: int, window: int | None) -> Bool[Tensor, "query_pos key_pos"]:
+        """Which keys 0 ... stop - 1 each query past ... stop - 1 sees."""
+        distance = torch.arange(past, stop, device=self.device)[:, None] - torch.arange(stop, device=self.device)
+        return (distance >= 0) & (distance < (stop if window is None else window))
+
+    def rotation(self, past: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of positions `past` to `past + count`, for models with rotary positions."""
+        if self._rotary is None:
+            return None
+        angles = torch.arange(past, past + count, device=self.device, dtype=torch.float64)[:, None] * self._rotary[1]
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@contextmanager
+def fast_float32(device: torch.device) -> Iterator[None]:
+    """On a CPU, let oneDNN do float32 products: twice as fast as the default library where this was written.
+
+    Torch's name for it is the precision "medium". On a GPU that would mean bfloat16, so nothing changes there.
+    """
+    before = torch.get_float32_matmul_precision()
+    try:
+        if device.type == "cpu":
+            torch.set_float32_matmul_precision("medium")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding of the first dimensions of each head, halves paired."""
+    cos, sin = rotation
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, -1)
+    return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, rest], -1)

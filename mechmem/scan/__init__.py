@@ -1,0 +1,1 @@
+"""A corpus of any size to scored paragraphs on disk."""

@@ -1,0 +1,114 @@
+"""The parts of a scan, scored by the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechmem.data.errors import InputError
+from mechmem.scan.scan_parts import PartScorer, account_path
+from mechmem.scan.scan_rows import DocumentRows, Report, ScanRows
+from mechmem.scan.scan_settings import ScanSettings
+
+# Cores of a worker that computes without a GPU: two processes of one thread are little faster than one of two, and
+# hold two models.
+CORES = 2
+# Blocks that Ray Data handles at once; more parts than this share blocks.
+MOST_BLOCKS = 10_000
+
+
+def score_parts(
+    settings: ScanSettings,
+    folder: Path,
+    rows: ScanRows | DocumentRows,
+    *,
+    workers: int | None = None,
+    device: str | torch.device | None = None,
+    report: Report,
+) -> list[dict[str, Any]]:
+    """Score the parts that are not done, on the cluster that RAY_ADDRESS names or else on this machine.
+
+    Every worker loads the model once and writes its parts into the scan's folder, which all must see under the same
+    path. Parts are whole files that only one name can have, so a worker that is killed loses the part it had in hand
+    and nothing else: Ray starts another, and a part that two workers took ends as one file.
+
+    Args:
+        settings: of the scan.
+        folder: its work folder.
+        rows: what is scored.
+        workers: processes; by default one a GPU of the cluster, or else one for two cores.
+        device: of the caller's model; if it is the CPU although there is a GPU, the workers leave the GPU alone.
+        report: called after each part.
+
+    Returns:
+        The parts' accounts.
+
+    Raises:
+        InputError: Ray is not installed, or the workers do not see the folder.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError(
+            f"the engine 'ray' came and Ray is not installed ({error}); wanted it with mechmem: "
+            "pip install 'mechmem[ray]', or leave --engine away"
+        ) from error
+    begun_here = not ray.is_initialized()
+    if begun_here:
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+        if device is not None and torch.device(device).type == "cpu":
+            gpus = 0
+        workers = workers or gpus or max(1, cores // CORES)
+        todo = [number for number in range(rows.parts) if not account_path(folder, number).is_file()]
+        if todo:
+            blocks = min(len(todo), MOST_BLOCKS)
+            share: dict[str, Any] = (
+                {"num_gpus": gpus / workers} if gpus else {"num_cpus": max(1, cores // (workers + 1))}
+            )
+            scored = ray.data.from_items([{"part": number} for number in todo], override_num_blocks=blocks).map_batches(
+                _Worker,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                fn_constructor_kwargs={
+                    "settings": settings,
+                    "folder": str(folder.absolute()),
+                    "device": None if gpus else "cpu",
+                    "threads": max(1, cores // workers),
+                },
+                **share,
+            )
+            done = rows.total - sum(rows.size(number) for number in todo)
+            for row in scored.iter_rows():
+                done += row["size"]
+                report(settings.doing, done, rows.total)
+    finally:
+        if begun_here:
+            ray.shutdown()
+    missing = [number for number in range(rows.parts) if not account_path(folder, number).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} of {rows.parts} parts were scored and are not here; wanted a folder that all "
+            "workers share: put the output on a shared file system"
+        )
+    return [json.loads(account_path(folder, number).read_text()) for number in range(rows.parts)]
+
+
+class _Worker:
+    """One process with one model."""
+
+    def __init__(self, settings: ScanSettings, folder: str, device: str | None, threads: int):
+        torch.set_num_threads(threads)
+        self._scorer = PartScorer(settings, Path(folder), device=device)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        sizes = [self._scorer.score(int(number))["size"] for number in batch["part"]]
+        return {"part": batch["part"], "size": sizes}

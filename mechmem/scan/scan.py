@@ -1,0 +1,217 @@
+"""A corpus -> its paragraphs with their scores, resumable, on one machine or several."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechmem.data.errors import InputError
+from mechmem.data.files import remove_partials, replacing
+from mechmem.model.load import HookedTransformer, load_model, provenance
+from mechmem.scan.scan_output import write_output
+from mechmem.scan.scan_parts import PartScorer, account_path
+from mechmem.scan.scan_rows import DocumentRows, Report, ScanRows, open_rows, source_inputs
+from mechmem.scan.scan_settings import ScanSettings
+
+PACKAGES = ("mechmem", "torch", "transformer-lens", "transformers")
+FORMAT = 1
+
+
+def scan(
+    settings: ScanSettings,
+    out: str | Path,
+    *,
+    device: str | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    rows_per_file: int | None = None,
+    progress: Report | None = None,
+) -> dict[str, Any]:
+    """Score every paragraph of a corpus and write them, with what is known of each, as parquet.
+
+    The work lies in a folder beside the output (`paragraphs.parquet` -> `paragraphs.scan/`) until the output is
+    written: token shards, the windows' index, one file of rows a part. After a kill at any point the same call goes on
+    and ends with the same output. Memory grows with a part and a few numbers a row of the output, not with the corpus.
+
+    Args:
+        settings: what decides the rows.
+        out: a `.parquet`. Columns `id, document, offset, source, count, em, nll, match_fraction, edit_distance, text,
+            cluster, tokens`; `Paragraphs.load` reads it. Rows of a parquet that came keep their own columns.
+        device: where to compute.
+        engine: "local", or "ray": the parts are scored by workers of Ray, which must see the same files.
+        workers: of Ray; by default one a GPU, or else one for two cores.
+        rows_per_file: write a folder of files with so many rows each instead of one file.
+        progress: called with (what is being done, done, total).
+
+    Returns:
+        The manifest, which is also written beside the output (`paragraphs.scan.json`): settings, model, what was read,
+        skipped and dropped (`account`; records = documents + skipped, windows = dropped + duplicates + not_sampled +
+        kept), `em` (how many paragraphs have each EM), rows written, tolerance and how many near-ties were settled. In
+        document mode rows are spans (see `find_spans`), and instead of `em` there are `found` (tokens, candidates,
+        windows, spans) and `missed` (what windows at stride 50 and 100 do not see of the spans).
+
+    Raises:
+        InputError: a corpus or model that cannot be used, an output of another model or other settings, a full disk.
+    """
+    out, report = Path(out), progress or (lambda *_: None)
+    _check_arguments(out, engine, workers, rows_per_file)
+    inputs = [entry.identity() for entry in source_inputs(settings)]
+    model = load_model(settings.model, processing="raw", device=device)
+    described = {"format": FORMAT, "settings": settings.described(), "rows_per_file": rows_per_file}
+    described = json.loads(json.dumps(described | {"weights": provenance(model).weight_hash, "inputs": inputs}))
+    manifest_path, folder = out.with_suffix(".scan.json"), out.with_suffix(".scan")
+    if out.exists() and manifest_path.is_file():
+        manifest = json.loads(manifest_path.read_text())
+        _refuse_other(out, manifest.get("described", {}), described)
+        shutil.rmtree(folder, ignore_errors=True)
+        return manifest
+    started = time.monotonic()
+    with _full_disk_named(folder):
+        new = _begin(folder, out, described)
+        manifest_path.unlink(missing_ok=True)
+        try:
+            rows = open_rows(settings, model, folder, report)
+        except InputError:
+            # Nothing is left of a scan that could not begin: a mended corpus would be refused as another one.
+            if new:
+                shutil.rmtree(folder)
+            raise
+        scoring, left = time.monotonic(), rows.total - _done(folder, rows.parts)
+        accounts = _score(settings, folder, rows, model, engine, workers, report)
+        seconds = time.monotonic() - scoring
+        # What the model took is free for the clusters. It holds itself in cycles, so it waits for the collector.
+        del model
+        gc.collect()
+        run = settings.run if settings.spans is None else None
+        written = write_output(folder, rows.parts, out, run=run, rows_per_file=rows_per_file, report=report)
+        manifest = {
+            "described": described,
+            "account": rows.account,
+            "rows": written,
+            **_total(accounts),
+            "seconds": {"scoring": round(seconds, 2), "all": round(time.monotonic() - started, 2)},
+            "per_second": round(left / seconds, 1),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+        with replacing(manifest_path) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.rmtree(folder)
+    return manifest
+
+
+def _score(
+    settings: ScanSettings,
+    folder: Path,
+    rows: ScanRows | DocumentRows,
+    model: HookedTransformer,
+    engine: str,
+    workers: int | None,
+    report: Report,
+) -> list[dict[str, Any]]:
+    """Score every part that is not done; -> the parts' accounts."""
+    report(settings.doing, 0, rows.total)
+    if engine == "ray":
+        from mechmem.scan.ray_engine import score_parts
+
+        return score_parts(settings, folder, rows, workers=workers, device=model.cfg.device, report=report)
+    scorer, accounts, done = PartScorer(settings, folder, model=model), [], 0
+    for number in range(rows.parts):
+        accounts.append(
+            scorer.score(number, lambda part, _, before=done: report(settings.doing, before + part, rows.total))
+        )
+        done += accounts[-1]["size"]
+        report(settings.doing, done, rows.total)
+    return accounts
+
+
+def _done(folder: Path, parts: int) -> int:
+    """Paragraphs or tokens that an earlier run scored."""
+    paths = (account_path(folder, number) for number in range(parts))
+    return sum(json.loads(path.read_text())["size"] for path in paths if path.is_file())
+
+
+def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the parts' accounts say together: numbers are added up; the tolerance is the same in all."""
+    first = accounts[0]
+    result: dict[str, Any] = {}
+    for name, value in first.items():
+        values = [account[name] for account in accounts]
+        if name == "tolerance":
+            result[name] = value
+        elif isinstance(value, dict):
+            result[name] = _total(values)
+        else:
+            result[name] = np.sum(values, axis=0).tolist()
+    return result
+
+
+def _check_arguments(out: Path, engine: str, workers: int | None, rows_per_file: int | None) -> None:
+    if out.suffix != ".parquet":
+        raise InputError(f"the output is {out}; wanted a name that ends in .parquet")
+    if engine not in ("local", "ray"):
+        raise InputError(f"the engine is '{engine}'; wanted 'local' or 'ray'")
+    if any(number is not None and number < 1 for number in (workers, rows_per_file)):
+        raise InputError(f"workers is {workers} and rows_per_file {rows_per_file}; wanted 1 or more of each")
+
+
+def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
+    """Begin the work folder (-> True), or find in it what was begun with the same settings."""
+    path = folder / "scan.json"
+    if folder.is_dir():
+        remove_partials(folder)
+    if path.is_file():
+        _refuse_other(folder, json.loads(path.read_text()), described)
+    elif out.exists():
+        raise InputError(f"{out}: is there and was written by something else; choose another output, or remove it")
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder}: holds files that are no scan's, and the work is to lie there; choose another output"
+        )
+    new = not path.is_file()
+    if new:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(described))
+    (folder / "parts").mkdir(exist_ok=True)
+    remove_partials(folder / "parts")
+    return new
+
+
+def _refuse_other(path: Path, was: dict[str, Any], described: dict[str, Any]) -> None:
+    """Refuse to go on with, or to take for the result, a scan of another model, corpus or other settings."""
+    flat_was, flat_now = _flat(was), _flat(described)
+    different = [name for name in sorted({*flat_was, *flat_now}) if flat_was.get(name) != flat_now.get(name)]
+    if different:
+        changes = ", ".join(f"{name} was {flat_was.get(name)!r}, now {flat_now.get(name)!r}" for name in different)
+        raise InputError(
+            f"{path}: holds a scan with another model, corpus or other settings ({changes}); choose another output, or "
+            "remove this one"
+        )
+
+
+def _flat(described: dict[str, Any]) -> dict[str, Any]:
+    settings = dict(described.get("settings", {}))
+    windows = settings.pop("windows", {})
+    return {key: value for key, value in described.items() if key != "settings"} | settings | windows
+
+
+@contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{folder}: the disk is full ({error}); nothing half-written is kept: free some space and give the same "
+            "command again, it goes on where it was"
+        ) from error

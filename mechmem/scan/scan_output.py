@@ -1,0 +1,96 @@
+"""The rows of all parts, with near-duplicate clusters, as one parquet file or a folder of them."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mechmem.data.counts import Clusters
+from mechmem.data.files import replacing
+from mechmem.scan.scan_parts import rows_path
+from mechmem.scan.scan_rows import Report
+
+
+def write_output(
+    folder: Path, parts: int, out: Path, *, run: int | None, rows_per_file: int | None = None, report: Report
+) -> int:
+    """Write the output, whole or not at all; -> rows written.
+
+    Args:
+        folder: the scan's work folder.
+        parts: how many parts it has.
+        out: the file, or with `rows_per_file` the folder of files.
+        run: tokens that rows of one cluster share; rows that came with a column `cluster` keep it. None: no clusters.
+        rows_per_file: most rows of a file of the folder.
+        report: called after each part is read; each is read twice.
+    """
+    labels = _clusters(folder, parts, run, report)
+    written = 0
+    with replacing(out) as temporary, ExitStack() as stack:
+        files = None
+        for number in range(parts):
+            table = _part(folder, number)
+            if labels is not None:
+                table = table.append_column("cluster", pa.array(labels[written : written + len(table)]))
+            if files is None:
+                files = stack.enter_context(closing(_Files(temporary, table.schema, rows_per_file)))
+            files.write(table)
+            written += len(table)
+            report("writing", parts + number + 1, 2 * parts)
+    return written
+
+
+class _Files:
+    """One parquet file at a path, or a folder there with files of so many rows each."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows_per_file: int | None):
+        self._path, self._schema, self._rows_per_file = path, schema, rows_per_file
+        self._opened, self._room = 0, 0
+        if rows_per_file is not None:
+            path.mkdir()
+        self._writer = self._next()
+
+    def write(self, table: pa.Table) -> None:
+        while len(table):
+            if not self._room:
+                self._writer.close()
+                self._writer = self._next()
+            head = table.slice(0, self._room)
+            self._writer.write_table(head)
+            self._room -= len(head)
+            table = table.slice(len(head))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _next(self) -> pq.ParquetWriter:
+        path = self._path if self._rows_per_file is None else self._path / f"part-{self._opened:05d}.parquet"
+        self._opened, self._room = self._opened + 1, self._rows_per_file or 2**62
+        return pq.ParquetWriter(path, self._schema, compression="zstd")
+
+
+def _clusters(folder: Path, parts: int, run: int | None, report: Report) -> np.ndarray | None:
+    """Each row's cluster, or None where the rows bring their own."""
+    if run is None or "cluster" in pq.read_schema(rows_path(folder, 0)).names:
+        return None
+    runs = folder / "runs"
+    shutil.rmtree(runs, ignore_errors=True)
+    clusters = Clusters(run, runs)
+    for number in range(parts):
+        tokens = _part(folder, number)["tokens"].combine_chunks()
+        if len(tokens):
+            clusters.add(tokens.flatten().to_numpy().reshape(len(tokens), -1))
+        report("writing", number + 1, 2 * parts)
+    labels = clusters.labels()
+    shutil.rmtree(runs, ignore_errors=True)
+    return labels
+
+
+def _part(folder: Path, number: int) -> Any:
+    return pq.ParquetFile(rows_path(folder, number)).read()

@@ -1,0 +1,131 @@
+"""One part of a scan: scored, and written with its account beside it."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mechmem.data.files import replacing
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
+from mechmem.data.shards import Documents
+from mechmem.measure.decode import edit_distances, greedy_continuations
+from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.model.forward import check_fit
+from mechmem.model.load import HookedTransformer, load_model
+from mechmem.scan.scan_rows import DocumentRows, ScanRows, reopen_rows
+from mechmem.scan.scan_settings import ScanSettings
+from mechmem.scan.spans import find_spans, missed_by_stride
+
+# A scan of windows at these strides is what document mode is compared with.
+STRIDES = (50, 100)
+
+
+class PartScorer:
+    """Scores the parts of a scan into a folder; any number of these may share the work.
+
+    A part is done when its account `NNNNNN.json` is there, which is written after its rows `NNNNNN.parquet`. What
+    a part's rows are does not depend on who scores it, nor on which others are done.
+    """
+
+    def __init__(
+        self, settings: ScanSettings, folder: Path, *, device: str | None = None, model: HookedTransformer | None = None
+    ):
+        self._settings, self._folder = settings, folder
+        self._model = load_model(settings.model, processing="raw", device=device) if model is None else model
+
+    @cached_property
+    def _rows(self) -> ScanRows | DocumentRows:
+        return reopen_rows(self._settings, self._model, self._folder)
+
+    @cached_property
+    def _scorer(self) -> ExactScorer:
+        settings = self._settings
+        return ExactScorer(
+            self._model,
+            self._rows.first(CALIBRATION),  # whichever process scores
+            method=settings.method,
+            precision=settings.precision,
+            batch_size=settings.batch_size,
+        )
+
+    def score(self, number: int, progress: Progress | None = None) -> dict[str, Any]:
+        """Score one part unless it is done; -> its account.
+
+        Args:
+            number: of the part.
+            progress: called with (done, of the part), in paragraphs or in document mode tokens.
+
+        Raises:
+            InputError: ids that the model does not know.
+        """
+        done = account_path(self._folder, number)
+        if done.is_file():
+            return json.loads(done.read_text())
+        before, rows = dict(self._scorer.settled), self._rows
+        if isinstance(rows, ScanRows):
+            paragraphs, account = self._scored(rows.part(number), progress)
+            paragraphs.save(rows_path(self._folder, number))
+        else:
+            table, account = self._spans(rows.corpus.shard(number), progress)
+            with replacing(rows_path(self._folder, number)) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+        account |= {
+            "size": rows.size(number),
+            "settled": {name: count - before[name] for name, count in self._scorer.settled.items()},
+            "tolerance": self._scorer.tolerance,
+        }
+        with replacing(done) as temporary:
+            temporary.write_text(json.dumps(account))
+        return account
+
+    def _scored(self, paragraphs: Paragraphs, progress: Progress | None) -> tuple[Paragraphs, dict[str, Any]]:
+        scorer = self._scorer
+        if len(paragraphs):
+            check_fit(self._model, paragraphs)
+        scores = scorer.score(paragraphs, progress)
+        columns: dict[str, Any] = {"em": scores.em, "nll": scores.nll, "match_fraction": scores.match_fraction}
+        account = {"em": np.bincount(scores.em, minlength=paragraphs.continuation_len + 1).tolist()}
+        keep = scores.em >= self._settings.min_em
+        if self._settings.edit_distance:
+            distance = np.full(len(paragraphs), np.nan)
+            # Where the cascade stopped nothing more is paid for; what is memorized says the true text.
+            rows = np.flatnonzero(keep & ~np.isnan(scores.nll))
+            chosen = paragraphs.select(rows)
+            said = greedy_continuations(
+                scorer.lean, chosen.tokens, chosen.prefix_len, scores.em[rows], scores.rival[rows]
+            )
+            distance[rows] = edit_distances(said, chosen.continuation.numpy())
+            columns["edit_distance"] = distance
+        tokenizer = self._model.tokenizer
+        if tokenizer is not None:
+            columns["text"] = np.array(tokenizer.batch_decode(paragraphs.tokens.tolist()), dtype=object)
+        return paragraphs.with_columns(**columns).select(keep), account
+
+    def _spans(self, documents: Documents, progress: Progress | None) -> tuple[pa.Table, dict[str, Any]]:
+        settings = self._settings.spans
+        assert settings is not None
+        spans, found = find_spans(self._scorer, documents, settings, progress)
+        tokenizer = self._model.tokenizer
+        if tokenizer is not None:
+            reproduced = [ids[settings.prefix_len :] for ids in spans["tokens"].to_pylist()]
+            spans = spans.append_column("text", pa.array(tokenizer.batch_decode(reproduced), pa.string()))
+        lengths = {"prefix_len": settings.prefix_len, "continuation_len": settings.continuation_len}
+        missed = {f"stride {stride}": missed_by_stride(spans, stride, **lengths) for stride in STRIDES}
+        return spans, {"found": found, "missed": missed}
+
+
+def rows_path(folder: Path, number: int) -> Path:
+    """Where a part's rows lie."""
+    return folder / "parts" / f"{number:06d}.parquet"
+
+
+def account_path(folder: Path, number: int) -> Path:
+    """Where a part's account lies: written last."""
+    return folder / "parts" / f"{number:06d}.json"

@@ -1,0 +1,89 @@
+"""Everything that decides what a scan writes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mechmem.data.errors import InputError
+from mechmem.data.windows import WindowSettings
+from mechmem.measure.exact import Method, Precision, check_method
+from mechmem.scan.spans import SpanSettings
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """Everything that decides the rows of a scan; work begun with other settings is refused.
+
+    Attributes:
+        model: hub name, folder or "bundled".
+        corpus: whatever `open_corpus` reads, or a `.parquet` with a column `tokens` (or a folder of such), whose rows
+            and columns are kept as they are; None for the bundled paragraphs.
+        windows: how text is cut, filtered and sampled. Of a parquet of rows, only `limit` and `seed` count.
+        method: "full" scores every column of every paragraph; "cascade" stops where a paragraph is certainly not
+            memorized: EM is the same, but NLL, match and edit distance are missing (NaN) where it stopped.
+        precision: "bfloat16" goes with the cascade: what passes and what is uncertain is confirmed in float32.
+        edit_distance: decode greedily what is not memorized, as far as it is scored in full.
+        min_em: write no paragraph with a lower EM; the manifest counts them.
+        spans: read whole documents and write memorized spans at any offset instead of windows (document mode, see
+            `find_spans`); stride, filters, limit and `min_em` are for windows alone.
+        run: paragraphs that share so many tokens in a row are one cluster.
+        strict: stop at the first record that cannot be read.
+        column: the field that holds the text.
+        split: of a dataset.
+        shard_tokens: tokens of one part of the work: what a kill can lose, and what one worker takes at a time.
+        batch_size: paragraphs of one forward; None: what stays near the cache.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    model: str = "bundled"
+    corpus: str | None = None
+    windows: WindowSettings = field(default_factory=WindowSettings)
+    method: Method = "full"
+    precision: Precision = "float32"
+    edit_distance: bool = True
+    min_em: int = 0
+    spans: SpanSettings | None = None
+    run: int = 25
+    strict: bool = False
+    column: str = "text"
+    split: str = "train"
+    shard_tokens: int = 200_000
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_method(self.method, self.precision)
+        if self.spans is not None and self.windows != WindowSettings(seed=self.windows.seed):
+            raise InputError(
+                "settings of windows came for document mode, which looks at every offset of every document; leave "
+                "stride, filters and limit away"
+            )
+        if not 1 <= self.run <= self.windows.length:
+            raise InputError(f"run is {self.run}; wanted 1 to {self.windows.length}, the paragraphs' length")
+        if (
+            self.min_em < 0
+            or self.shard_tokens < self.windows.length
+            or (self.batch_size is not None and self.batch_size < 1)
+        ):
+            raise InputError(
+                f"min_em is {self.min_em}, shard_tokens {self.shard_tokens} and batch_size {self.batch_size}; wanted "
+                f"0 or more, at least the paragraphs' {self.windows.length} tokens, and 1 or more"
+            )
+        if self.corpus is None and self.model != "bundled":
+            raise InputError(
+                f"no corpus came for {self.model}; the bundled paragraphs are token ids of the bundled model alone: "
+                "name text or tokens that the model was trained on with --corpus"
+            )
+
+    @property
+    def doing(self) -> str:
+        """What is counted while it works."""
+        return "scoring paragraphs" if self.spans is None else "reading tokens"
+
+    def described(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        values = asdict(self)
+        values["windows"]["keywords"] = list(self.windows.keywords)
+        return values

@@ -1,0 +1,1 @@
+"""Intervals, tests and matched controls for paragraphs that are not independent."""

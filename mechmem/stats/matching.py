@@ -1,0 +1,188 @@
+"""Controls that are as easy as the memorized paragraphs, so that a difference between the two is one of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.stats.assignment import NEAREST, assign, points
+from mechmem.stats.balance import balance, is_categorical
+
+
+def match(
+    memorized: Paragraphs,
+    candidates: Paragraphs,
+    on: Sequence[str] = ("prefix_nll", "rarity", "source", "repeated_run"),
+    *,
+    ratio: int = 1,
+    caliper: float | None = None,
+    seed: int = 0,
+) -> tuple[Paragraphs, xr.Dataset]:
+    """Choose controls for memorized paragraphs: alike in all that is named, and not memorized.
+
+    1. Candidates in a cluster of any memorized paragraph are left out: near-duplicates share the memory.
+    2. Columns of words (or bools) agree exactly. Columns of numbers are divided by their pooled SD and compared by
+       Mahalanobis distance with the pooled covariance; directions in which nothing varies are left out.
+    3. Every memorized paragraph gets `ratio` candidates of its own; as many paragraphs as possible are matched and,
+       among such choices, the sum of distances is smallest (a sparse linear assignment).
+    4. A paragraph that cannot have all of its controls has none, so that all controls count alike; it is named in the
+       balance. Of several, those that could get fewest go.
+
+    The assignment is optimal while a category has at most 500 wanted controls; beyond that only each paragraph's 500
+    nearest candidates are looked at, again for those left over, and the balance says that it is approximate.
+    A comparison of matched sets speaks of the matched memorized paragraphs, and removes only what was matched on.
+
+    Args:
+        memorized: with the columns of `on`; `id` and `cluster` are used where known.
+        candidates: paragraphs that are not memorized, with the same columns.
+        on: names of columns; `with_covariates` adds `prefix_nll`, `rarity` and `repeated_run`.
+        ratio: controls of each memorized paragraph.
+        caliper: largest allowed difference in every column of numbers, in pooled SDs (0.2 is usual); None: any.
+        seed: of the order of candidates, which settles ties.
+
+    Returns:
+        The controls, ordered by memorized paragraph and then by distance, with column `matched_to`: the `id` of the
+        memorized paragraph where ids are known and differ, or else its row. And a Dataset: what `balance` describes
+        [covariate, when], `controls` [paragraph] (of each memorized paragraph: `ratio` or 0), and in attrs what was
+        done and who is unmatched.
+
+    Raises:
+        InputError: a column is missing, mixed or holds missing values; a paragraph stands in both sets; too few
+            candidates; no pair at all; or a ratio, caliper or prefix that cannot be meant.
+    """
+    _check(memorized, candidates, on, ratio, caliper)
+    first = {name: _column(memorized, "memorized", name) for name in on}
+    second = {name: _column(candidates, "candidate", name) for name in on}
+    for name in on:
+        if is_categorical(first[name]) != is_categorical(second[name]):
+            raise InputError(
+                f"column '{name}' is {first[name].dtype} in the memorized and {second[name].dtype} in the candidates; "
+                "wanted numbers in both or words in both: write it anew in one of them"
+            )
+    eligible, clusters = _other_clusters(memorized, candidates)
+    if eligible.sum() < ratio * len(memorized):
+        raise InputError(
+            f"{eligible.sum()} candidates came ({(~eligible).sum()} more share a cluster with a memorized paragraph); "
+            f"wanted {ratio} for each of {len(memorized)} memorized paragraphs: give more candidates or a lower ratio"
+        )
+    numbers = [name for name in on if not is_categorical(first[name])]
+    one, other = points(_matrix(first, numbers), _matrix(second, numbers))
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(eligible))
+    chosen = np.full((len(memorized), ratio), -1)
+    approximate = False
+    for rows, pool in _strata(first, second, order):
+        picks = assign(one.select(rows), other.select(pool), ratio, caliper)
+        chosen[rows] = np.where(picks < 0, -1, pool[picks])
+        approximate |= min(len(rows) * ratio, len(pool)) > NEAREST
+    found = chosen[:, 0] >= 0
+    if not found.any():
+        raise InputError(
+            f"no memorized paragraph has {ratio} candidates of its own {[n for n in on if is_categorical(first[n])]} "
+            f"within a caliper of {caliper}; wanted at least one pair: widen the caliper or match on fewer columns"
+        )
+    names, kind = _names(memorized)
+    controls = chosen[found].ravel()
+    matched = candidates.select(controls).with_columns(matched_to=np.repeat(names[found], ratio))
+    after = {n: v[found] for n, v in first.items()}, {n: v[controls] for n, v in second.items()}
+    result = balance((first, second), after)
+    result["controls"] = ("paragraph", found * ratio, {"units": "paragraphs", "long_name": "controls of each"})
+    result = result.assign_coords(paragraph=np.arange(len(memorized)))
+    return matched, result.assign_attrs(
+        ratio=ratio,
+        caliper="none" if caliper is None else caliper,
+        seed=seed,
+        assignment=f"approximate: {NEAREST} nearest candidates of each" if approximate else "optimal",
+        clusters=clusters,
+        matched_to=kind,
+        unmatched_count=int((~found).sum()),
+        unmatched=", ".join(map(str, names[~found])) or "none",
+    )
+
+
+def _matrix(columns: dict[str, np.ndarray], names: list[str]) -> Float[np.ndarray, "paragraph covariate"]:
+    count = len(next(iter(columns.values())))
+    return np.stack([columns[name] for name in names], axis=1) if names else np.zeros((count, 0))
+
+
+def _strata(
+    first: dict[str, np.ndarray], second: dict[str, np.ndarray], order: Int[np.ndarray, " candidate"]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of the memorized and of the candidates (in `order`) for each combination of categories that both have."""
+    one, other = (
+        list(zip(*[side[n].tolist() for n in first if is_categorical(first[n])], strict=True)) or [()] * count
+        for side, count in ((first, len(next(iter(first.values())))), (second, len(next(iter(second.values())))))
+    )
+    members: dict[tuple, tuple[list[int], list[int]]] = {}
+    for row, key in enumerate(one):
+        members.setdefault(key, ([], []))[0].append(row)
+    for row in order.tolist():
+        if other[row] in members:
+            members[other[row]][1].append(row)
+    return [(np.array(rows), np.array(pool)) for rows, pool in members.values() if pool]
+
+
+def _other_clusters(memorized: Paragraphs, candidates: Paragraphs) -> tuple[Bool[np.ndarray, " candidate"], str]:
+    for paras, name in ((memorized, "memorized paragraphs"), (candidates, "candidates")):
+        if paras.table is None or "cluster" not in paras.table.column_names:
+            return np.ones(len(candidates), dtype=bool), f"not compared: the {name} have no column 'cluster'"
+    shared = np.isin(candidates.column("cluster"), memorized.column("cluster"))
+    return ~shared, f"{shared.sum()} candidates in a cluster of a memorized paragraph were left out"
+
+
+def _names(memorized: Paragraphs) -> tuple[np.ndarray, str]:
+    if memorized.table is not None and "id" in memorized.table.column_names:
+        ids = memorized.column("id")
+        if ids.dtype.kind != "O" and len(np.unique(ids)) == len(ids):
+            return ids, "id"
+    return np.arange(len(memorized)), "row"
+
+
+def _column(paras: Paragraphs, side: str, name: str) -> np.ndarray:
+    """A column of words, bools or float64, without gaps."""
+    if paras.table is None or name not in paras.table.column_names:
+        known = [] if paras.table is None else paras.table.column_names
+        raise InputError(
+            f"the {side} paragraphs carry no column '{name}', only {known}; wanted all of on=: add it with "
+            "with_covariates(paras, model=..., unigram_counts=...) or paras.with_columns, or leave it out of on="
+        )
+    values = paras.column(name)
+    if values.ndim == 1 and is_categorical(values):
+        return values
+    numbers = values.astype(np.float64) if values.ndim == 1 and values.dtype.kind in "iuf" else None
+    missing = sum(v is None for v in values) if numbers is None else int((~np.isfinite(numbers)).sum())
+    if numbers is None or missing:
+        raise InputError(
+            f"column '{name}' of the {side} paragraphs is {values.dtype} with {missing} of {len(values)} values "
+            "missing or not finite; wanted numbers or words without gaps: select the rows that have them"
+        )
+    return numbers
+
+
+def _check(memorized: Paragraphs, candidates: Paragraphs, on: Sequence[str], ratio: int, caliper: float | None) -> None:
+    if isinstance(on, str) or len(on) == 0 or len(set(on)) < len(on):
+        raise InputError(f"on is {on!r}; wanted a list of different columns' names, for example ['prefix_nll']")
+    if ratio < 1 or not (caliper is None or 0 < caliper < np.inf):
+        raise InputError(
+            f"ratio is {ratio} and caliper {caliper}; wanted a ratio of 1 or more and a caliper above 0 or None"
+        )
+    if len(memorized) == 0 or len(candidates) == 0:
+        raise InputError(
+            f"{len(memorized)} memorized paragraphs and {len(candidates)} candidates came; wanted some of both"
+        )
+    shapes = [(paras.tokens.shape[1], paras.prefix_len) for paras in (memorized, candidates)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"memorized paragraphs of length and prefix {shapes[0]} and candidates of {shapes[1]} came; wanted one "
+            "shape: covariates of texts of different lengths cannot be compared"
+        )
+    rows = [{row.tobytes() for row in paras.tokens.cpu().numpy()} for paras in (memorized, candidates)]
+    if rows[0] & rows[1]:
+        raise InputError(
+            f"{len(rows[0] & rows[1])} paragraphs stand in both sets; wanted candidates that are not memorized: take "
+            "them from the other paragraphs of `split`"
+        )

@@ -1,0 +1,1 @@
+"""The synthetic corpus: training text whose every repetition is known."""

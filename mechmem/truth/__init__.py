@@ -1,0 +1,1 @@
+"""Models whose memories were put in on purpose, so that the right answer is known."""

@@ -1,0 +1,98 @@
+"""Memories written into a trained model through a chosen set of weights, so that a localizer can be judged by it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import xarray as xr
+from torch.nn import functional
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import Progress
+from mechmem.model.forward import check_fit
+from mechmem.model.hooks import frozen
+from mechmem.model.load import HookedTransformer
+from mechmem.weights.masked_weights import MaskedWeights, check_mask
+from mechmem.weights.masks import Mask
+from mechmem.weights.support import verify_support
+
+
+def random_neurons(model: HookedTransformer, fraction: float, seed: int) -> list[tuple[int, int]]:
+    """A share of all MLP neurons, (layer, neuron), drawn uniformly, in order; at least one.
+
+    Raises:
+        InputError: the fraction is not between 0 and 1, or the model has no MLPs.
+    """
+    width = 0 if model.cfg.attn_only else model.cfg.d_mlp or 0
+    if not 0 < fraction <= 1 or width == 0:
+        raise InputError(
+            f"fraction {fraction} of a model with {width} neurons a layer came; wanted 0 < fraction <= 1, and MLPs"
+        )
+    count = model.cfg.n_layers * width
+    chosen = np.random.default_rng(seed).choice(count, max(1, round(fraction * count)), replace=False)
+    return [divmod(int(flat), width) for flat in sorted(chosen)]
+
+
+def inject(
+    model: HookedTransformer,
+    paras: Paragraphs,
+    mask: Mask,
+    *,
+    steps: int = 400,
+    learning_rate: float = 1e-3,
+    learned_nll: float = 0.05,
+    progress: Progress | None = None,
+) -> tuple[HookedTransformer, xr.Dataset]:
+    """Return a copy of a model that reproduces some paragraphs, with nothing changed but the masked weights.
+
+    This is how Chang et al. 2024 ("Do Localization Methods Actually Localize Memorized Data in LLMs?", NAACL) make a
+    truth for localizers (INJ): what was learned sits in the mask, for no other weight moved; `verify_support` proves
+    it. AdamW without weight decay minimizes the mean NLL of all the paragraphs together.
+
+    Args:
+        model: left as it is.
+        paras: to be memorized; all of them run in one forward.
+        mask: weights that may move, `Mask.neurons(model, random_neurons(model, 0.01, seed))` for example.
+        steps: at most this many.
+        learning_rate: of AdamW.
+        learned_nll: it ends when every paragraph is reproduced and the mean NLL, nats a token, is no higher.
+        progress: called with (steps done, steps).
+
+    Returns:
+        The model, and a Dataset [step] of the values before each update: `nll` (nats per token), `em` (mean, tokens).
+        Whether all was learned is `history.em[-1] == continuation_len`.
+
+    Raises:
+        InputError: paragraphs that do not fit, an empty mask, or one of another model.
+        FloatingPointError: the loss is not finite; the learning rate is too high.
+    """
+    check_fit(model, paras)
+    check_mask(model, mask)
+    injected = copy.deepcopy(model)
+    rows: list[tuple[float, float]] = []
+    with frozen(injected):
+        weights = MaskedWeights(injected, mask, learning_rate=learning_rate)
+        for step in range(steps + 1):
+            with torch.enable_grad():
+                logits = weights.continuation_logits(paras.tokens, paras.prefix_len)
+                true = paras.continuation.to(logits.device)
+                loss = functional.cross_entropy(logits.flatten(0, 1), true.flatten())
+            matched = (logits.argmax(-1) == true).long().cumprod(-1).sum(-1)
+            rows.append((loss.item(), matched.double().mean().item()))
+            if not np.isfinite(rows[-1][0]):
+                raise FloatingPointError(f"the loss is {rows[-1][0]} at step {step}; lower the learning rate")
+            if step == steps or (bool((matched == true.shape[1]).all()) and rows[-1][0] <= learned_nll):
+                break
+            weights.update(loss)
+            if progress is not None:
+                progress(step + 1, steps)
+    verify_support(model, injected, mask)
+    nll, em = np.array(rows).T
+    columns = {
+        "nll": ("step", nll, {"units": "nats per token", "higher": "less memorized"}),
+        "em": ("step", em, {"units": "tokens", "higher": "more memorized"}),
+    }
+    return injected, xr.Dataset(columns, {"step": np.arange(len(rows))}, {"learning_rate": learning_rate})

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from mechmem.data.errors import InputError
+from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_difference
+
+
+def sample(seed: int, clusters: int = 23, size: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Values that share most of their spread within a cluster; true mean 0."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(clusters), size)
+    return rng.normal(size=clusters)[labels] + 0.2 * rng.normal(size=len(labels)), labels
+
+
+def test_the_fast_mean_is_the_slow_statistic():
+    values, labels = sample(0)
+    # Clusters of unequal size, in no order, with labels that are words.
+    keep = np.random.default_rng(1).permutation(len(values))[:97]
+    values, labels = values[keep], np.array([f"c{label}" for label in labels[keep]])
+    fast = cluster_bootstrap(values, labels, draws=500, seed=3)
+    slow = cluster_bootstrap(values, labels, draws=500, seed=3, statistic=lambda v: v.mean())
+    np.testing.assert_allclose(fast, slow, rtol=1e-12)
+    assert fast[0] < values.mean() < fast[1]
+    assert fast != cluster_bootstrap(values, labels, draws=500, seed=4)
+    median = cluster_bootstrap(values, labels, draws=200, statistic=np.median)
+    assert median[0] < np.median(values) < median[1]
+
+
+def test_clusters_are_resampled_whole():
+    """The interval covers the truth about as often as it says; one that ignores clusters is far too narrow."""
+    covered = {"whole": 0, "single": 0}
+    for seed in range(200):
+        values, labels = sample(seed)
+        for name, groups in {"whole": labels, "single": np.arange(len(values))}.items():
+            low, high = cluster_bootstrap(values, groups, draws=300, seed=seed)
+            covered[name] += low <= 0 <= high
+    assert 0.88 * 200 <= covered["whole"] and covered["single"] < 0.65 * 200
+
+
+def test_the_level_is_the_share_of_resamples_inside():
+    values, labels = sample(2)
+    low, high = cluster_bootstrap(values, labels, draws=4000, level=0.5)
+    wide = cluster_bootstrap(values, labels, draws=4000, level=0.99)
+    assert wide[0] < low < high < wide[1]
+    spread = values.reshape(23, 7).mean(1).std() / 23**0.5
+    assert high - low == pytest.approx(2 * 0.6745 * spread, rel=0.1)
+
+
+def test_one_cluster_says_nothing_about_spread():
+    assert cluster_bootstrap(np.array([1.0, 2.0, 6.0]), np.zeros(3), draws=50) == (3.0, 3.0)
+
+
+def two_samples(seed: int, shared: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Two sets whose true difference is 1; clusters are each set's own, or each has values in both sets."""
+    values, labels = sample(seed, clusters=34, size=6)
+    first = np.arange(len(values)) % 2 == 0 if shared else labels < 17
+    values = values + first
+    return values[first], values[~first], labels[first], labels[~first]
+
+
+def test_the_fast_difference_is_the_slow_statistic():
+    for shared in (True, False):
+        first, second, one, other = two_samples(0, shared)
+        fast = cluster_bootstrap_difference(first, second, one, other, draws=300, seed=3)
+        slow = cluster_bootstrap_difference(first, second, one, other, draws=300, seed=3, statistic=lambda v: v.mean())
+        np.testing.assert_allclose(fast, slow, rtol=1e-12)
+        assert fast[0] < first.mean() - second.mean() < fast[1]
+        swapped = cluster_bootstrap_difference(second, first, other, one, draws=300, seed=3)
+        np.testing.assert_allclose(swapped, (-fast[1], -fast[0]))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "apart"])
+def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(shared):
+    covered = {"clusters": 0, "single": 0}
+    widths = []
+    for seed in range(200):
+        first, second, one, other = two_samples(seed, shared)
+        low, high = cluster_bootstrap_difference(first, second, one, other, draws=200, seed=seed)
+        covered["clusters"] += low <= 1 <= high
+        widths.append(high - low)
+        one, other = np.arange(len(first)), np.arange(len(second)) + len(first)
+        low, high = cluster_bootstrap_difference(first, second, one, other, draws=200, seed=seed)
+        covered["single"] += low <= 1 <= high
+    assert covered["clusters"] >= 0.88 * 200
+    # Apart, single draws are far too sure; shared, they miss that what the clusters share cancels.
+    assert covered["single"] == 200 if shared else covered["single"] < 0.7 * 200
+    assert (np.mean(widths) < 0.25) if shared else (np.mean(widths) > 1.0)
+
+
+def test_no_draw_leaves_a_set_empty():
+    low, high = cluster_bootstrap_difference(np.ones(1), np.zeros(2), np.array([7]), np.array([1, 2]), draws=500)
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_bad_sets_are_refused():
+    one = np.ones(3)
+    with pytest.raises(InputError, match="no value came"):
+        cluster_bootstrap_difference(one, np.zeros(0), one, np.zeros(0))
+    with pytest.raises(InputError, match=r"values of shape .3. and clusters of shape .2."):
+        cluster_bootstrap_difference(one, one, one, np.ones(2))
+
+
+def test_bad_input_is_refused():
+    one = np.ones(3)
+    with pytest.raises(InputError, match=r"values of shape .3. and clusters of shape .2."):
+        cluster_bootstrap(one, np.zeros(2))
+    with pytest.raises(InputError, match="no value came, or one that is not finite"):
+        cluster_bootstrap(np.array([1.0, np.nan]), np.zeros(2))
+    with pytest.raises(InputError, match="no value came"):
+        cluster_bootstrap(np.zeros(0), np.zeros(0))
+    with pytest.raises(InputError, match="draws is 9 and level 95.0"):
+        cluster_bootstrap(one, one, draws=9, level=95.0)

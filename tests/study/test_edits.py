@@ -1,0 +1,155 @@
+import hashlib
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from jaxtyping import TypeCheckError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from mechmem.cli import app
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.measure.scores import score
+from mechmem.model.load import load_model, provenance
+from mechmem.study.edits import EditSettings, edit_folder, evaluate_edit, export_edit, make_edit
+from mechmem.study.folder import StudyFolder
+from mechmem.study.runner import run_study
+from mechmem.study.settings import Settings
+from mechmem.weights.masks import Mask
+from mechmem.weights.sparse_edit import load_edit
+from mechmem.weights.support import changed_weights, verify_support
+
+SMALL = Settings(limit=300, targets=3, evaluated=8)
+FORGET = EditSettings(weights="all", steps=8, learning_rate=3e-4, target_em=10.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("s") / "study"
+    run_study(folder, SMALL, until="scan")
+    return StudyFolder(folder, SMALL)
+
+
+@pytest.fixture(scope="module")
+def forgotten(run):
+    """An edit through all weights, judged."""
+    history = make_edit(run, "forget", FORGET)
+    return history, evaluate_edit(run, "forget")
+
+
+def test_an_edit_is_a_small_file_that_gives_the_model_back(run, forgotten):
+    history, _ = forgotten
+    folder = edit_folder(run, "forget")
+    model, notes = load_edit(run.model, folder / "edit.safetensors")
+    targets = Paragraphs.load(folder / "targets.parquet")
+    assert float(score(model, targets).em.mean()) == history.final_memorized_em <= 10.0
+    assert EditSettings(**json.loads(notes["settings"])) == FORGET
+    assert not (folder / "checkpoint.safetensors").exists()
+    with pytest.raises(InputError, match="holds an edit already"):
+        make_edit(run, "forget", FORGET)
+
+
+def test_costs_are_of_every_set_and_attacks_of_the_targets(run, forgotten):
+    _, costs = forgotten
+    assert {"targets", "held-out memorized", "other"} <= set(costs["set"].values)
+    assert float(costs.em.sel(set="targets", model="after")) < 11 < float(costs.em.sel(set="targets", model="before"))
+    attacks = xr.load_dataset(edit_folder(run, "forget") / "attacks.nc", engine="h5netcdf")
+    assert float(attacks.em_before.sel(attack="none")) == 50
+    assert float(attacks.em_after.sel(attack="none")) == float(costs.em.sel(set="targets", model="after"))
+
+
+def test_a_sparse_edit_keeps_to_its_mask_and_its_file_is_small(run):
+    make_edit(run, "few", EditSettings(weights="fisher", fraction=0.0005, steps=2))
+    folder = edit_folder(run, "few")
+    model, _ = load_edit(run.model, folder / "edit.safetensors")
+    mask = Mask.load(folder / "mask.safetensors")
+    verify_support(run.model, model, mask)
+    assert 0 < changed_weights(run.model, model) <= mask.count
+    assert (folder / "edit.safetensors").stat().st_size < 200_000
+
+
+def test_an_edit_can_say_any_text_and_a_paragraph_can_be_memorized(run):
+    text = "the quick brown fox jumps over the lazy dog and the cat " * 10
+    history = make_edit(run, "say", EditSettings(kind="edit", text=text, weights="all", steps=2, learning_rate=3e-4))
+    assert history.target_nll.values[1] < history.target_nll.values[0]
+    history = make_edit(run, "learn", EditSettings(kind="memorize", weights="all", steps=60, learning_rate=3e-4))
+    assert history.learned == 1 and 0 < history.weights_needed < history.weights_allowed
+    with pytest.raises(InputError, match="the text has 4 tokens; wanted at least the 50"):
+        make_edit(run, "short", EditSettings(kind="edit", text=" a a a a"))
+    assert not edit_folder(run, "short").exists()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_an_interrupted_edit_is_resumed_to_the_same_weights(run):
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 2:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        make_edit(run, "cut", FORGET, progress=interrupt)
+    with pytest.raises(InputError, match="go on with --resume"):
+        make_edit(run, "cut", FORGET)
+    with pytest.raises(InputError, match="begun with other settings"):
+        make_edit(run, "cut", EditSettings(steps=3), resume=True)
+    make_edit(run, "cut", FORGET, resume=True)
+    whole, cut = (load_edit(run.model, edit_folder(run, name) / "edit.safetensors")[0] for name in ("forget", "cut"))
+    assert changed_weights(whole, cut) == 0
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_an_export_has_the_edited_logits_a_card_and_no_text(run, tmp_path):
+    export_edit(run, "forget", tmp_path / "out")
+    edited, _ = load_edit(run.model, edit_folder(run, "forget") / "edit.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
+    targets = Paragraphs.load(edit_folder(run, "forget") / "targets.parquet")
+    with torch.no_grad():
+        assert torch.allclose(loaded(targets.tokens).logits, edited(targets.tokens), atol=1e-4)
+    source = provenance(run.model).folder
+    assert source is not None
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    # An embedding is no part of the edit: bit for bit the source's, as float32.
+    assert torch.equal(before["transformer.wte.weight"].float(), after["transformer.wte.weight"])
+    assert changed_weights(load_model(tmp_path / "out"), edited) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    for row, text in zip(targets.tokens.tolist(), targets.column("text"), strict=True):
+        assert hashlib.sha256(struct.pack(f"<{len(row)}i", *row)).hexdigest() in card
+        assert not any(str(text)[at : at + 20] in card for at in range(0, len(str(text)) - 20, 5))
+    assert "| targets | 50.0 → " in card and "- weights: all" in card
+    with pytest.raises(InputError, match="exists and is not empty"):
+        export_edit(run, "forget", tmp_path / "out")
+
+
+def test_bad_names_and_settings_are_refused(run):
+    with pytest.raises(InputError, match="wanted a plain name"):
+        make_edit(run, "../x", FORGET)
+    with pytest.raises(InputError, match="holds no finished edit; wanted one of"):
+        evaluate_edit(run, "none")
+    with pytest.raises((InputError, TypeCheckError)):
+        EditSettings(weights="best")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_commands_make_judge_and_ship_an_edit(tmp_path):
+    runner = CliRunner()
+    out = ["--out", str(tmp_path / "s"), "--limit", "120"]
+
+    def call(*words: str) -> str:
+        answer = runner.invoke(app, [*words, *out])
+        assert answer.exit_code == 0, answer.output
+        return answer.output
+
+    assert "Ended by" in call("unlearn", "--name", "a", "--weights", "all", "--steps", "2", "--learning-rate", "3e-4")
+    assert "Ended by" in call("edit", "--steps", "1") and "Ended by" in call("memorize", "--steps", "1")
+    assert "What a cost" in call("evaluate", "a", "--no-attacks")
+    call("export", "a", str(tmp_path / "hf"))
+    assert (tmp_path / "hf" / "README.md").exists()
+    answer = runner.invoke(app, ["unlearn", "--name", "b", "--method", "none", *out])
+    assert answer.exit_code == 2 and "wanted one of contrastive" in " ".join(answer.output.split())
+    assert np.isfinite(xr.load_dataset(tmp_path / "s/edits/a/costs.nc", engine="h5netcdf").kl.values).all()
