@@ -161,8 +161,8 @@ def main() -> None:
         ("unigram perplexity on the same text", f"{unigram:.1f}", "", True),
         ("checkpoint, MB", f"{size:.1f}", "at most 20", size <= 20),
     ]  # fmt: skip
-    for name, value, wanted, good in claims:
-        print(f"{'ok  ' if good else 'FAIL'} {name}: {value} {wanted}")
+    for name, value, need, good in claims:
+        print(f"{'ok  ' if good else 'FAIL'} {name}: {value} {need}")
     kinds = pd.DataFrame(
         {
             "shipped": table.groupby("source").size(),
@@ -196,9 +196,9 @@ def write_page(training, claims, curve, kinds, correlation, rarity) -> None:
         "",
         "## What it shows",
         "",
-        "| measure | value | wanted |",
+        "| measure | value | need |",
         "|---|---|---|",
-        *[f"| {name} | {value} | {wanted} |" for name, value, wanted, _ in claims],
+        *[f"| {name} | {value} | {need} |" for name, value, need, _ in claims],
         "",
         f"![EM against true repetition count]({PLOT.name})",
         "",

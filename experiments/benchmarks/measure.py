@@ -365,7 +365,7 @@ def scan_memory() -> None:
             answer = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=True)
         peaks.append(int(answer.stdout.split("PEAK")[1].split()[0]) / 1000)
         lines.append(f"| {count:,} | {peaks[-1]:.0f} |")
-    lines += ["", f"Ten times the corpus takes {peaks[1] / peaks[0]:.3f} times the memory; wanted at most 1.05."]
+    lines += ["", f"Ten times the corpus takes {peaks[1] / peaks[0]:.3f} times the memory; need at most 1.05."]
     save("measure-memory.md", lines)
 
 

@@ -44,9 +44,9 @@ def localize(
             from mechmem.weights.masks import Mask
         # Refused before anything is computed.
         if method not in METHODS:
-            raise InputError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
+            raise InputError(f"method is {method!r}; need one of {', '.join(METHODS)}")
         if sample < 1 or not 0 < fraction <= 1:
-            raise InputError(f"sample {sample} and fraction {fraction} came; wanted 1 or more, and 0 < fraction <= 1")
+            raise InputError(f"sample {sample} and fraction {fraction} came; need 1 or more, and 0 < fraction <= 1")
         settings = Settings(model=model, corpus=None if corpus is None else str(corpus), seed=seed, limit=limit)
         with live_progress() as progress:
             run_study(out, settings, device=device, until="scan", progress=progress)
@@ -59,7 +59,7 @@ def localize(
             if not len(chosen) or not len(keep):
                 what = "memorized paragraph" if paragraph is None else f"paragraph {paragraph}"
                 raise InputError(
-                    f"{out}: there are {len(chosen)} of the {what} asked for and {len(keep)} other ones; wanted at "
+                    f"{out}: there are {len(chosen)} of the {what} asked for and {len(keep)} other ones; need at "
                     "least one of both: scan more text"
                 )
             scores = localize_neurons(

@@ -43,7 +43,7 @@ def perturb(
             from mechmem.measure.worst_pairs import worst_perturbations
             from mechmem.model.load import load_model
         if out.suffix != ".nc":
-            raise InputError(f"the output is {out}; wanted a name that ends in .nc")
+            raise InputError(f"the output is {out}; need a name that ends in .nc")
         loaded = load_model(model, processing="raw", device=device)
         with live_progress() as progress:
             paras = memorized_sample(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
+from mechmem.data.fingerprint import fingerprint_of_file
 from mechmem.data.paragraphs import Paragraphs
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -23,7 +25,8 @@ def bundled_paragraphs() -> Paragraphs:
     `cluster_count` the occurrences of all the template's documents. `seen` is "trained", "unseen variant" (a trained
     template with slot values that were never trained on) or "never seen" (a template that was never trained on).
     """
-    return Paragraphs.load(PARAGRAPHS_FILE)
+    paragraphs = Paragraphs.load(PARAGRAPHS_FILE)
+    return replace(paragraphs, tokenizer=fingerprint_of_file(MODEL_FOLDER / "tokenizer.json"))
 
 
 def bundled_unigram_counts() -> Int[np.ndarray, " d_vocab"]:

@@ -16,6 +16,7 @@ import torch
 from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
 from mechmem.data.files import remove_partials, replacing
+from mechmem.data.fingerprint import fingerprint
 from mechmem.data.inputs import Input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
@@ -65,7 +66,7 @@ def open_corpus(
     """
     folder = Path(folder)
     if shard_tokens < 1:
-        raise InputError(f"shard_tokens is {shard_tokens}; wanted at least 1, a million is a good size")
+        raise InputError(f"shard_tokens is {shard_tokens}; need at least 1, a million is a good size")
     if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(
             f"{folder}: lies inside the source {source}, and would be read as a part of it; choose another"
@@ -111,12 +112,12 @@ def _agree_on_plan(folder: Path, inputs: list[Input], settings: dict[str, Any]) 
     for name, value in settings.items():
         if plan["settings"].get(name) != value:
             raise InputError(
-                f"{folder}: was begun with {name} {plan['settings'].get(name)} and {value} came; wanted the same: "
+                f"{folder}: was begun with {name} {plan['settings'].get(name)} and {value} came; need the same: "
                 "choose another folder, or remove this one"
             )
     if len(plan["inputs"]) != len(now):
         raise InputError(
-            f"{folder}: was begun with {len(plan['inputs'])} inputs and {len(now)} came; wanted the same: choose "
+            f"{folder}: was begun with {len(plan['inputs'])} inputs and {len(now)} came; need the same: choose "
             "another folder, or remove this one"
         )
     for was, entry in zip(plan["inputs"], inputs, strict=True):
@@ -190,18 +191,18 @@ def _from_text(source: str | Path, tokenizer: Any, limit: int | None, seed: int)
         parts = [index.paragraphs(number) for number in range(len(corpus))]
     tables = [part.table for part in parts if part.table is not None and len(part)]
     columns = datasets.concatenate_datasets(tables).select_columns(["id", "source", "count"])
-    return Paragraphs(torch.cat([part.tokens for part in parts]), PREFIX_LEN, columns)
+    tokens = torch.cat([part.tokens for part in parts])
+    return Paragraphs(tokens, PREFIX_LEN, columns, None if tokenizer is None else fingerprint(tokenizer))
 
 
 def _complete(paragraphs: Paragraphs, tokenizer: Any) -> Paragraphs:
     """Add the columns that later stages read, where the file did not bring them."""
-    known = [] if paragraphs.table is None else paragraphs.table.column_names
     columns: dict[str, Any] = {}
-    if "id" not in known:
-        columns["id"] = np.arange(len(paragraphs))
-    if "cluster" not in known:
+    if not paragraphs.has("id"):
+        columns["id"] = paragraphs.ids
+    if not paragraphs.has("cluster"):
         columns["cluster"] = cluster(paragraphs, run=min(RUN, paragraphs.tokens.shape[1]))
-    if "text" not in known:
+    if not paragraphs.has("text"):
         columns["text"] = [_text(row, tokenizer) for row in paragraphs.tokens.tolist()]
     return paragraphs.with_columns(**columns) if columns else paragraphs
 

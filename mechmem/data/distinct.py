@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Integer, UInt64
 
-from mechmem.data.counts import blocks, row_hashes
+from mechmem.data.hashes import blocks, row_hashes
 from mechmem.data.progress import Progress
 from mechmem.data.shards import Corpus
 from mechmem.data.spill import Spill
@@ -62,7 +62,7 @@ def chosen_ids(cut: CutWindows, deduplicate: bool, limit: int | None, seed: int,
     if limit is not None and limit < distinct:
         _sample(cut, stays, limit, seed)
     kept = distinct if limit is None else min(limit, distinct)
-    hashes = Spill(folder / "wanted")
+    hashes = Spill(folder / "need")
     if kept:
         ids = np.lib.format.open_memmap(folder / "ids.npy", mode="w+", dtype=np.int64, shape=(kept,))
         place = 0
@@ -125,15 +125,15 @@ def count_in_corpus(corpus: Corpus, chosen: ChosenIds, length: int, folder: Path
             present[found >> np.uint64(64 - PRESENT_BITS)] = True
             distinct += len(found)
     # Buckets come lowest keys first, so the file is sorted; it is mapped, and only touched pages take memory.
-    wanted = np.memmap(folder / "keys", dtype=np.uint64, mode="r", shape=(distinct,))
+    need = np.memmap(folder / "keys", dtype=np.uint64, mode="r", shape=(distinct,))
     totals = np.memmap(folder / "totals", dtype=np.int64, mode="w+", shape=(distinct,))
     for number in range(len(corpus)):
         documents = corpus.shard(number)
         for first, hashes in blocks(documents.tokens, length):
             offsets = np.flatnonzero(present[hashes >> np.uint64(64 - PRESENT_BITS)])
             hashes = hashes[offsets]
-            places = np.searchsorted(wanted, hashes).clip(max=distinct - 1)
-            right = wanted[places] == hashes
+            places = np.searchsorted(need, hashes).clip(max=distinct - 1)
+            right = need[places] == hashes
             places, starts = places[right], first + offsets[right]
             # A window that crosses from one document to the next is none.
             ends = documents.starts[np.searchsorted(documents.starts, starts, side="right")]
@@ -142,8 +142,8 @@ def count_in_corpus(corpus: Corpus, chosen: ChosenIds, length: int, folder: Path
         progress(number + 1, len(corpus))
     counts = np.lib.format.open_memmap(folder / "counts.npy", mode="w+", dtype=np.int64, shape=(chosen.kept,))
     for keys, places in chosen.hashes.buckets():
-        counts[places] = totals[np.searchsorted(wanted, keys)]
+        counts[places] = totals[np.searchsorted(need, keys)]
     counts.flush()
     (folder / "keys").unlink()
     (folder / "totals").unlink()
-    shutil.rmtree(folder / "wanted", ignore_errors=True)
+    shutil.rmtree(folder / "need", ignore_errors=True)

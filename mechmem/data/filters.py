@@ -43,7 +43,7 @@ def without_keywords(
     """
     if tokenizer is None:
         raise InputError(
-            f"the keywords {list(keywords)} came without a tokenizer; wanted one to decode windows with: "
+            f"the keywords {list(keywords)} came without a tokenizer; need one to decode windows with: "
             "load the model with its tokenizer, or leave out keywords"
         )
     if not len(tokens):

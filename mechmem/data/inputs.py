@@ -69,7 +69,7 @@ def list_inputs(source: str | Path, *, split: str = "train") -> list[Input]:
     path = Path(source)
     if path.is_file():
         if not _readable(path):
-            raise InputError(f"{path}: wanted a corpus as {', '.join(SUFFIXES)}; convert the file to one of them")
+            raise InputError(f"{path}: need a corpus as {', '.join(SUFFIXES)}; convert the file to one of them")
         return [file_input(path)]
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -78,7 +78,7 @@ def list_inputs(source: str | Path, *, split: str = "train") -> list[Input]:
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) and not str(source).endswith(SUFFIXES):
         return _hub_dataset(str(source), split)
     raise InputError(
-        f"{source}: no such file or folder; wanted a corpus as {', '.join(SUFFIXES)}, a folder of these, "
+        f"{source}: no such file or folder; need a corpus as {', '.join(SUFFIXES)}, a folder of these, "
         "or a dataset's owner/name"
     )
 
@@ -95,13 +95,13 @@ def open_ids(path: Path) -> Integer[np.ndarray, "sequence pos"]:
     Raises:
         InputError: not an array of integers in two axes, or not readable.
     """
-    wanted = f"wanted ids [sequence, pos] as {', '.join(ID_TYPES)}: save one row of ids for each sequence"
+    need = f"need ids [sequence, pos] as {', '.join(ID_TYPES)}: save one row of ids for each sequence"
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not an array of numbers, or rows of unequal length ({error}); {wanted}") from error
+        raise InputError(f"{path}: not an array of numbers, or rows of unequal length ({error}); {need}") from error
     if ids.ndim != 2 or ids.dtype.name not in ID_TYPES:
-        raise InputError(f"{path}: {ids.dtype} of shape {list(ids.shape)} came; {wanted}")
+        raise InputError(f"{path}: {ids.dtype} of shape {list(ids.shape)} came; {need}")
     return ids
 
 
@@ -135,7 +135,7 @@ def _hub_dataset(name: str, split: str) -> list[Input]:
         stream = datasets.load_dataset(name, split=split, streaming=True)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise InputError(
-            f"{name}: no such path, and no dataset of this name could be opened ({error}); wanted a corpus as "
+            f"{name}: no such path, and no dataset of this name could be opened ({error}); need a corpus as "
             f"{', '.join(SUFFIXES)}, a folder of these, or a dataset's owner/name"
         ) from error
     assert isinstance(stream, datasets.IterableDataset)

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from mechmem.data.errors import InputError
 
-PREFIX_LEN_KEY = "mechmem.prefix_len"
+PREFIX_LEN_KEY, TOKENIZER_KEY = "mechmem.prefix_len", "mechmem.tokenizer"
 PREFIX_LEN = 50
 # Rows of a chunk when saving: its lists' offsets are 32-bit numbers.
 ROWS = 2**18
@@ -22,8 +22,8 @@ ROWS = 2**18
 
 def read_parts(
     parts: list[Path], prefix_len: int | None
-) -> tuple[Int64[np.ndarray, "paragraph pos"], int, datasets.Dataset | None]:
-    """Token rows, prefix length and the other columns of parquet files, one after the other.
+) -> tuple[Int64[np.ndarray, "paragraph pos"], int, datasets.Dataset | None, str | None]:
+    """Token rows, prefix length, the other columns and the tokenizer's fingerprint of parquet files, in order.
 
     Args:
         parts: the files, at least one.
@@ -43,29 +43,56 @@ def read_parts(
                 f"{path}: not a readable parquet file ({error}); write it again or fetch it anew"
             ) from error
         if "tokens" not in table.column_names:
-            raise InputError(f"{path}: columns {table.column_names} came; wanted 'tokens', a list of ids in each row")
+            raise InputError(f"{path}: columns {table.column_names} came; need 'tokens', a list of ids in each row")
         tokens.append(_flat_tokens(table["tokens"], path))
         tables.append(table.drop_columns(["tokens"]))
     lengths = {part.shape[1] for part in tokens if len(part)}
     if len(lengths) > 1:
-        raise InputError(
-            f"{parts[0].parent}: rows have {len(lengths)} different lengths; wanted one: cut all rows to it"
-        )
+        raise InputError(f"{parts[0].parent}: rows have {len(lengths)} different lengths; need one: cut all rows to it")
     stored = {(table.schema.metadata or {}).get(PREFIX_LEN_KEY.encode()) for table in tables}
+    marks = {(table.schema.metadata or {}).get(TOKENIZER_KEY.encode()) for table in tables}
+    if len(marks) > 1:
+        raise InputError(f"{parts[0].parent}: the parts belong to {len(marks)} tokenizers; need parts of one tokenizer")
     if prefix_len is None and len(stored) > 1:
-        raise InputError(
-            f"{parts[0].parent}: the parts name prefix_len {sorted(map(str, stored))}; wanted one: name it"
-        )
+        raise InputError(f"{parts[0].parent}: the parts name prefix_len {sorted(map(str, stored))}; need one: name it")
     try:
         rest = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     except pa.ArrowInvalid as error:
-        raise InputError(f"{parts[0].parent}: the parts' columns differ ({error}); wanted the same in each") from error
+        raise InputError(f"{parts[0].parent}: the parts' columns differ ({error}); need the same in each") from error
     if prefix_len is None:
         prefix_len = int(next(iter(stored)) or PREFIX_LEN)
     if not lengths:
         lengths = {max(part.shape[1] for part in tokens) or prefix_len + 1}
     rows = [part.reshape(-1, max(lengths)) for part in tokens]
-    return np.concatenate(rows), prefix_len, datasets.Dataset(rest) if rest.num_columns else None
+    mark = next(iter(marks))
+    table = datasets.Dataset(rest) if rest.num_columns else None
+    return np.concatenate(rows), prefix_len, table, None if mark is None else mark.decode()
+
+
+def metadata(prefix_len: int, tokenizer: str | None) -> dict[str, str]:
+    """What a file of paragraphs says about itself."""
+    return {PREFIX_LEN_KEY: str(prefix_len)} | ({} if tokenizer is None else {TOKENIZER_KEY: tokenizer})
+
+
+def read_array(path: Path) -> Int64[np.ndarray, "paragraph pos"]:
+    """A `.npy` file of ids.
+
+    Raises:
+        InputError: not an array of integers in two dimensions.
+    """
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path}: not an array of numbers, or rows of unequal length ({error}); need integer ids "
+            "[paragraph, pos]: save one row of ids for each paragraph, all of one length"
+        ) from error
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 2:
+        raise InputError(
+            f"{path}: got an array of {tokens.dtype} with shape {list(tokens.shape)}; need integer ids "
+            "[paragraph, pos]: save one row of ids for each paragraph, all of one length"
+        )
+    return tokens.astype(np.int64)
 
 
 def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:
@@ -74,13 +101,13 @@ def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not (
         pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)
     ):
-        raise InputError(f"{path}: 'tokens' came as {kind}; wanted a list of integer ids in each row")
+        raise InputError(f"{path}: 'tokens' came as {kind}; need a list of integer ids in each row")
     lengths = pc.call_function("list_value_length", [column]).unique().to_pylist()
     if len(lengths) > 1:
-        raise InputError(f"{path}: rows have {len(lengths)} different lengths; wanted one: cut all rows to one length")
+        raise InputError(f"{path}: rows have {len(lengths)} different lengths; need one: cut all rows to one length")
     chunks = [chunk.flatten() for chunk in column.chunks]
     if lengths == [None] or any(chunk.null_count for chunk in chunks):
-        raise InputError(f"{path}: an id in 'tokens' is null; wanted integers: remove such rows")
+        raise InputError(f"{path}: an id in 'tokens' is null; need integers: remove such rows")
     if not lengths:
         return np.zeros((0, 0), dtype=np.int64)
     return np.concatenate([chunk.to_numpy() for chunk in chunks]).astype(np.int64).reshape(len(column), lengths[0])

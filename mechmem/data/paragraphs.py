@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -14,50 +16,103 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
-from mechmem.data.paragraph_files import PREFIX_LEN, PREFIX_LEN_KEY, columns_of, read_parts, token_column
+from mechmem.data.paragraph_files import columns_of, metadata, read_array, read_parts, token_column
+from mechmem.data.paragraph_ids import check_unique, content_ids
+from mechmem.data.paragraph_table import html_table
+
+# It is a tensor once the object is made; what comes is checked there, with a sentence that says how to get ids.
+if TYPE_CHECKING:
+    TokenIds = Tensor
+else:
+    TokenIds = Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Paragraphs:
     """Rows of token ids, all of one length, split at `prefix_len`.
 
+    Every paragraph has an id, and results about paragraphs carry these ids as their coordinate `paragraph`, so that
+    two results are aligned by paragraph and not by row. `paragraphs[2:5]`, `paragraphs[mask]` and iteration give
+    `Paragraphs` again.
+
     Attributes:
-        tokens: ids, [paragraph, pos]. No BOS token is added anywhere.
+        tokens: ids of tokens, [paragraph, pos]. No BOS token is added anywhere.
         prefix_len: the first `prefix_len` tokens are given, the rest is the continuation; logit column j scores token
             j + 1, so the continuation is scored by columns prefix_len - 1 ... n - 2.
-        table: one row a paragraph with whatever is known of it: `id, source, count, cluster, em, nll, text`; or None.
+        table: one row per paragraph with what is known about it: `id, source, count, cluster, em, nll, text`; or None.
+        tokenizer: fingerprint of the tokenizer that the ids belong to, if known (`data.fingerprint`); a model with
+            another tokenizer refuses these paragraphs.
 
     Raises:
         InputError: the tokens are not integers in two dimensions, the prefix leaves no continuation, an id is
             negative, or the table's length differs.
     """
 
-    tokens: Tensor
+    tokens: TokenIds
     prefix_len: int = 50
     table: datasets.Dataset | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         tokens = self.tokens
+        if not isinstance(tokens, Tensor):
+            tokens = _as_tensor(tokens)
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
             raise InputError(
-                f"paragraphs came as {tokens.dtype} of shape {list(tokens.shape)}; wanted integer ids "
-                "[paragraph, pos]: give one row of token ids for each paragraph, all of one length"
+                f"got paragraphs of {tokens.dtype} with shape {list(tokens.shape)}; need integer ids [paragraph, pos]: "
+                "give one row of token ids for each paragraph, all of one length"
             )
         if not 1 <= self.prefix_len < tokens.shape[1]:
             raise InputError(
-                f"prefix_len is {self.prefix_len} and paragraphs have {tokens.shape[1]} tokens; wanted "
+                f"prefix_len is {self.prefix_len} and paragraphs have {tokens.shape[1]} tokens; need "
                 "1 <= prefix_len < length: give longer paragraphs or a shorter prefix"
             )
         if len(tokens) and int(tokens.min()) < 0:
-            raise InputError(f"a token id is {int(tokens.min())}; ids start at 0: remove padding before building rows")
+            raise InputError(f"got the token id {int(tokens.min())}; ids start at 0: remove padding first")
         if self.table is not None and len(self.table) != len(tokens):
-            raise InputError(
-                f"the table has {len(self.table)} rows for {len(tokens)} paragraphs; wanted one row for each"
-            )
+            raise InputError(f"the table has {len(self.table)} rows for {len(tokens)} paragraphs; need one for each")
         object.__setattr__(self, "tokens", tokens.long())
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __getitem__(self, chosen: Any) -> Paragraphs:
+        if isinstance(chosen, int | np.integer):
+            if not -len(self) <= chosen < len(self):
+                raise IndexError(f"got index {chosen} for {len(self)} paragraphs")
+            chosen = [int(chosen)]
+        return self.select(np.arange(len(self))[chosen] if isinstance(chosen, slice) else chosen)
+
+    def __iter__(self) -> Iterator[Paragraphs]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        columns = "no table" if self.table is None else f"columns {', '.join(self.table.column_names)}"
+        return f"Paragraphs({len(self)} x {self.tokens.shape[1]} tokens, prefix {self.prefix_len}; {columns})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """What identifies each paragraph, [paragraph], unique: the column `id`, or else a number made of its tokens.
+
+        Ids are kept by `select`, `with_columns`, `save` and `load`. A paragraph that was perturbed has the id of its
+        original, so that results about both are aligned.
+
+        Raises:
+            InputError: the column `id` holds a value twice.
+        """
+        if self.table is not None and "id" in self.table.column_names:
+            ids = np.asarray(self.table["id"][:])
+            check_unique(ids)
+            return ids
+        return content_ids(self.tokens.cpu().numpy())
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """Cluster of near-duplicates of each paragraph, [paragraph]; without a column `cluster` each is its own."""
+        return self.column("cluster") if self.has("cluster") else np.arange(len(self))
 
     @property
     def prefix(self) -> Int[Tensor, "paragraph prefix_pos"]:
@@ -77,18 +132,29 @@ class Paragraphs:
     def select(self, chosen: Any) -> Paragraphs:
         """The rows where a boolean mask [paragraph] holds, or those at integer indices [chosen], in that order.
 
-        Anything that NumPy makes an array of will do; table rows go along.
+        Anything that NumPy makes an array of will do; ids and table rows go along.
 
         Raises:
-            InputError: a mask of another length.
+            InputError: a mask of another length, indices that are no integers or out of range, or a row chosen twice.
         """
         index = np.asarray(chosen)
         if index.dtype == bool:
             if len(index) != len(self):
-                raise InputError(f"a mask of {len(index)} values came for {len(self)} paragraphs; wanted one for each")
+                raise InputError(f"got a mask of {len(index)} values for {len(self)} paragraphs; need one row for each")
             index = np.flatnonzero(index)
+        index = _checked_rows(index, len(self))
         table = None if self.table is None else self.table.select(index.tolist())
-        return Paragraphs(self.tokens[torch.as_tensor(index, dtype=torch.long)], self.prefix_len, table)
+        part = Paragraphs(self.tokens[torch.from_numpy(index)], self.prefix_len, table, self.tokenizer)
+        if not self.has("id"):
+            part.__dict__["ids"] = self.ids[index]
+        return part
+
+    def replace_tokens(self, tokens: Int[Tensor, "paragraph pos"]) -> Paragraphs:
+        """The same paragraphs with other tokens, [paragraph, pos], of any length: ids, table and tokenizer stay."""
+        changed = Paragraphs(tokens, self.prefix_len, self.table, self.tokenizer)
+        if len(tokens) == len(self):
+            changed.__dict__["ids"] = self.ids
+        return changed
 
     def split_by_cluster(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Paragraphs, Paragraphs]:
         """Two parts that share no cluster (column `cluster`), so that no near-duplicate of one is in the other.
@@ -99,7 +165,7 @@ class Paragraphs:
             InputError: no column `cluster`, or a fraction outside 0..1.
         """
         if not 0 <= fraction <= 1:
-            raise InputError(f"fraction is {fraction}; wanted the first part's share of the paragraphs, 0 to 1")
+            raise InputError(f"fraction is {fraction}; need the first part's share of the paragraphs, 0 to 1")
         labels, members = np.unique(self.column("cluster"), return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(labels))
         sizes = np.bincount(members, minlength=len(labels))[order]
@@ -107,15 +173,19 @@ class Paragraphs:
         first = np.isin(members, order[needed])
         return self.select(first), self.select(~first)
 
+    def has(self, name: str) -> bool:
+        """Whether the table has this column."""
+        return self.table is not None and name in self.table.column_names
+
     def column(self, name: str) -> np.ndarray:
         """One column of the table as an array, [paragraph].
 
         Raises:
             InputError: there is no table or no such column.
         """
-        known = [] if self.table is None else self.table.column_names
-        if self.table is None or name not in known:
-            raise InputError(f"these paragraphs carry no column '{name}'; the columns known here are {known}")
+        if self.table is None or not self.has(name):
+            known = [] if self.table is None else self.table.column_names
+            raise InputError(f"these paragraphs have no column '{name}'; the columns known here are {known}")
         return np.asarray(self.table[name][:])
 
     def with_columns(self, **columns: Any) -> Paragraphs:
@@ -131,22 +201,30 @@ class Paragraphs:
             array = np.asarray(values)
             if array.ndim == 0 or len(array) != len(self):
                 raise InputError(
-                    f"column '{name}' has shape {list(array.shape)} for {len(self)} paragraphs; "
-                    "wanted one value for each"
+                    f"column '{name}' has shape {list(array.shape)} for {len(self)} paragraphs; need one value for each"
                 )
             # Integers and floats get the types that a Python list of them would get.
             wide = {"i": np.int64, "f": np.float64}.get(array.dtype.kind) if array.ndim == 1 else None
             table[name] = pa.array(array.tolist() if wide is None else np.asarray(array, dtype=wide))
-        return Paragraphs(self.tokens, self.prefix_len, datasets.Dataset(pa.table(table)))
+        wider = Paragraphs(self.tokens, self.prefix_len, datasets.Dataset(pa.table(table)), self.tokenizer)
+        if "ids" in self.__dict__ and not wider.has("id"):
+            wider.__dict__["ids"] = self.ids
+        return wider
 
     def save(self, path: str | Path) -> None:
-        """Write a parquet file: column `tokens`, the table's columns, `prefix_len` in the schema's metadata."""
+        """Write a parquet file: column `tokens`, the table's columns; `prefix_len` and tokenizer as metadata.
+
+        Ids that do not follow from the tokens are written as a column `id`.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns = {} if self.table is None else columns_of(self.table)
-        table = pa.table({**columns, "tokens": token_column(self.tokens.cpu().numpy())})
-        table = table.replace_schema_metadata({PREFIX_LEN_KEY: str(self.prefix_len)})
+        tokens = self.tokens.cpu().numpy()
+        if not self.has("id") and "ids" in self.__dict__ and not np.array_equal(self.ids, content_ids(tokens)):
+            columns["id"] = pa.array(self.ids)
+        table = pa.table({**columns, "tokens": token_column(tokens)})
+        table = table.replace_schema_metadata(metadata(self.prefix_len, self.tokenizer))
         with replacing(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
@@ -159,39 +237,52 @@ class Paragraphs:
             prefix_len: where to split; by default what the file says, or else 50 (the paper's).
 
         Raises:
-            InputError: no such file, another suffix, a missing column, ids that are no integers, rows of unequal
+            InputError: no such file, another suffix, a missing column, ids that are not integers, rows of unequal
                 length, or parts that do not fit together.
         """
         path = Path(path)
         if not path.exists():
-            raise InputError(f"{path}: no such file; wanted a .parquet or .npy file of paragraphs")
+            raise InputError(f"{path}: no such file; need a .parquet or .npy file of paragraphs")
         if path.is_dir():
             parts = sorted(part for part in path.glob("*.parquet") if not part.name.startswith("."))
             if not parts:
-                raise InputError(f"{path}: this folder holds no .parquet file; wanted parts with a column 'tokens'")
-            return _load_parquet(parts, prefix_len)
-        if path.suffix == ".npy":
-            return _load_array(path, prefix_len)
-        if path.suffix != ".parquet":
-            raise InputError(f"{path}: wanted .parquet (column 'tokens') or .npy (ids, [paragraph, pos])")
-        return _load_parquet([path], prefix_len)
+                raise InputError(f"{path}: this folder holds no .parquet file; need parts with a column 'tokens'")
+        elif path.suffix == ".npy":
+            return Paragraphs(torch.from_numpy(read_array(path)), 50 if prefix_len is None else prefix_len)
+        elif path.suffix == ".parquet":
+            parts = [path]
+        else:
+            raise InputError(f"{path}: need .parquet (column 'tokens') or .npy (ids, [paragraph, pos])")
+        tokens, prefix_len, table, tokenizer = read_parts(parts, prefix_len)
+        return Paragraphs(torch.from_numpy(tokens), prefix_len, table, tokenizer)
 
 
-def _load_array(path: Path, prefix_len: int | None) -> Paragraphs:
+def _as_tensor(values: Any) -> Tensor:
+    """Arrays and lists of integers; anything else is refused in one sentence."""
     try:
-        tokens = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = np.asarray(values)
+    except ValueError as error:
         raise InputError(
-            f"{path}: not an array of numbers, or rows of unequal length ({error}); wanted integer ids "
-            "[paragraph, pos]: save one row of ids for each paragraph, all of one length"
+            "got rows of unequal length; need token ids [paragraph, pos], all rows of one length"
         ) from error
-    # Torch computes nothing with unsigned integers of more than a byte.
-    tokens = tokens.astype(np.int64) if tokens.dtype.kind == "u" else tokens
-    if tokens.dtype.kind not in "ifb":
-        raise InputError(f"{path}: an array of {tokens.dtype} came; wanted integer ids [paragraph, pos]")
-    return Paragraphs(torch.as_tensor(tokens), PREFIX_LEN if prefix_len is None else prefix_len)
+    if array.dtype.kind not in "iu":
+        raise InputError(
+            f"got {type(values).__name__} of {array.dtype} as tokens; need integer ids [paragraph, pos]: "
+            "read text with mechmem.read_corpus(file, model.tokenizer)"
+        )
+    return torch.from_numpy(array.astype(np.int64))
 
 
-def _load_parquet(parts: list[Path], prefix_len: int | None) -> Paragraphs:
-    tokens, prefix_len, table = read_parts(parts, prefix_len)
-    return Paragraphs(torch.from_numpy(tokens), prefix_len, table)
+def _checked_rows(index: np.ndarray, count: int) -> np.ndarray:
+    """Row numbers 0 ... count - 1, each at most once."""
+    if index.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if index.ndim != 1 or index.dtype.kind not in "iu":
+        raise InputError(f"got rows of {index.dtype} with shape {list(index.shape)}; need a mask or integers [chosen]")
+    rows = index.astype(np.int64)
+    if rows.min() < -count or rows.max() >= count:
+        raise InputError(f"got rows {rows.min()} to {rows.max()} of {count} paragraphs; need rows below {count}")
+    rows = np.where(rows < 0, rows + count, rows)
+    if len(np.unique(rows)) < len(rows):
+        raise InputError("a row was chosen twice; need each paragraph at most once, as ids are unique")
+    return rows

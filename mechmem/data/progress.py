@@ -1,15 +1,56 @@
 """How long work reports how far it is."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 # Called with (done, total), in units that the function names.
 Progress = Callable[[int, int], None]
+# What public functions take: a callback, True for a bar, None for silence.
+ProgressLike = Progress | bool | None
 
 
-def part_of(progress: Progress, number: int, count: int) -> Progress:
-    """A callback for part `number` of `count` equal parts, which reports to the callback of the whole."""
+def part_of(progress: ProgressLike, number: int, count: int) -> Progress:
+    """A callback for part `number` of `count` equal parts, which reports to the callback of the whole, if any."""
+    whole = as_callback(progress, "progress")
 
     def report(done: int, total: int) -> None:
-        progress(number * total + done, count * total)
+        if whole is not None:
+            whole(number * total + done, count * total)
+
+    return report
+
+
+def batches(total: int, size: int, progress: ProgressLike = None) -> Iterator[slice]:
+    """Yield slices of at most `size` rows of `total`, and report after each (rows done, rows)."""
+    report = as_callback(progress, "progress")
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        yield slice(start, stop)
+        if report is not None:
+            report(stop, total)
+
+
+def as_callback(progress: ProgressLike, label: str) -> Progress | None:
+    """The callback that a caller's `progress` stands for: itself, a tqdm bar for True, none for None or False."""
+    if progress is True:
+        return _bar(label)
+    return progress if callable(progress) else None
+
+
+def _bar(label: str) -> Progress:
+    from tqdm.auto import tqdm
+
+    bars: list[Any] = []
+
+    def report(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(total=total, desc=label))
+        bar = bars[0]
+        bar.total, bar.n = total, done
+        bar.refresh()
+        if done >= total:
+            bar.close()
 
     return report

@@ -79,7 +79,7 @@ def _parsed(line: bytes, place: str, tally: Tally) -> dict[str, Any] | None:
         row = json.loads(line.decode())
         if isinstance(row, dict):
             return row
-        reason, detail = "no text", f"the line is {type(row).__name__}; wanted an object"
+        reason, detail = "no text", f"the line is {type(row).__name__}; need an object"
     except UnicodeDecodeError as error:
         reason, detail = "invalid UTF-8", f"{error.reason} at byte {error.start}"
     except (ValueError, RecursionError) as error:
@@ -93,13 +93,13 @@ def _read_parquet(path: Path, tally: Tally, column: str) -> Iterator[Record]:
     with pq.ParquetFile(path, pre_buffer=False) as file:
         names = file.schema_arrow.names
         if column not in names:
-            raise BrokenFileError(f"its columns are {names}; wanted '{column}'")
-        wanted = [name for name in (column, "meta", "source") if name in names]
+            raise BrokenFileError(f"its columns are {names}; need '{column}'")
+        need = [name for name in (column, "meta", "source") if name in names]
         before, size = 0, path.stat().st_size
         for group in range(file.num_row_groups):
             rows, number = file.metadata.row_group(group).num_rows, before
             try:
-                for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=wanted):
+                for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=need):
                     for index in range(batch.num_rows):
                         number += 1
                         yield from _parquet_record(batch, index, path, number, tally, column)

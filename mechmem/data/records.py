@@ -56,7 +56,7 @@ class Tally:
         """
         sentence = f"{place}: {reason}" + (f" ({detail})" if detail else "")
         if self.strict:
-            raise InputError(f"{sentence}; wanted only records that can be read: mend it, or read without strict")
+            raise InputError(f"{sentence}; need only records that can be read: mend it, or read without strict")
         self.skipped[reason] = self.skipped.get(reason, 0) + count
         if len(self.examples) < EXAMPLES_KEPT:
             self.examples.append(sentence)
@@ -67,7 +67,7 @@ def checked_text(value: object, place: str, tally: Tally, *, column: str) -> str
     """Count a record; return its text if it is one, else account for it and return None."""
     tally.records += 1
     if not isinstance(value, str):
-        tally.skip(place, "no text", f"'{column}' is {type(value).__name__}; wanted a string")
+        tally.skip(place, "no text", f"'{column}' is {type(value).__name__}; need a string")
     elif not value:
         tally.skip(place, "empty text")
     elif not _expressible(value):

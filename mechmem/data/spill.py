@@ -31,7 +31,7 @@ class Spill:
             InputError: the buckets are not a power of two.
         """
         if buckets < 1 or buckets & (buckets - 1):
-            raise InputError(f"buckets is {buckets}; wanted a power of two, since a key's top bits choose the bucket")
+            raise InputError(f"buckets is {buckets}; need a power of two, since a key's top bits choose the bucket")
         self.folder = folder
         self._bits = buckets.bit_length() - 1
         self._buffer = buffer

@@ -55,7 +55,7 @@ def input_account(
     if path.is_file():
         account = json.loads(path.read_text())
         if tally.strict and account["skipped"]:
-            raise InputError(f"{account['examples'][0]}; wanted only records that can be read: mend it, or drop strict")
+            raise InputError(f"{account['examples'][0]}; need only records that can be read: mend it, or drop strict")
         return account
     if entry.is_ids:
         shards, tokens, highest = _id_shards(Path(entry.name), shard_tokens)
@@ -141,6 +141,6 @@ def refuse_changed(was: dict[str, Any], entry: Input, folder: Path) -> None:
     """Raise InputError if an input is not what it was when the folder was begun."""
     if was != entry.identity():
         raise InputError(
-            f"{entry.name}: changed since {folder} was begun (was {was}, is {entry.identity()}); wanted the same "
+            f"{entry.name}: changed since {folder} was begun (was {was}, is {entry.identity()}); need the same "
             "input: choose another folder, or remove this one"
         )

@@ -58,19 +58,17 @@ class WindowSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.prefix_len < self.length:
-            raise InputError(
-                f"prefix_len is {self.prefix_len} and length {self.length}; wanted 1 <= prefix_len < length"
-            )
+            raise InputError(f"prefix_len is {self.prefix_len} and length {self.length}; need 1 <= prefix_len < length")
         if self.stride < 1:
-            raise InputError(f"stride is {self.stride}; wanted at least 1 token from window to window")
+            raise InputError(f"stride is {self.stride}; need at least 1 token from window to window")
         if self.min_distinct is not None and not 0 <= self.min_distinct <= 1:
-            raise InputError(f"min_distinct is {self.min_distinct}; wanted a share of the window's tokens, 0 to 1")
+            raise InputError(f"min_distinct is {self.min_distinct}; need a share of the window's tokens, 0 to 1")
         if isinstance(self.keywords, str) or not all(isinstance(k, str) and k for k in self.keywords):
-            raise InputError(f"keywords is {self.keywords!r}; wanted a tuple of strings that are not empty")
+            raise InputError(f"keywords is {self.keywords!r}; need a tuple of strings that are not empty")
         if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit is {self.limit}; wanted at least 1 window, or None for all")
+            raise InputError(f"limit is {self.limit}; need at least 1 window, or None for all")
         if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; wanted 0 or more")
+            raise InputError(f"seed is {self.seed}; need 0 or more")
         object.__setattr__(self, "keywords", tuple(self.keywords))
 
 
@@ -208,11 +206,11 @@ def index_windows(
 def _agree(folder: Path, described: dict[str, Any]) -> None:
     path = folder / "index.json"
     if not path.is_file():
-        raise InputError(f"{folder}: holds files that are no index of windows; wanted an empty folder: choose another")
+        raise InputError(f"{folder}: holds files that are no index of windows; need an empty folder: choose another")
     stored = json.loads(path.read_text())["described"]
     if stored != described:
         raise InputError(
-            f"{folder}: holds an index of another corpus or other settings ({stored['settings']}); wanted one of "
+            f"{folder}: holds an index of another corpus or other settings ({stored['settings']}); need one of "
             f"{described['settings']}: choose another folder, or remove this one"
         )
 

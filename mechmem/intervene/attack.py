@@ -97,7 +97,7 @@ def attack(
         near_pairs(paras, near)
     if min(draws, samples, steps, batch_size) < 1:
         raise InputError(
-            f"draws, samples, steps and batch_size are {draws}, {samples}, {steps} and {batch_size}; wanted at least 1 "
+            f"draws, samples, steps and batch_size are {draws}, {samples}, {steps} and {batch_size}; need at least 1 "
             "of each"
         )
     attacks = _prompt_attacks(paras, near, draws, samples, seed, batch_size)

@@ -125,8 +125,8 @@ class Descent:
         for start in range(0, len(paras), CHUNK):
             part = paras.select(np.arange(start, min(start + CHUNK, len(paras))))
             true = part.continuation.to(self._reference.device)
-            wanted = kind == "keep" or self._objective.compares
-            reference = self._reference((kind, number, start), part) if wanted else torch.empty(len(part), 0)
+            need = kind == "keep" or self._objective.compares
+            reference = self._reference((kind, number, start), part) if need else torch.empty(len(part), 0)
 
             def loss(logits: Tensor, rows: slice, true: Tensor = true, reference: Tensor = reference) -> Tensor:
                 nonlocal sums

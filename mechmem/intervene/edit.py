@@ -134,13 +134,13 @@ def with_continuation(paras: Paragraphs, continuation: torch.Tensor) -> Paragrap
     Raises:
         InputError: another shape.
     """
-    wanted = (len(paras), paras.continuation_len)
-    if continuation.shape not in (wanted, wanted[1:]):
+    need = (len(paras), paras.continuation_len)
+    if continuation.shape not in (need, need[1:]):
         raise InputError(
-            f"the continuation has shape {list(continuation.shape)}; wanted {list(wanted)} or {[wanted[1]]}: cut or "
+            f"the continuation has shape {list(continuation.shape)}; need {list(need)} or {[need[1]]}: cut or "
             "extend the new text to the paragraphs' length"
         )
-    new = continuation.to(paras.tokens).expand(wanted)
+    new = continuation.to(paras.tokens).expand(need)
     # Scores and texts of the old continuation are not those of the new one.
     known = [] if paras.table is None else [n for n in ("id", "source", "cluster") if n in paras.table.column_names]
     table = paras.table.select_columns(known) if paras.table is not None and known else None
@@ -149,17 +149,17 @@ def with_continuation(paras: Paragraphs, continuation: torch.Tensor) -> Paragrap
 
 def _targets(clean: Paragraphs, corrupt: Paragraphs, variant: str) -> Paragraphs:
     if variant not in get_args(Variant):
-        raise InputError(f"variant is {variant!r}; wanted one of {', '.join(get_args(Variant))}")
+        raise InputError(f"variant is {variant!r}; need one of {', '.join(get_args(Variant))}")
     if clean.tokens.shape != corrupt.tokens.shape or clean.prefix_len != corrupt.prefix_len:
         raise InputError(
             f"clean is {list(clean.tokens.shape)} with a prefix of {clean.prefix_len} and corrupt "
-            f"{list(corrupt.tokens.shape)} with {corrupt.prefix_len}; wanted one corrupt row for each clean one, of "
+            f"{list(corrupt.tokens.shape)} with {corrupt.prefix_len}; need one corrupt row for each clean one, of "
             "the same lengths"
         )
     same = (clean.continuation == corrupt.continuation).all(1)
     if bool(same.any()):
         raise InputError(
-            f"{int(same.sum())} of {len(same)} corrupt continuations equal the clean ones; wanted another text for "
+            f"{int(same.sum())} of {len(same)} corrupt continuations equal the clean ones; need another text for "
             "each: leave these pairs out"
         )
     return corrupt if variant == "perturbed" else with_continuation(clean, corrupt.continuation)

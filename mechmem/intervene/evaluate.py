@@ -71,7 +71,7 @@ def evaluate(
     """
     _check(before, after, sets)
     if draws < 1:
-        raise InputError(f"draws is {draws}; wanted at least 1, thousands for an interval that can be trusted")
+        raise InputError(f"draws is {draws}; need at least 1, thousands for an interval that can be trusted")
     models = LeanModel(before), LeanModel(after)
     total, done = sum(map(len, sets.values())), 0
     rows: list[xr.Dataset] = []
@@ -152,7 +152,7 @@ def cost_sets(
         InputError: a column is missing, no paragraph is memorized, or a count below 1.
     """
     if targets < 1 or evaluated < 1:
-        raise InputError(f"targets is {targets} and evaluated {evaluated}; wanted at least 1 of each")
+        raise InputError(f"targets is {targets} and evaluated {evaluated}; need at least 1 of each")
     em, cluster = scored.column("em"), scored.column("cluster")
     memorized, other = memorized_other(em, scored.continuation_len)
     if not memorized.any():
@@ -288,7 +288,7 @@ def _has(paras: Paragraphs, name: str) -> bool:
 
 def _check(before: HookedTransformer, after: HookedTransformer, sets: Mapping[str, Paragraphs]) -> None:
     if not sets:
-        raise InputError("no set of paragraphs came; wanted at least one, {'targets': paragraphs} for example")
+        raise InputError("no set of paragraphs came; need at least one, {'targets': paragraphs} for example")
     tensor_pairs(before, after)
     for name, paragraphs in sets.items():
         if len(paragraphs) == 0:

@@ -48,7 +48,7 @@ class Stop:
     def __post_init__(self) -> None:
         negative = {name: value for name, value in vars(self).items() if value is not None and value < 0}
         if negative:
-            raise InputError(f"the stop rule has negative bounds {negative}; wanted zero or more")
+            raise InputError(f"the stop rule has negative bounds {negative}; need zero or more")
 
     def __call__(self, row: Row) -> bool:
         """Whether the targets are gone."""

@@ -82,7 +82,7 @@ def memorize(
     if mask is not None:
         check_mask(model, mask)
     if bool((score(model, paras).em == paras.continuation_len).all()):
-        raise InputError(f"the model reproduces all {len(paras)} paragraphs already; wanted some that it does not")
+        raise InputError(f"the model reproduces all {len(paras)} paragraphs already; need some that it does not")
     edited, history = descend(
         model,
         Objective(lower_nll, hold_kl),
@@ -122,7 +122,7 @@ def weights_needed(model: HookedTransformer, edited: HookedTransformer, paras: P
         InputError: the edited model does not reproduce the paragraphs.
     """
     if not _reproduces(edited, paras):
-        raise InputError("the edited model does not reproduce the paragraphs; wanted one that does: edit further")
+        raise InputError("the edited model does not reproduce the paragraphs; need one that does: edit further")
     before, after = editable_parameters(model), editable_parameters(edited)
     change = {name: (after[name] - before[name]).detach() for name in before}
     sizes = torch.cat([values.abs().flatten() for values in change.values()]).sort(descending=True).values

@@ -92,7 +92,7 @@ def noise_curve(
     _check_scales(scales)
     _check_sets(model, sets)
     if draws < 1:
-        raise InputError(f"draws is {draws}; wanted at least 1")
+        raise InputError(f"draws is {draws}; need at least 1")
     seeds = [np.random.SeedSequence([seed, draw]).generate_state(2).tolist() for draw in range(draws)]
     names = ["chosen", "random"] if control else ["chosen"]
     values = np.zeros((len(names), len(scales), draws, len(sets), len(ABOUT)))
@@ -153,7 +153,7 @@ def noise_by_size(
         InputError: as `noise_curve` and `Mask.top`.
     """
     if not fractions:
-        raise InputError("no fraction came; wanted at least one, for example 0.001 for one weight in a thousand")
+        raise InputError("no fraction came; need at least one, for example 0.001 for one weight in a thousand")
     masks = [Mask.top(scores, fraction=fraction, per=per) for fraction in fractions]
     for mask in masks:
         _check_mask(model, mask)
@@ -217,12 +217,12 @@ def _check_mask(model: HookedTransformer, mask: Mask) -> None:
 def _check_scales(scales: Sequence[float]) -> None:
     wrong = [scale for scale in scales if not 0 <= scale < np.inf]
     if wrong or not scales:
-        raise InputError(f"scales {wrong or list(scales)} came; wanted at least one, each 0 or more and finite")
+        raise InputError(f"scales {wrong or list(scales)} came; need at least one, each 0 or more and finite")
 
 
 def _check_sets(model: HookedTransformer, sets: Mapping[str, Paragraphs]) -> None:
     if not sets:
-        raise InputError("no set of paragraphs came; wanted at least one, {'memorized': paragraphs} for example")
+        raise InputError("no set of paragraphs came; need at least one, {'memorized': paragraphs} for example")
     for name, paragraphs in sets.items():
         if len(paragraphs) == 0:
             raise InputError(f"the set '{name}' is empty; leave it out")

@@ -240,7 +240,7 @@ def check_known(model: HookedTransformer, memorized: Paragraphs) -> None:
 
 def _check(model: HookedTransformer, memorized: Paragraphs, keep: Paragraphs, mask: Mask | None, method: str) -> None:
     if method not in METHODS:
-        raise InputError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
+        raise InputError(f"method is {method!r}; need one of {', '.join(METHODS)}")
     check_sets(model, memorized, keep, "memorized")
     if mask is not None:
         check_mask(model, mask)

@@ -55,7 +55,7 @@ def ablate_heads(
             model that cannot be used.
     """
     if part not in ("z", "pattern", "v"):
-        raise InputError(f"part is {part!r}; wanted 'z', 'pattern' or 'v'")
+        raise InputError(f"part is {part!r}; need 'z', 'pattern' or 'v'")
     runs = AblationRuns(model, paras, method=method, site=part, seed=seed, batch_size=batch_size)
     layers, heads = runs.shape
     losses = _losses(runs, torch.eye(layers * heads, dtype=torch.bool).view(-1, layers, heads), progress)
@@ -136,7 +136,7 @@ def ablate_greedily(
     runs = AblationRuns(model, paras, method=method, seed=seed, batch_size=batch_size)
     layers, heads = runs.shape
     if not 1 <= count <= layers * heads:
-        raise InputError(f"count is {count}; wanted 1 to {layers * heads}, the heads of the model")
+        raise InputError(f"count is {count}; need 1 to {layers * heads}, the heads of the model")
     gone = torch.zeros(layers * heads, dtype=torch.bool)
     taken, losses = [], []
     for step in range(count):

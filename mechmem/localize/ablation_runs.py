@@ -52,7 +52,7 @@ class AblationRuns:
         check_fit(model, paras)
         stand_in = _stand_in(method, len(paras), seed)
         if site not in HEAD_AXIS or (site == "mlp_out" and model.cfg.attn_only):
-            raise InputError(f"site is {site!r}; wanted one of {', '.join(HEAD_AXIS)}, if the model has it")
+            raise InputError(f"site is {site!r}; need one of {', '.join(HEAD_AXIS)}, if the model has it")
         self._model, self._paras, self._batch_size = model, paras, batch_size
         self._axis = HEAD_AXIS[site]
         self.shape = model.cfg.n_layers, 1 if self._axis is None else model.cfg.n_heads
@@ -143,12 +143,12 @@ class AblationRuns:
 def _stand_in(method: str, count: int, seed: int) -> Callable[[Tensor], Tensor]:
     """The function that turns a layer's activations, [paragraph, ...], into what replaces them."""
     if method not in ("mean", "zero", "resample"):
-        raise InputError(f"method is '{method}'; wanted 'mean', 'zero' or 'resample'")
+        raise InputError(f"method is '{method}'; need 'mean', 'zero' or 'resample'")
     if method == "zero":
         return lambda value: value.new_zeros(1, *value.shape[1:]).expand_as(value)
     if count < 2:
         raise InputError(
-            f"{count} paragraph came for method '{method}', which takes the output of others; wanted at least two: "
+            f"{count} paragraph came for method '{method}', which takes the output of others; need at least two: "
             "give more paragraphs or use method='zero'"
         )
     if method == "mean":

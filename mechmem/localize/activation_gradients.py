@@ -165,13 +165,13 @@ def _cells(value: Tensor, site: str, kind: str) -> Tensor:
 def _check(model: HookedTransformer, paras: Paragraphs, site: str, target: int | None, kind: str, steps: int) -> None:
     check_fit(model, paras)
     if site not in SITES or (site in NEURON_SITES and model.cfg.attn_only):
-        raise InputError(f"site is {site!r}; wanted one of {', '.join(SITES)}, if the model has it")
+        raise InputError(f"site is {site!r}; need one of {', '.join(SITES)}, if the model has it")
     if site == "resid_mid" and model.cfg.parallel_attn_mlp:
-        raise InputError("the model runs attention and MLP side by side, so it has no 'resid_mid'; wanted another site")
+        raise InputError("the model runs attention and MLP side by side, so it has no 'resid_mid'; need another site")
     if kind not in get_args(Kind) or steps < 1:
-        raise InputError(f"kind is {kind!r} with {steps} steps; wanted one of {', '.join(get_args(Kind))}, 1 or more")
+        raise InputError(f"kind is {kind!r} with {steps} steps; need one of {', '.join(get_args(Kind))}, 1 or more")
     if target is not None and not 1 <= target < paras.tokens.shape[1]:
         raise InputError(
-            f"target is {target}; wanted a token position from 1 to {paras.tokens.shape[1] - 1}: the first token is "
+            f"target is {target}; need a token position from 1 to {paras.tokens.shape[1] - 1}: the first token is "
             "predicted by nothing"
         )

@@ -77,7 +77,7 @@ def attribute(
     pairs = check_pairs(model, clean, corrupt, site, direction, scored)
     if method not in ("gradient", "integrated") or steps < 1:
         raise InputError(
-            f"method is {method!r} with {steps} steps; wanted 'gradient' or 'integrated', the latter with at least 1"
+            f"method is {method!r} with {steps} steps; need 'gradient' or 'integrated', the latter with at least 1"
         )
     grid_shape(model, clean.tokens.shape[1], site, groups)  # refuses groups that are not there
     points = [0.0] if method == "gradient" else [(step + 0.5) / steps for step in range(steps)]
@@ -119,7 +119,7 @@ def _batch(
                 value = _value(metric, _logits(model, pairs.base, pairs), pairs, reference[0])
                 if value.grad_fn is None or metric_name(metric) == "em":
                     raise InputError(
-                        f"the metric {metric_name(metric)} has no gradient; wanted a smooth function of the logits, "
+                        f"the metric {metric_name(metric)} has no gradient; need a smooth function of the logits, "
                         "nll for example: patch instead"
                     )
             gradients = torch.autograd.grad(value.sum(), [recorded[name] for name in names.values()])
@@ -179,7 +179,7 @@ def top_cells(effect: xr.DataArray, fraction: float) -> xr.DataArray:
         InputError: the fraction is out of range.
     """
     if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; wanted 0 < fraction <= 1, for example 0.05")
+        raise InputError(f"fraction is {fraction}; need 0 < fraction <= 1, for example 0.05")
     size = np.abs(effect.values).ravel()
     order = np.argsort(-size, kind="stable")[: max(1, round(fraction * size.size))]
     chosen = np.zeros(size.size, dtype=bool)
@@ -197,10 +197,10 @@ def rank_correlation(approximate: xr.DataArray, exact: xr.DataArray) -> float:
     """
     if approximate.dims != exact.dims or approximate.shape != exact.shape:
         raise InputError(
-            f"results with {dict(approximate.sizes)} and {dict(exact.sizes)} came; wanted those of one site and pairs"
+            f"results with {dict(approximate.sizes)} and {dict(exact.sizes)} came; need those of one site and pairs"
         )
     both = np.isfinite(exact.values) & ((exact.values != 0) | (approximate.values != 0))
     if both.sum() < 3:
-        raise InputError(f"{both.sum()} cells can be compared; wanted at least 3: patch more of them")
+        raise InputError(f"{both.sum()} cells can be compared; need at least 3: patch more of them")
     found: Any = spearmanr(approximate.values[both], exact.values[both])
     return float(found.statistic)

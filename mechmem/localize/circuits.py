@@ -74,10 +74,10 @@ def head_circuits(
     check_counts(unigram_counts, model.cfg.d_vocab)
     counts = unigram_counts.cpu().double().numpy()
     if (counts > 0).sum() < 2:
-        raise InputError("fewer than two tokens have a count above zero; wanted counts of the corpus")
+        raise InputError("fewer than two tokens have a count above zero; need counts of the corpus")
     reason = unsupported(model)
     if reason:
-        raise InputError(f"{reason}; wanted a GPT-Neo, GPT-2 or GPT-NeoX")
+        raise InputError(f"{reason}; need a GPT-Neo, GPT-2 or GPT-NeoX")
     lean = LeanModel(model)
     rare = torch.from_numpy(rarest_weight(counts[paras.prefix.cpu().numpy()], RAREST)).float()
     query: Tensor | float = 0.0

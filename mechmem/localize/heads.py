@@ -123,7 +123,7 @@ def head_patterns(
     wrong = [pair for pair in heads if not (0 <= pair[0] < layers and 0 <= pair[1] < width)]
     if wrong or not heads:
         raise InputError(
-            f"heads {wrong or list(heads)} came; wanted (layer, head) pairs with layer below {layers} and head below "
+            f"heads {wrong or list(heads)} came; need (layer, head) pairs with layer below {layers} and head below "
             f"{width}, counted from zero"
         )
     names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
@@ -168,7 +168,7 @@ def _attention(
 def _check(model: HookedTransformer, paras: Paragraphs, unigram_counts: Tensor) -> None:
     if len(paras) < 2:
         raise InputError(
-            f"{len(paras)} paragraph came; wanted at least two: the expectation comes from the others' attention"
+            f"{len(paras)} paragraph came; need at least two: the expectation comes from the others' attention"
         )
     check_counts(unigram_counts, model.cfg.d_vocab)
 

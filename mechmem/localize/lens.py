@@ -55,7 +55,7 @@ def logit_lens(
     wrong = [pair for pair in without if not (0 <= pair[0] < layers and 0 <= pair[1] < heads)]
     if wrong:
         raise InputError(
-            f"heads {wrong} came; wanted (layer, head) pairs with layer below {layers} and head below {heads}, counted "
+            f"heads {wrong} came; need (layer, head) pairs with layer below {layers} and head below {heads}, counted "
             "from zero"
         )
     runs = AblationRuns(model, paras, method=method, seed=seed, batch_size=batch_size) if without else None

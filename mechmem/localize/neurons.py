@@ -82,11 +82,11 @@ def localize_neurons(
         FloatingPointError: a gradient or a loss is not finite.
     """
     if method not in METHODS:
-        raise InputError(f"method is {method!r}; wanted one of {', '.join(METHODS)}")
+        raise InputError(f"method is {method!r}; need one of {', '.join(METHODS)}")
     for each in (paras, keep):
         check_fit(model, each)
     if model.cfg.attn_only:
-        raise InputError("the model has no MLPs, so no neurons; wanted one that has: localize heads instead")
+        raise InputError("the model has no MLPs, so no neurons; need one that has: localize heads instead")
     found = METHODS[method](Task(model, paras, keep, seed, progress)).detach().double().cpu().numpy()
     if not np.isfinite(found).all():
         raise FloatingPointError(f"{method} gave values that are not finite; look at the weights")
@@ -102,7 +102,7 @@ def top_neurons(scores: xr.DataArray, fraction: float) -> list[tuple[int, int]]:
         InputError: the fraction is out of range.
     """
     if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; wanted 0 < fraction <= 1, for example 0.01")
+        raise InputError(f"fraction is {fraction}; need 0 < fraction <= 1, for example 0.01")
     values = scores.transpose("layer", "neuron").values
     order = np.argsort(-values, axis=None, kind="stable")[: max(1, round(fraction * values.size))]
     return [divmod(int(flat), values.shape[1]) for flat in order]

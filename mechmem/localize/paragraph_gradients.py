@@ -55,7 +55,7 @@ def paragraph_gradients(
         FloatingPointError: a gradient is not finite.
     """
     if reduction not in REDUCTIONS:
-        raise InputError(f"reduction is '{reduction}'; wanted one of {list(REDUCTIONS)}")
+        raise InputError(f"reduction is '{reduction}'; need one of {list(REDUCTIONS)}")
     names = component_names(model)
     result = np.zeros((len(paras), model.cfg.n_layers, len(names)))
     for rows, name, gradient in _gradients(model, paras, batch_size, progress):
@@ -125,7 +125,7 @@ def contrastive_gradients(
         InputError: an unknown contrast, or as `weight_gradients`.
     """
     if contrast not in get_args(Contrast):
-        raise InputError(f"contrast is {contrast!r}; wanted one of {', '.join(get_args(Contrast))}")
+        raise InputError(f"contrast is {contrast!r}; need one of {', '.join(get_args(Contrast))}")
     found = weight_gradients(model, memorized, batch_size=batch_size, progress=progress)
     if contrast == "plain":
         return {name: gradient.abs() for name, gradient in found.items()}
@@ -137,7 +137,7 @@ def contrastive_gradients(
     mean = sum(float(root.sum(dtype=torch.float64)) for root in roots.values()) / count
     if mean == 0:
         raise InputError(
-            "the keep set's gradient is zero everywhere; wanted paragraphs that the model predicts by its weights"
+            "the keep set's gradient is zero everywhere; need paragraphs that the model predicts by its weights"
         )
     return {name: gradient.abs() / (roots[name] + mean) for name, gradient in found.items()}
 

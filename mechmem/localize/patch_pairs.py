@@ -73,7 +73,7 @@ def check_pairs(
     if clean.tokens.shape != corrupt.tokens.shape or clean.prefix_len != corrupt.prefix_len:
         raise InputError(
             f"clean is {list(clean.tokens.shape)} with prefix {clean.prefix_len} and corrupt "
-            f"{list(corrupt.tokens.shape)} with prefix {corrupt.prefix_len}; wanted pairs of one length: cut or "
+            f"{list(corrupt.tokens.shape)} with prefix {corrupt.prefix_len}; need pairs of one length: cut or "
             "choose them alike"
         )
     same = (clean.tokens == corrupt.tokens).all(-1)
@@ -82,7 +82,7 @@ def check_pairs(
             f"pair {int(same.nonzero()[0])} differs nowhere, so patching it could change nothing; leave it out"
         )
     if direction not in get_args(Direction):
-        raise InputError(f"direction is {direction!r}; wanted one of {', '.join(get_args(Direction))}")
+        raise InputError(f"direction is {direction!r}; need one of {', '.join(get_args(Direction))}")
     _check_site(model, site)
     _check_scored(clean, corrupt, scored)
     columns = columns_of(clean.tokens, corrupt.tokens, clean.prefix_len, scored)
@@ -92,16 +92,16 @@ def check_pairs(
 def _check_site(model: HookedTransformer, site: str) -> None:
     reason = unsupported(model)
     if reason:
-        raise InputError(f"{reason}; wanted a GPT-Neo, GPT-2 or GPT-NeoX: patch this model with TransformerLens' hooks")
+        raise InputError(f"{reason}; need a GPT-Neo, GPT-2 or GPT-NeoX: patch this model with TransformerLens' hooks")
     if site not in SITES:
-        raise InputError(f"site is {site!r}; wanted one of {', '.join(SITES)}")
+        raise InputError(f"site is {site!r}; need one of {', '.join(SITES)}")
     if site == "resid_mid" and model.cfg.parallel_attn_mlp:
         raise InputError(
-            "the model runs attention and MLP side by side, so it has no 'resid_mid'; wanted another site: attn_out or "
+            "the model runs attention and MLP side by side, so it has no 'resid_mid'; need another site: attn_out or "
             "mlp_out"
         )
     if any(point.fwd_hooks for point in model.hook_dict.values()):
-        raise InputError("the model has hooks on it, which patching would not run; wanted none: model.reset_hooks()")
+        raise InputError("the model has hooks on it, which patching would not run; need none: model.reset_hooks()")
 
 
 def _check_scored(clean: Paragraphs, corrupt: Paragraphs, scored: ScoredAt) -> None:
@@ -109,15 +109,15 @@ def _check_scored(clean: Paragraphs, corrupt: Paragraphs, scored: ScoredAt) -> N
     if isinstance(scored, list):
         if not scored or not all(1 <= position < length for position in scored):
             raise InputError(
-                f"scored positions {scored} came; wanted token positions from 1 to {length - 1}: the first token is "
+                f"scored positions {scored} came; need token positions from 1 to {length - 1}: the first token is "
                 "predicted by nothing"
             )
     elif scored == "impact":
         same = ~(clean.continuation != corrupt.continuation).any(-1)
         if bool(same.any()):
             raise InputError(
-                f"pair {int(same.nonzero()[0])} has one continuation, so no position is impacted; wanted pairs whose "
+                f"pair {int(same.nonzero()[0])} has one continuation, so no position is impacted; need pairs whose "
                 "continuations differ, as worst_perturbations gives, or scored='continuation'"
             )
     elif scored != "continuation":
-        raise InputError(f"scored is {scored!r}; wanted 'continuation', 'impact' or a list of token positions")
+        raise InputError(f"scored is {scored!r}; need 'continuation', 'impact' or a list of token positions")

@@ -80,24 +80,24 @@ def patch(
     """
     pairs = check_pairs(model, clean, corrupt, site, direction, scored)
     shape = grid_shape(model, clean.tokens.shape[1], site, groups)
-    wanted = _wanted(cells, shape, site)
+    need = _wanted(cells, shape, site)
     device = model.W_E.device
     neurons = group_of(model, groups).to(device)
-    effects = np.full((len(clean), *wanted.shape), np.nan)
+    effects = np.full((len(clean), *need.shape), np.nan)
     ends: list[Float[Tensor, "run pair"]] = []
     lean = LeanModel(model)
     # Before its first different token a pair's two runs are one: nothing there can change anything.
     first_different = (pairs.clean != pairs.corrupt).long().argmax(-1)
     last = pairs.columns.amax(-1)
-    done, total = 0, sum(int(wanted[:, :, a : b + 1].sum()) for a, b in zip(first_different, last, strict=True))
+    done, total = 0, sum(int(need[:, :, a : b + 1].sum()) for a, b in zip(first_different, last, strict=True))
     with torch.no_grad(), fast_float32(device):
         for first in range(0, len(clean), PAIRS):
             chosen = slice(first, first + PAIRS)
             runs = _Runs(lean, pairs.select(chosen), site, metric, neurons)
             ends.append(runs.ends())
-            effects[chosen][:, wanted] = 0.0
+            effects[chosen][:, need] = 0.0
             limits = first_different[chosen].numpy(), last[chosen].numpy()
-            for batch in _batches(limits, wanted, device, AT_ONCE.get(device.type, OTHERWISE)):
+            for batch in _batches(limits, need, device, AT_ONCE.get(device.type, OTHERWISE)):
                 row = (first + batch.pair.cpu()).numpy(), batch.layer, batch.part.cpu().numpy(), batch.pos.cpu().numpy()
                 effects[row] = (runs.measure(batch) - ends[-1][0, batch.pair]).double().cpu().numpy()
                 done += len(batch.pair)
@@ -146,7 +146,7 @@ class _Runs:
         values = self._metric(scored)
         if values.shape != (len(row),):
             raise InputError(
-                f"the metric gave shape {list(values.shape)} for {len(row)} rows; wanted one number a row: take the "
+                f"the metric gave shape {list(values.shape)} for {len(row)} rows; need one number a row: take the "
                 "mean over columns in it"
             )
         return values
@@ -154,7 +154,7 @@ class _Runs:
 
 def _batches(
     limits: tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]],
-    wanted: Bool[np.ndarray, "layer part pos"],
+    need: Bool[np.ndarray, "layer part pos"],
     device: torch.device,
     at_once: int,
 ) -> Iterator[Cells]:
@@ -162,14 +162,14 @@ def _batches(
 
     Args:
         limits: each pair's first position where its runs differ, and last where a scored column sees it.
-        wanted: which cells.
+        need: which cells.
         device: where the indices go.
         at_once: positions of all rows.
     """
     begin, end = limits
     stop = int(end.max()) + 1
-    for layer in range(wanted.shape[0]):
-        part, pos = np.nonzero(wanted[layer])
+    for layer in range(need.shape[0]):
+        part, pos = np.nonzero(need[layer])
         pair = np.repeat(np.arange(len(begin)), len(part))
         part, pos = np.tile(part, len(begin)), np.tile(pos, len(begin))
         inside = (pos >= begin[pair]) & (pos <= end[pair])
@@ -188,7 +188,7 @@ def _batches(
 def grid_shape(model: HookedTransformer, length: int, site: str, groups: int) -> tuple[int, int, int]:
     """Layers, heads or groups (1 where a site has neither) and positions."""
     if site in NEURON_SITES and not 1 <= groups <= (model.cfg.d_mlp or 0):
-        raise InputError(f"groups is {groups}; wanted 1 to {model.cfg.d_mlp}, the neurons of a layer")
+        raise InputError(f"groups is {groups}; need 1 to {model.cfg.d_mlp}, the neurons of a layer")
     parts = {**dict.fromkeys(HEAD_SITES, model.cfg.n_heads), **dict.fromkeys(NEURON_SITES, groups)}
     return model.cfg.n_layers, parts.get(site, 1), length
 
@@ -212,7 +212,7 @@ def _wanted(cells: xr.DataArray | None, shape: tuple[int, int, int], site: str) 
     sizes = [shape[0], shape[2]] if part is None else list(shape)
     if set(cells.dims) != set(dims) or cells.dtype != bool or [cells.sizes[d] for d in dims] != sizes:
         raise InputError(
-            f"cells with {dict(cells.sizes)} of type {cells.dtype} came; wanted bool with "
+            f"cells with {dict(cells.sizes)} of type {cells.dtype} came; need bool with "
             f"{dict(zip(dims, sizes, strict=True))}: compare an attribution of the same site with a number"
         )
     return cells.transpose(*dims).values.reshape(shape)
@@ -224,7 +224,7 @@ def _check_metric(metric: Metric, base: Float[np.ndarray, " pair"], source: Floa
     if np.array_equal(base, source):
         raise InputError(
             f"the metric {metric_name(metric)} is {base[0]:g} for both runs of every pair, so it does not depend on "
-            "what is patched; wanted one that tells them apart at the scored positions"
+            "what is patched; need one that tells them apart at the scored positions"
         )
 
 

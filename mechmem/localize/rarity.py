@@ -28,11 +28,11 @@ def check_counts(unigram_counts: Real[Tensor, " d_vocab"], vocabulary: int) -> N
     """
     if len(unigram_counts) != vocabulary:
         raise InputError(
-            f"{len(unigram_counts)} counts came for a vocabulary of {vocabulary}; wanted one for each token id: "
+            f"{len(unigram_counts)} counts came for a vocabulary of {vocabulary}; need one for each token id: "
             "count with minlength equal to the vocabulary"
         )
     if not bool((unigram_counts >= 0).all()):
-        raise InputError("a count is below zero or not a number; wanted how often each token stands in the corpus")
+        raise InputError("a count is below zero or not a number; need how often each token stands in the corpus")
 
 
 def spearman(attention: Attention, frequency: PerKey) -> PerHead:
@@ -91,10 +91,10 @@ def rarest_weight(
 
     Keys tied at the border share the weight that is left, so that no position is preferred.
     """
-    wanted = max(1, round(fraction * frequency.shape[-1]))
-    border = np.partition(frequency, wanted - 1, axis=-1)[..., wanted - 1 : wanted]
+    need = max(1, round(fraction * frequency.shape[-1]))
+    border = np.partition(frequency, need - 1, axis=-1)[..., need - 1 : need]
     rarer, tied = frequency < border, frequency == border
-    share = (wanted - rarer.sum(-1, keepdims=True)) / tied.sum(-1, keepdims=True)
+    share = (need - rarer.sum(-1, keepdims=True)) / tied.sum(-1, keepdims=True)
     return np.where(rarer, 1.0, tied * share)
 
 

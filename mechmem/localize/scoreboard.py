@@ -196,4 +196,4 @@ def _lost(model: HookedTransformer, target: Paragraphs, others: Paragraphs, keep
 def _check(methods: Sequence[str]) -> None:
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
-        raise InputError(f"methods {unknown or list(methods)} came; wanted some of {', '.join(METHODS)}")
+        raise InputError(f"methods {unknown or list(methods)} came; need some of {', '.join(METHODS)}")

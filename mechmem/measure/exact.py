@@ -220,24 +220,22 @@ def check_method(method: str, precision: str) -> None:
     """Refuse with InputError what `ExactScorer` does not know."""
     if method not in get_args(Method) or precision not in get_args(Precision):
         raise InputError(
-            f"method is {method!r} and precision {precision!r}; wanted a method of {', '.join(get_args(Method))} and a "
+            f"method is {method!r} and precision {precision!r}; need a method of {', '.join(get_args(Method))} and a "
             f"precision of {', '.join(get_args(Precision))}"
         )
     if method == "full" and precision == "bfloat16":
         raise InputError(
-            "bfloat16 came with the method 'full'; it only decides which paragraphs to confirm in float32: wanted the "
+            "bfloat16 came with the method 'full'; it only decides which paragraphs to confirm in float32: need the "
             "method 'cascade' with it"
         )
 
 
 def _check_sizes(calibration: Paragraphs, batch_size: int | None, stages: tuple[int, ...]) -> None:
     if not len(calibration):
-        raise InputError("no paragraph came to calibrate on; wanted at least one: give some of those to be scored")
+        raise InputError("no paragraph came to calibrate on; need at least one: give some of those to be scored")
     if batch_size is not None and batch_size < 1:
-        raise InputError(
-            f"batch_size is {batch_size}; wanted at least 1 paragraph, or None for as many as fit the cache"
-        )
+        raise InputError(f"batch_size is {batch_size}; need at least 1 paragraph, or None for as many as fit the cache")
     if not stages or any(stop <= start for start, stop in pairwise((0, *stages))):
         raise InputError(
-            f"stages are {stages}; wanted rising numbers of continuation tokens after which to look who is left, from 1"
+            f"stages are {stages}; need rising numbers of continuation tokens after which to look who is left, from 1"
         )

@@ -68,7 +68,7 @@ def margins(
         best = logits.max(-1)
         margin[part], rival[part] = own - best.values, best.indices
     if bool(margin.isnan().any()):
-        raise InputError("the model gave NaN logits; wanted finite ones: check its weights, or compute in float32")
+        raise InputError("the model gave NaN logits; need finite ones: check its weights, or compute in float32")
     shape = true.shape
     return Margins(margin.view(shape), rival.view(shape), token_nll.view(shape) if nll else None)
 

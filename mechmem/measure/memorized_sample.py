@@ -37,15 +37,15 @@ def memorized_sample(
         InputError: a limit below 1, a source that cannot be read or does not fit the model, or none is left.
     """
     if limit < 1:
-        raise InputError(f"limit is {limit}; wanted at least 1 paragraph")
+        raise InputError(f"limit is {limit}; need at least 1 paragraph")
     paras = bundled_paragraphs() if source is None else read_corpus(source, model.tokenizer)
     check_fit(model, paras)
-    wanted = paras.continuation_len if min_em is None else min_em
+    need = paras.continuation_len if min_em is None else min_em
     scores = ExactScorer(model, paras.select(np.arange(min(CALIBRATION, len(paras))))).score(paras, progress)
-    known = np.flatnonzero(scores.em >= wanted)
+    known = np.flatnonzero(scores.em >= need)
     if not len(known):
         raise InputError(
-            f"of {len(paras)} paragraphs none has EM {wanted} or more, the best {scores.em.max()}; "
+            f"of {len(paras)} paragraphs none has EM {need} or more, the best {scores.em.max()}; "
             "name others, or ask for less"
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(known)[:limit])

@@ -90,9 +90,9 @@ def perturb_prefix(
     """
     check_fit(model, paras)
     if scope not in get_args(Scope):
-        raise InputError(f"the scope is {scope!r}; wanted one of {', '.join(get_args(Scope))}")
+        raise InputError(f"the scope is {scope!r}; need one of {', '.join(get_args(Scope))}")
     if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; wanted 1 or more")
+        raise InputError(f"batch_size is {batch_size}; need 1 or more")
     drawn = replacements(model, paras, replacement, samples=samples, seed=seed)
     places = [0] if scope == "prefix" else list(range(paras.prefix_len))
     open_runs = prefix_runs(model, paras)

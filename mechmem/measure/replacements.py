@@ -33,9 +33,9 @@ def replacements(
         InputError: an unknown kind, no sample, several samples of a runner-up, or too small a vocabulary.
     """
     if replacement not in get_args(Replacement):
-        raise InputError(f"the replacement is {replacement!r}; wanted one of {', '.join(get_args(Replacement))}")
+        raise InputError(f"the replacement is {replacement!r}; need one of {', '.join(get_args(Replacement))}")
     if samples < 1 or (samples > 1 and replacement == "runner-up"):
-        raise InputError(f"{samples} samples of '{replacement}' came; wanted 1 or more, and 1 of the runner-up")
+        raise InputError(f"{samples} samples of '{replacement}' came; need 1 or more, and 1 of the runner-up")
     allowed = allowed_ids(model)
     drawn = _random(paras.prefix.numpy(), allowed, samples, seed)
     return drawn if replacement == "random" else _runner_up(model, paras, allowed, drawn)
@@ -52,9 +52,7 @@ def allowed_ids(model: HookedTransformer) -> Int64[np.ndarray, " allowed"]:
     special = [] if tokenizer is None else list(tokenizer.all_special_ids)
     allowed = np.setdiff1d(np.arange(count), np.array(special, dtype=np.int64))
     if len(allowed) < 2:
-        raise InputError(
-            f"{len(allowed)} of {count} tokens are not special; wanted at least 2 to replace one by another"
-        )
+        raise InputError(f"{len(allowed)} of {count} tokens are not special; need at least 2 to replace one by another")
     return allowed
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechmem.data.errors import InputError
+from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, batches
 from mechmem.model.forward import check_fit, continuation_logits
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 ATTRIBUTES = {
     "em": {"units": "tokens", "long_name": "leading continuation tokens that greedy decoding reproduces"},
@@ -28,12 +30,13 @@ ATTRIBUTES = {
 HIGHER = {"em": "more memorized", "nll": "less memorized", "match": "more memorized", "token_nll": "less memorized"}
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def score(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Exact match and NLL of every paragraph's continuation, from one forward pass.
 
@@ -44,12 +47,12 @@ def score(
 
     Args:
         model: any HookedTransformer; hooks on it act as usual.
-        paras: paragraphs whose ids the model knows; logit columns prefix_len - 1 ... n - 2 score their continuation.
+        paragraphs: those whose ids the model knows; logit columns prefix_len - 1 ... n - 2 score their continuation.
         batch_size: paragraphs of one forward.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
-        Dataset with coordinates `paragraph` (row number) and `pos` (token position prefix_len ... n - 1):
+        Dataset with coordinates `paragraph` (the paragraphs' ids) and `pos` (token position prefix_len ... n - 1):
         em[paragraph] (int, 0 to continuation length, higher: more memorized), nll[paragraph] (mean over the
         continuation of -log p(token | true tokens before it), nats; lower: more memorized), match[paragraph, pos],
         token_nll[paragraph, pos] (nats), greedy[paragraph, pos] (the argmax ids; they are the greedily decoded text
@@ -58,26 +61,23 @@ def score(
     Raises:
         InputError: no paragraph, an id beyond the vocabulary, or paragraphs longer than the model's context.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     parts: dict[str, list[Tensor]] = {}
     with torch.no_grad():
-        for start in range(0, len(paras), batch_size):
-            batch = slice(start, start + batch_size)
-            logits = continuation_logits(model, paras.tokens[batch], paras.prefix_len)
-            for name, values in score_logits(logits, paras.continuation[batch]).items():
+        for batch in batches(len(paragraphs), batch_size, progress):
+            logits = continuation_logits(model, paragraphs.tokens[batch], paragraphs.prefix_len)
+            for name, values in score_logits(logits, paragraphs.continuation[batch]).items():
                 parts.setdefault(name, []).append(values.cpu())
             # Freed before the next batch's logits come, or two batches' would stand in memory together.
             del logits
-            if progress is not None:
-                progress(min(start + batch_size, len(paras)), len(paras))
-    positions = np.arange(paras.prefix_len, paras.tokens.shape[1])
+    positions = np.arange(paragraphs.prefix_len, paragraphs.tokens.shape[1])
     data = {}
     for name, values in parts.items():
         dims = ("paragraph", "pos")[: values[0].ndim]
         higher = {"higher": HIGHER[name]} if name in HIGHER else {}
         data[name] = (dims, torch.cat(values).numpy(), ATTRIBUTES[name] | higher)
-    coords = {"paragraph": np.arange(len(paras)), "pos": positions}
-    return xr.Dataset(data, coords, {"prefix_len": paras.prefix_len, "ties": "lowest id"})
+    coords = {"paragraph": paragraphs.ids, "pos": positions}
+    return xr.Dataset(data, coords, {"prefix_len": paragraphs.prefix_len, "ties": "lowest id"})
 
 
 def score_logits(
@@ -115,43 +115,46 @@ def memorized_other(
     return em == length, em <= length // 5
 
 
-def split(paras: Paragraphs, scores: xr.Dataset) -> tuple[Paragraphs, Paragraphs]:
+def split(paragraphs: Paragraphs, scores: xr.Dataset) -> tuple[Paragraphs, Paragraphs]:
     """The memorized paragraphs and the others, by EM (Stoehr et al. 2024, section 3).
 
     Args:
-        paras: the paragraphs that were scored.
-        scores: what `score` returned for them.
+        paragraphs: the paragraphs that were scored, or some of them, in any order.
+        scores: what `score` returned for them; rows are found by the paragraphs' ids.
 
     Returns:
         `memorized`: EM == all, and `other`: EM <= 10 of 50 (for other lengths a fifth of the continuation, rounded
-        down); paragraphs in between are in neither.
+        down); paragraphs in between are in neither. Both have the columns `em` and `nll`.
 
     Raises:
-        InputError: the scores are of other paragraphs.
+        InputError: the scores do not know a paragraph, or are of another continuation length.
     """
-    if scores.sizes["paragraph"] != len(paras) or scores.sizes["pos"] != paras.continuation_len:
+    if scores.sizes["pos"] != paragraphs.continuation_len:
         raise InputError(
-            f"scores of {scores.sizes['paragraph']} paragraphs with {scores.sizes['pos']} continuation tokens came for "
-            f"{len(paras)} paragraphs with {paras.continuation_len}; wanted the scores of these paragraphs: score them"
+            f"got scores of {scores.sizes['pos']} continuation tokens for paragraphs with "
+            f"{paragraphs.continuation_len}; need the scores of these paragraphs: score them"
         )
-    memorized, other = memorized_other(scores.em.values, paras.continuation_len)
-    return paras.select(memorized), paras.select(other)
+    own = aligned(scores, paragraphs)
+    memorized, other = memorized_other(own.em.values, paragraphs.continuation_len)
+    scored = paragraphs.with_columns(em=own.em.values, nll=own.nll.values)
+    return scored.select(memorized), scored.select(other)
 
 
+@public("run", renamed={"before": "original", "after": "edited", "paras": "paragraphs"})
 def kl(
-    before: HookedTransformer,
-    after: HookedTransformer,
-    paras: Paragraphs,
+    original: HookedTransformer,
+    edited: HookedTransformer,
+    paragraphs: Paragraphs,
     *,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> xr.DataArray:
     """KL(p_0 || p) of two models' next-token distributions, mean over each continuation.
 
     Args:
-        before: the model of p_0.
-        after: the model of p, of the same vocabulary.
-        paras: both models see the true tokens; columns prefix_len - 1 ... n - 2 are compared.
+        original: the model of p_0.
+        edited: the model of p, of the same vocabulary.
+        paragraphs: both models see the true tokens; columns prefix_len - 1 ... n - 2 are compared.
         batch_size: paragraphs of one forward.
         progress: called with (paragraphs done, paragraphs).
 
@@ -161,23 +164,19 @@ def kl(
     Raises:
         InputError: the vocabularies differ, or the paragraphs do not fit one of the models.
     """
-    check_fit(before, paras)
-    check_fit(after, paras)
-    if before.cfg.d_vocab_out != after.cfg.d_vocab_out:
+    check_fit(original, paragraphs)
+    check_fit(edited, paragraphs)
+    if original.cfg.d_vocab_out != edited.cfg.d_vocab_out:
         raise InputError(
-            f"the models have {before.cfg.d_vocab_out} and {after.cfg.d_vocab_out} output tokens; wanted one "
+            f"the models have {original.cfg.d_vocab_out} and {edited.cfg.d_vocab_out} output tokens; need one "
             "vocabulary: compare a model with an edited copy of it"
         )
     values = []
     with torch.no_grad():
-        for start in range(0, len(paras), batch_size):
-            tokens = paras.tokens[start : start + batch_size]
-            values.append(_batch_kl(before, after, tokens, paras.prefix_len).cpu())
-            if progress is not None:
-                progress(min(start + batch_size, len(paras)), len(paras))
-    attrs = {"units": "nats per token", "higher": "the models differ more", "long_name": "KL(before || after)"}
-    coords = {"paragraph": np.arange(len(paras))}
-    return xr.DataArray(torch.cat(values).numpy(), coords, ("paragraph",), "kl", attrs)
+        for batch in batches(len(paragraphs), batch_size, progress):
+            values.append(_batch_kl(original, edited, paragraphs.tokens[batch], paragraphs.prefix_len).cpu())
+    attrs = {"units": "nats per token", "higher": "the models differ more", "long_name": "KL(original || edited)"}
+    return xr.DataArray(torch.cat(values).numpy(), {"paragraph": paragraphs.ids}, ("paragraph",), "kl", attrs)
 
 
 def _batch_kl(

@@ -41,15 +41,15 @@ def worst_perturbations(
     """
     if drop.attrs.get("scope") != "token":
         raise InputError(
-            f"the perturbation's scope is {drop.attrs.get('scope')!r}; wanted 'token': one token must differ"
+            f"the perturbation's scope is {drop.attrs.get('scope')!r}; need 'token': one token must differ"
         )
     if drop.sizes["paragraph"] != len(paras) or drop.sizes["pos"] != paras.prefix_len:
         raise InputError(
             f"perturbations of {drop.sizes['paragraph']} paragraphs with {drop.sizes['pos']} prefix tokens came for "
-            f"{len(paras)} paragraphs with {paras.prefix_len}; wanted those of these paragraphs"
+            f"{len(paras)} paragraphs with {paras.prefix_len}; need those of these paragraphs"
         )
     if before is not None and not 1 <= before <= paras.prefix_len:
-        raise InputError(f"before is {before}; wanted 1 to {paras.prefix_len}, the prefix's length")
+        raise InputError(f"before is {before}; need 1 to {paras.prefix_len}, the prefix's length")
     drop = drop.isel(pos=slice(before))
     ordered = ("paragraph", "pos", "sample")
     em, nll, tokens = (
@@ -71,7 +71,7 @@ def worst_perturbations(
         )
     differs = np.flatnonzero((corrupt != paras.tokens)[:, paras.prefix_len :].any(1).numpy())
     if not len(differs):
-        raise InputError("no replacement changes how the model goes on; wanted at least one: perturb with more samples")
+        raise InputError("no replacement changes how the model goes on; need at least one: perturb with more samples")
     clean = paras.select(differs)
     corrupt = Paragraphs(corrupt[torch.from_numpy(differs)], paras.prefix_len)
     source, impact = compare_pairs(clean, corrupt)
@@ -91,13 +91,13 @@ def compare_pairs(
     if clean.tokens.shape != corrupt.tokens.shape or clean.prefix_len != corrupt.prefix_len:
         raise InputError(
             f"clean is {list(clean.tokens.shape)} with prefix {clean.prefix_len} and corrupt "
-            f"{list(corrupt.tokens.shape)} with prefix {corrupt.prefix_len}; wanted the same of both"
+            f"{list(corrupt.tokens.shape)} with prefix {corrupt.prefix_len}; need the same of both"
         )
     different = (clean.tokens != corrupt.tokens).numpy()
     count = different[:, : clean.prefix_len].sum(1)
     if (count != 1).any():
         row = int(np.flatnonzero(count != 1)[0])
-        raise InputError(f"pair {row} differs in {count[row]} prefix tokens; wanted exactly one in every pair")
+        raise InputError(f"pair {row} differs in {count[row]} prefix tokens; need exactly one in every pair")
     source = different[:, : clean.prefix_len].argmax(1)
     later = different[:, clean.prefix_len :]
     return source, np.where(later.any(1), clean.prefix_len + later.argmax(1), -1)

@@ -92,7 +92,7 @@ def _stream(
         stream, origin = torch.randint(0, vocabulary, (768,), generator=generator), "random ids: no tokenizer"
     if len(stream) < 2 or not 0 <= int(stream.min()) <= int(stream.max()) < vocabulary:
         raise InputError(
-            f"{len(stream)} tokens came, with ids from {list(stream.aminmax()) if len(stream) else 'nowhere'}; wanted "
+            f"{len(stream)} tokens came, with ids from {list(stream.aminmax()) if len(stream) else 'nowhere'}; need "
             f"at least 2, with ids from 0 to {vocabulary - 1}: encode a longer text with this model's tokenizer"
         )
     return stream.long(), origin

@@ -44,14 +44,14 @@ def find_folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"{folder}: a file came; wanted the folder it lies in, with config.json beside the weights")
+        raise InputError(f"{folder}: a file came; need the folder it lies in, with config.json beside the weights")
     if folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 2:
-        raise InputError(f"{folder}: no such folder; wanted a folder with config.json and model.safetensors")
+        raise InputError(f"{folder}: no such folder; need a folder with config.json and model.safetensors")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError) as error:
         raise InputError(
-            f"'{name}' is no folder here and no model that the hub gives out ({_first_line(error)}); wanted "
+            f"'{name}' is no folder here and no model that the hub gives out ({_first_line(error)}); need "
             "'bundled', a folder or a hub name such as EleutherAI/gpt-neo-125m: check the spelling"
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
@@ -70,7 +70,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file; wanted a folder that transformers' save_pretrained wrote, with config.json beside "
+            f"{path}: no such file; need a folder that transformers' save_pretrained wrote, with config.json beside "
             "the weights"
         )
     try:
@@ -126,7 +126,7 @@ class Checkpoint:
             tensor = opened.get_tensor(stored)
         if tensor.numel() and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
             raise InputError(
-                f"{file}: tensor '{stored}' holds NaN or infinite values; wanted finite weights: the training or the "
+                f"{file}: tensor '{stored}' holds NaN or infinite values; need finite weights: the training or the "
                 "conversion that wrote it went wrong, take an earlier checkpoint"
             )
         if stored not in self._digests:
@@ -149,14 +149,14 @@ class Checkpoint:
         missing = [name for name, stored in self.names.items() if not stored]
         if missing:
             raise InputError(
-                f"{self.folder}: {len(missing)} tensors are missing, the first is '{missing[0]}'; wanted all "
+                f"{self.folder}: {len(missing)} tensors are missing, the first is '{missing[0]}'; need all "
                 f"{len(self.names)} that config.json describes: save the whole model again"
             )
         surplus = [n for n in self._files if n not in set(self.names.values()) and not BUFFERS.search(n)]
         if surplus:
             raise InputError(
                 f"{self.folder}: {len(surplus)} tensors have no place in the model that config.json describes, the "
-                f"first is '{surplus[0]}'; wanted weights and configuration of one model: save both again"
+                f"first is '{surplus[0]}'; need weights and configuration of one model: save both again"
             )
         for file in set(self._files.values()):
             with safe_open(file, framework="pt") as opened:
@@ -192,7 +192,7 @@ def _weight_files(folder: Path) -> list[Path]:
             f"only {pickles[0].name}, a pickle, which can run code when opened and is refused" if pickles else "none"
         )
         raise InputError(
-            f"{folder}: wanted weights in model.safetensors and found {found}. If they exist as a pickle from a source "
+            f"{folder}: need weights in model.safetensors and found {found}. If they exist as a pickle from a source "
             "that you trust, load them with transformers in a place where nothing can be harmed and write them with "
             "save_pretrained(folder, safe_serialization=True)"
         )
@@ -226,7 +226,7 @@ def _check_slice(file: Path, name: str, stored: Any, shape: tuple[int, ...]) -> 
         )
     if stored.get_dtype() not in FLOATING:
         raise InputError(
-            f"{file}: tensor '{name}' is stored as {stored.get_dtype()}; wanted floating-point weights "
+            f"{file}: tensor '{name}' is stored as {stored.get_dtype()}; need floating-point weights "
             f"({', '.join(sorted(FLOATING))}): quantized checkpoints are not read, take the original"
         )
 

@@ -43,7 +43,7 @@ def export(model: HookedTransformer, folder: str | Path, *, card: str | None = N
     tensors = _neo_tensors(model)
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise InputError(f"'{name}' holds NaN or infinite weights; wanted finite ones: the edit diverged, redo it")
+            raise InputError(f"'{name}' holds NaN or infinite weights; need finite ones: the edit diverged, redo it")
     config = _config(model, source, tied="lm_head.weight" not in tensors)
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -60,12 +60,12 @@ def export(model: HookedTransformer, folder: str | Path, *, card: str | None = N
 def _check(model: HookedTransformer, source: Provenance | None, folder: Path) -> None:
     if model.cfg.original_architecture != "GPTNeoForCausalLM":
         raise InputError(
-            f"the model's family is {model.cfg.original_architecture}; wanted GPTNeoForCausalLM, the only one that can "
+            f"the model's family is {model.cfg.original_architecture}; need GPTNeoForCausalLM, the only one that can "
             "be exported: keep other models as TransformerLens' state_dict"
         )
     if model.cfg.normalization_type != "LN" or (source is not None and source.processing != "raw"):
         raise InputError(
-            "the weights are folded, which cannot be undone: LayerNorm's own weights are gone; wanted raw ones: load "
+            "the weights are folded, which cannot be undone: LayerNorm's own weights are gone; need raw ones: load "
             "with processing='raw', edit and export that"
         )
     absent = ["unembed.b_U", *(f"blocks.{i}.attn.b_{x}" for i in range(model.cfg.n_layers) for x in "QKV")]
@@ -76,9 +76,7 @@ def _check(model: HookedTransformer, source: Provenance | None, folder: Path) ->
                 "this parameter out of the edit"
             )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(
-            f"{folder}: exists and is not empty; wanted a new or empty folder: choose another or remove it"
-        )
+        raise InputError(f"{folder}: exists and is not empty; need a new or empty folder: choose another or remove it")
 
 
 def _neo_tensors(model: HookedTransformer) -> dict[str, Float[Tensor, " ..."]]:

@@ -8,27 +8,48 @@ from transformer_lens import HookedTransformer
 from transformer_lens.utilities.activation_functions import apply_softcap
 
 from mechmem.data.errors import InputError
+from mechmem.data.fingerprint import fingerprint, vocabulary_size
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.model.tokenizer import MOST_PADDING
 
 
 def check_fit(model: HookedTransformer, paras: Paragraphs) -> None:
     """Refuse paragraphs that this model cannot read.
 
     Raises:
-        InputError: no paragraph, an id beyond the vocabulary, or more tokens than the model's context.
+        InputError: no paragraph, ids of another tokenizer or beyond the vocabulary, or more tokens than the model's
+            context.
     """
     if len(paras) == 0:
-        raise InputError("no paragraph came; wanted at least one: look at the mask or filter that chose them")
+        raise InputError("got 0 paragraphs; need at least 1: look at the mask or filter that chose them")
+    _check_tokenizer(model, paras)
     largest, vocabulary = int(paras.tokens.max()), model.cfg.d_vocab
     if largest >= vocabulary:
         raise InputError(
-            f"a token id is {largest} and the model's vocabulary has {vocabulary} tokens; wanted ids below "
+            f"got the token id {largest} for a model with a vocabulary of {vocabulary} tokens; need ids below "
             f"{vocabulary}: encode the text with this model's tokenizer"
         )
     if paras.tokens.shape[1] > model.cfg.n_ctx:
         raise InputError(
-            f"paragraphs have {paras.tokens.shape[1]} tokens and the model's context is {model.cfg.n_ctx}; wanted no "
-            "more than the context: cut the paragraphs"
+            f"paragraphs have {paras.tokens.shape[1]} tokens and the model's context is {model.cfg.n_ctx}; need at "
+            "most the context: cut the paragraphs"
+        )
+
+
+def _check_tokenizer(model: HookedTransformer, paras: Paragraphs) -> None:
+    """Refuse ids of another tokenizer, where both are known: scores of such ids would mean nothing."""
+    if paras.tokenizer is None:
+        return
+    size, vocabulary = vocabulary_size(paras.tokenizer), model.cfg.d_vocab
+    if model.tokenizer is not None:
+        fits = fingerprint(model.tokenizer) == paras.tokenizer
+    else:
+        # Without a tokenizer only the size tells, and models may be padded beyond it.
+        fits = size <= vocabulary < size + MOST_PADDING
+    if not fits:
+        raise InputError(
+            f"the paragraphs' ids belong to another tokenizer ({size:,} tokens) than the model's ({vocabulary:,}); "
+            "need text encoded by the model's own: mechmem.read_corpus(file, model.tokenizer)"
         )
 
 
@@ -55,7 +76,7 @@ def advance(
     """
     if model.cfg.positional_embedding_type == "shortformer":
         raise InputError(
-            "the model has shortformer position embeddings, which every layer needs beside its residual stream; wanted "
+            "the model has shortformer position embeddings, which every layer needs beside its residual stream; need "
             "another kind of model here: run it whole, with hooks"
         )
     if start == stop:

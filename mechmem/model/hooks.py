@@ -38,6 +38,11 @@ def with_hooks(model: HookedTransformer, hooks: Mapping[str, Hook]) -> Iterator[
         model.is_caching = caching
 
 
+def hooked_points(model: HookedTransformer) -> list[str]:
+    """Names of hook points that have forward or backward hooks on them."""
+    return [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+
+
 @contextmanager
 def recording(model: HookedTransformer, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Record activations of every forward in the block.
@@ -94,11 +99,11 @@ def _check_names(model: HookedTransformer, names: Iterable[str]) -> None:
         if point is None:
             ending = name.rsplit(".", 1)[-1]
             close = [known for known in model.hook_dict if known.endswith(ending)][:3] or list(model.hook_dict)[:3]
-            raise InputError(f"no hook point '{name}'; wanted a name in model.hook_dict, for example {close}")
+            raise InputError(f"no hook point '{name}'; need a name in model.hook_dict, for example {close}")
         try:
             model.check_hooks_to_add(point, name, lambda *_, **__: None)
         except AssertionError as error:
             raise InputError(
-                f"hook point '{name}' is never called by this model ({error}); wanted one that is: compute the value "
+                f"hook point '{name}' is never called by this model ({error}); need one that is: compute the value "
                 "from hook_z or the residual stream, or switch the setting on yourself"
             ) from error

@@ -81,7 +81,7 @@ def load_model(
             that does not fit the vocabulary.
     """
     if processing not in get_args(Processing):
-        raise InputError(f"processing is {processing!r}; wanted one of {', '.join(get_args(Processing))}")
+        raise InputError(f"processing is {processing!r}; need one of {', '.join(get_args(Processing))}")
     folder = find_folder(str(name))
     config = read_config(folder)
     cfg = _hooked_config(folder, config, processing, device, dtype)
@@ -108,7 +108,7 @@ def provenance(model: HookedTransformer) -> Provenance:
     """
     known = getattr(model, "mechmem_provenance", None)
     if not isinstance(known, Provenance):
-        raise InputError("this model does not say where its weights came from; wanted one that load_model loaded")
+        raise InputError("this model does not say where its weights came from; need one that load_model loaded")
     return known
 
 

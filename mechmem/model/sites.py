@@ -72,7 +72,7 @@ def reduce_by_component(
         InputError: an unknown reduction, or a parameter missing or of another shape.
     """
     if reduction not in REDUCTIONS:
-        raise InputError(f"reduction is '{reduction}'; wanted one of {list(REDUCTIONS)}")
+        raise InputError(f"reduction is '{reduction}'; need one of {list(REDUCTIONS)}")
     _check_values(values, editable_parameters(model))
     rows = []
     for layer in range(model.cfg.n_layers):
@@ -95,7 +95,7 @@ def _layer_parameters(model: HookedTransformer, layer: int) -> list[str]:
 def _check_values(values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if name not in values:
-            raise InputError(f"no values came for '{name}'; wanted one tensor for each of {len(parameters)} parameters")
+            raise InputError(f"no values came for '{name}'; need one tensor for each of {len(parameters)} parameters")
         if values[name].shape != parameter.shape:
             raise InputError(
                 f"values of '{name}' have shape {list(values[name].shape)} and the parameter {list(parameter.shape)}; "
@@ -114,6 +114,6 @@ def _check_layout(model: HookedTransformer) -> None:
         found = f"{config.num_experts} experts in an MLP"
     if found is not None:
         raise InputError(
-            f"the model has {found}; wanted layers of W_Q, W_K, W_V, W_O for each head and one W_in and W_out: "
+            f"the model has {found}; need layers of W_Q, W_K, W_V, W_O for each head and one W_in and W_out: "
             "use a model like GPT-Neo, GPT-2 or Pythia"
         )

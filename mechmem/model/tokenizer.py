@@ -72,13 +72,13 @@ def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabula
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocabulary:
         raise InputError(
-            f"{folder}: its tokenizer gives ids up to {largest} and the model's vocabulary has {vocabulary}; wanted "
+            f"{folder}: its tokenizer gives ids up to {largest} and the model's vocabulary has {vocabulary}; need "
             f"ids below {vocabulary}: put the tokenizer beside the model it was trained with"
         )
     surplus = vocabulary - largest - 1
     if surplus and not (padded and vocabulary % PADDED_TO == 0 and surplus < MOST_PADDING):
         raise InputError(
-            f"{folder}: the model's vocabulary has {vocabulary} ids and its tokenizer only {largest + 1}; wanted one "
+            f"{folder}: the model's vocabulary has {vocabulary} ids and its tokenizer only {largest + 1}; need one "
             "token for every id (only GPT-NeoX models are known to pad, to a multiple of 128): put the tokenizer "
             "beside the model it was trained with"
         )

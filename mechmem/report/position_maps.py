@@ -39,11 +39,9 @@ def position_heatmap(
     """
     row = next((name for name in ROWS if set(values.dims) == {name, "pos"}), None)
     if row is None:
-        raise ValueError(
-            f"values with dimensions {values.dims} came; wanted layer and pos, or head and pos: select one"
-        )
+        raise ValueError(f"values with dimensions {values.dims} came; need layer and pos, or head and pos: select one")
     if tokens is not None and len(tokens) != values.sizes["pos"]:
-        raise ValueError(f"{len(tokens)} tokens came for {values.sizes['pos']} positions; wanted one for each")
+        raise ValueError(f"{len(tokens)} tokens came for {values.sizes['pos']} positions; need one for each")
     # The component map draws any grid of two named axes; only their words differ.
     figure = component_heatmap(
         values.reset_coords(drop=True).rename(

@@ -63,9 +63,7 @@ def read_study(folder: str | Path) -> StudyFiles:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; wanted a study folder: write one with `mechmem run --out {folder}`"
-        )
+        raise InputError(f"{folder}: no such folder; need a study folder: write one with `mechmem run --out {folder}`")
     study = StudyFiles(
         manifest=_read_manifest(folder / "study.json"),
         paragraphs=Paragraphs.load(path) if (path := folder / "paragraphs.parquet").is_file() else None,
@@ -78,7 +76,7 @@ def read_study(folder: str | Path) -> StudyFiles:
         attacks=_read_dataset(folder / "attacks.nc"),
     )
     if all(value is None for value in vars(study).values()):
-        raise InputError(f"{folder}: holds no study; wanted study.json, paragraphs.parquet or a stage's .nc file in it")
+        raise InputError(f"{folder}: holds no study; need study.json, paragraphs.parquet or a stage's .nc file in it")
     return study
 
 
@@ -90,7 +88,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); run the study again or restore the file") from error
     if not isinstance(manifest, dict):
-        raise InputError(f"{path}: holds a {type(manifest).__name__}; wanted a JSON object with 'model' and 'settings'")
+        raise InputError(f"{path}: holds a {type(manifest).__name__}; need a JSON object with 'model' and 'settings'")
     return manifest
 
 

@@ -55,7 +55,7 @@ def score_parts(
         import ray.data
     except ImportError as error:
         raise InputError(
-            f"the engine 'ray' came and Ray is not installed ({error}); wanted it with mechmem: "
+            f"the engine 'ray' came and Ray is not installed ({error}); need it with mechmem: "
             "pip install 'mechmem[ray]', or leave --engine away"
         ) from error
     begun_here = not ray.is_initialized()
@@ -96,7 +96,7 @@ def score_parts(
     missing = [number for number in range(rows.parts) if not account_path(folder, number).is_file()]
     if missing:
         raise InputError(
-            f"{folder}: {len(missing)} of {rows.parts} parts were scored and are not here; wanted a folder that all "
+            f"{folder}: {len(missing)} of {rows.parts} parts were scored and are not here; need a folder that all "
             "workers share: put the output on a shared file system"
         )
     return [json.loads(account_path(folder, number).read_text()) for number in range(rows.parts)]

@@ -157,11 +157,11 @@ def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _check_arguments(out: Path, engine: str, workers: int | None, rows_per_file: int | None) -> None:
     if out.suffix != ".parquet":
-        raise InputError(f"the output is {out}; wanted a name that ends in .parquet")
+        raise InputError(f"the output is {out}; need a name that ends in .parquet")
     if engine not in ("local", "ray"):
-        raise InputError(f"the engine is '{engine}'; wanted 'local' or 'ray'")
+        raise InputError(f"the engine is '{engine}'; need 'local' or 'ray'")
     if any(number is not None and number < 1 for number in (workers, rows_per_file)):
-        raise InputError(f"workers is {workers} and rows_per_file {rows_per_file}; wanted 1 or more of each")
+        raise InputError(f"workers is {workers} and rows_per_file {rows_per_file}; need 1 or more of each")
 
 
 def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:

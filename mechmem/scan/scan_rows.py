@@ -13,9 +13,9 @@ import torch
 
 from mechmem.data.assets import PARAGRAPHS_FILE
 from mechmem.data.corpora import holds_table, open_corpus
-from mechmem.data.counts import row_hashes
 from mechmem.data.distinct import random_numbers
 from mechmem.data.errors import InputError
+from mechmem.data.hashes import row_hashes
 from mechmem.data.inputs import Input, file_input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.shards import Corpus
@@ -144,7 +144,7 @@ def open_rows(
     elif settings.windows.length > model.cfg.n_ctx:
         raise InputError(
             f"paragraphs are to have {settings.windows.length} tokens and the model's context is {model.cfg.n_ctx}; "
-            "wanted no more than the context: ask for shorter windows"
+            "need no more than the context: ask for shorter windows"
         )
     assert settings.corpus is not None
     corpus = open_corpus(
@@ -160,7 +160,7 @@ def open_rows(
     if corpus.highest_id >= model.cfg.d_vocab:
         raise InputError(
             f"{settings.corpus}: a token id is {corpus.highest_id} and the model's vocabulary has {model.cfg.d_vocab} "
-            f"tokens; wanted ids below {model.cfg.d_vocab}: encode the text with this model's tokenizer"
+            f"tokens; need ids below {model.cfg.d_vocab}: encode the text with this model's tokenizer"
         )
     if settings.spans is not None:
         rows = _document_rows(settings.spans, corpus)
@@ -205,10 +205,10 @@ def _table_rows(settings: ScanSettings, path: Path, model: HookedTransformer) ->
     paragraphs = Paragraphs.load(path)
     rows, limit = len(paragraphs), settings.windows.limit
     if not rows:
-        raise InputError(f"{path}: holds no paragraph; wanted at least one row of tokens")
+        raise InputError(f"{path}: holds no paragraph; need at least one row of tokens")
     check_fit(model, paragraphs)
     if settings.run > paragraphs.tokens.shape[1]:
-        raise InputError(f"run is {settings.run} and paragraphs have {paragraphs.tokens.shape[1]} tokens; wanted less")
+        raise InputError(f"run is {settings.run} and paragraphs have {paragraphs.tokens.shape[1]} tokens; need less")
     known = [] if paragraphs.table is None else paragraphs.table.column_names
     if "id" not in known:
         paragraphs = paragraphs.with_columns(id=np.arange(rows))

@@ -61,14 +61,14 @@ class ScanSettings:
                 "stride, filters and limit away"
             )
         if not 1 <= self.run <= self.windows.length:
-            raise InputError(f"run is {self.run}; wanted 1 to {self.windows.length}, the paragraphs' length")
+            raise InputError(f"run is {self.run}; need 1 to {self.windows.length}, the paragraphs' length")
         if (
             self.min_em < 0
             or self.shard_tokens < self.windows.length
             or (self.batch_size is not None and self.batch_size < 1)
         ):
             raise InputError(
-                f"min_em is {self.min_em}, shard_tokens {self.shard_tokens} and batch_size {self.batch_size}; wanted "
+                f"min_em is {self.min_em}, shard_tokens {self.shard_tokens} and batch_size {self.batch_size}; need "
                 f"0 or more, at least the paragraphs' {self.windows.length} tokens, and 1 or more"
             )
         if self.corpus is None and self.model != "bundled":

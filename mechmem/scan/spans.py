@@ -55,11 +55,11 @@ class SpanSettings:
     def __post_init__(self) -> None:
         if self.prefix_len < 1 or self.continuation_len < 1:
             raise InputError(
-                f"prefix_len is {self.prefix_len} and continuation_len {self.continuation_len}; wanted 1 or more"
+                f"prefix_len is {self.prefix_len} and continuation_len {self.continuation_len}; need 1 or more"
             )
         if not 1 <= self.min_match <= self.continuation_len:
             raise InputError(
-                f"min_match is {self.min_match}; wanted 1 to {self.continuation_len}, the tokens of a continuation"
+                f"min_match is {self.min_match}; need 1 to {self.continuation_len}, the tokens of a continuation"
             )
 
     def context_of(self, n_ctx: int) -> int:
@@ -72,7 +72,7 @@ class SpanSettings:
         least = self.prefix_len + self.continuation_len
         if not least <= context <= n_ctx:
             raise InputError(
-                f"the context is {context}; wanted {least} (a prefix and a continuation) to {n_ctx}, the model's"
+                f"the context is {context}; need {least} (a prefix and a continuation) to {n_ctx}, the model's"
             )
         return context
 
@@ -111,7 +111,7 @@ def find_spans(
     tokens = np.asarray(documents.tokens).astype(np.int64)
     if len(tokens) and int(tokens.max()) >= scorer.lean.d_vocab:
         raise InputError(
-            f"a token id is {tokens.max()} and the model's vocabulary has {scorer.lean.d_vocab} tokens; wanted lower "
+            f"a token id is {tokens.max()} and the model's vocabulary has {scorer.lean.d_vocab} tokens; need lower "
             "ids: encode the text with this model's tokenizer"
         )
     predicted = predictions(scorer, documents, settings, progress)
@@ -268,7 +268,7 @@ def missed_by_stride(
         InputError: a stride below 1.
     """
     if stride < 1:
-        raise InputError(f"stride is {stride}; wanted 1 or more tokens from window to window")
+        raise InputError(f"stride is {stride}; need 1 or more tokens from window to window")
     result = {
         "spans": len(spans),
         "spans_missed": 0,

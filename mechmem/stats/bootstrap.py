@@ -149,13 +149,13 @@ def check_clustered(values: np.ndarray, clusters: np.ndarray) -> None:
     """
     if values.ndim != 1 or clusters.shape != values.shape:
         raise InputError(
-            f"values of shape {list(values.shape)} and clusters of shape {list(clusters.shape)} came; wanted one label "
+            f"values of shape {list(values.shape)} and clusters of shape {list(clusters.shape)} came; need one label "
             "for each value, both with one axis"
         )
     if len(values) == 0 or not np.isfinite(values).all():
-        raise InputError("no value came, or one that is not finite; wanted numbers: drop missing values first")
+        raise InputError("no value came, or one that is not finite; need numbers: drop missing values first")
 
 
 def _check_draws(draws: int, level: float) -> None:
     if draws < 1 or not 0 < level < 1:
-        raise InputError(f"draws is {draws} and level {level}; wanted at least 1 and 0 < level < 1, for example 0.95")
+        raise InputError(f"draws is {draws} and level {level}; need at least 1 and 0 < level < 1, for example 0.95")

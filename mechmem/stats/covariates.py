@@ -53,7 +53,7 @@ def with_covariates(
     """
     if model is None and unigram_counts is None:
         raise InputError(
-            "neither a model nor unigram counts came; wanted model= for the column 'prefix_nll', unigram_counts= for "
+            "neither a model nor unigram counts came; need model= for the column 'prefix_nll', unigram_counts= for "
             "'rarity', or both: for 'repeated_run' alone, add paras.with_columns(repeated_run=repeated_run(tokens))"
         )
     columns: dict[str, np.ndarray] = {"repeated_run": repeated_run(paras.tokens.cpu().numpy())}
@@ -83,7 +83,7 @@ def prefix_nll(
     """
     check_fit(model, paras)
     if paras.prefix_len < 2:
-        raise InputError("prefix_len is 1, and its token has nothing before it; wanted 2 or more: split the rows later")
+        raise InputError("prefix_len is 1, and its token has nothing before it; need 2 or more: split the rows later")
     parts = []
     with torch.no_grad():
         for start in range(0, len(paras), batch_size):
@@ -123,11 +123,11 @@ def rarity(paras: Paragraphs, unigram_counts: Counts) -> Float[np.ndarray, " par
     tokens = paras.prefix.cpu().numpy()
     if not np.isfinite(counts).all() or (counts < 0).any() or not counts.any():
         raise InputError(
-            "a count is below zero or not finite, or all are zero; wanted how often each token stands in the corpus"
+            "a count is below zero or not finite, or all are zero; need how often each token stands in the corpus"
         )
     if tokens.size and tokens.max() >= len(counts):
         raise InputError(
-            f"a token id is {tokens.max()} and {len(counts)} counts came; wanted a count for each id: count with the "
+            f"a token id is {tokens.max()} and {len(counts)} counts came; need a count for each id: count with the "
             "tokenizer that encoded these paragraphs, with minlength equal to its vocabulary"
         )
     surprise = -np.log((counts + 1) / (counts.sum() + len(counts)))

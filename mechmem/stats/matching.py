@@ -62,13 +62,13 @@ def match(
         if is_categorical(first[name]) != is_categorical(second[name]):
             raise InputError(
                 f"column '{name}' is {first[name].dtype} in the memorized and {second[name].dtype} in the candidates; "
-                "wanted numbers in both or words in both: write it anew in one of them"
+                "need numbers in both or words in both: write it anew in one of them"
             )
     eligible, clusters = _other_clusters(memorized, candidates)
     if eligible.sum() < ratio * len(memorized):
         raise InputError(
             f"{eligible.sum()} candidates came ({(~eligible).sum()} more share a cluster with a memorized paragraph); "
-            f"wanted {ratio} for each of {len(memorized)} memorized paragraphs: give more candidates or a lower ratio"
+            f"need {ratio} for each of {len(memorized)} memorized paragraphs: give more candidates or a lower ratio"
         )
     numbers = [name for name in on if not is_categorical(first[name])]
     one, other = points(_matrix(first, numbers), _matrix(second, numbers))
@@ -83,7 +83,7 @@ def match(
     if not found.any():
         raise InputError(
             f"no memorized paragraph has {ratio} candidates of its own {[n for n in on if is_categorical(first[n])]} "
-            f"within a caliper of {caliper}; wanted at least one pair: widen the caliper or match on fewer columns"
+            f"within a caliper of {caliper}; need at least one pair: widen the caliper or match on fewer columns"
         )
     names, kind = _names(memorized)
     controls = chosen[found].ravel()
@@ -147,7 +147,7 @@ def _column(paras: Paragraphs, side: str, name: str) -> np.ndarray:
     if paras.table is None or name not in paras.table.column_names:
         known = [] if paras.table is None else paras.table.column_names
         raise InputError(
-            f"the {side} paragraphs carry no column '{name}', only {known}; wanted all of on=: add it with "
+            f"the {side} paragraphs carry no column '{name}', only {known}; need all of on=: add it with "
             "with_covariates(paras, model=..., unigram_counts=...) or paras.with_columns, or leave it out of on="
         )
     values = paras.column(name)
@@ -158,31 +158,31 @@ def _column(paras: Paragraphs, side: str, name: str) -> np.ndarray:
     if numbers is None or missing:
         raise InputError(
             f"column '{name}' of the {side} paragraphs is {values.dtype} with {missing} of {len(values)} values "
-            "missing or not finite; wanted numbers or words without gaps: select the rows that have them"
+            "missing or not finite; need numbers or words without gaps: select the rows that have them"
         )
     return numbers
 
 
 def _check(memorized: Paragraphs, candidates: Paragraphs, on: Sequence[str], ratio: int, caliper: float | None) -> None:
     if isinstance(on, str) or len(on) == 0 or len(set(on)) < len(on):
-        raise InputError(f"on is {on!r}; wanted a list of different columns' names, for example ['prefix_nll']")
+        raise InputError(f"on is {on!r}; need a list of different columns' names, for example ['prefix_nll']")
     if ratio < 1 or not (caliper is None or 0 < caliper < np.inf):
         raise InputError(
-            f"ratio is {ratio} and caliper {caliper}; wanted a ratio of 1 or more and a caliper above 0 or None"
+            f"ratio is {ratio} and caliper {caliper}; need a ratio of 1 or more and a caliper above 0 or None"
         )
     if len(memorized) == 0 or len(candidates) == 0:
         raise InputError(
-            f"{len(memorized)} memorized paragraphs and {len(candidates)} candidates came; wanted some of both"
+            f"{len(memorized)} memorized paragraphs and {len(candidates)} candidates came; need some of both"
         )
     shapes = [(paras.tokens.shape[1], paras.prefix_len) for paras in (memorized, candidates)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"memorized paragraphs of length and prefix {shapes[0]} and candidates of {shapes[1]} came; wanted one "
+            f"memorized paragraphs of length and prefix {shapes[0]} and candidates of {shapes[1]} came; need one "
             "shape: covariates of texts of different lengths cannot be compared"
         )
     rows = [{row.tobytes() for row in paras.tokens.cpu().numpy()} for paras in (memorized, candidates)]
     if rows[0] & rows[1]:
         raise InputError(
-            f"{len(rows[0] & rows[1])} paragraphs stand in both sets; wanted candidates that are not memorized: take "
+            f"{len(rows[0] & rows[1])} paragraphs stand in both sets; need candidates that are not memorized: take "
             "them from the other paragraphs of `split`"
         )

@@ -65,7 +65,7 @@ def permutation_test(
     if groups.shape != values.shape or groups.dtype != bool or groups.all() or not groups.any():
         raise InputError(
             f"groups of type {groups.dtype} and shape {list(groups.shape)} with {np.unique(groups).tolist()[:4]} came "
-            f"for {len(values)} values; wanted one bool for each, some True and some False: compare labels, for "
+            f"for {len(values)} values; need one bool for each, some True and some False: compare labels, for "
             "example source == 'book'"
         )
     units, blocks = _exchangeable(groups, np.unique(clusters, return_inverse=True)[1])
@@ -175,6 +175,6 @@ def _check(values: np.ndarray, clusters: np.ndarray, permutations: int, alternat
     check_clustered(values, clusters)
     if permutations < 1 or alternative not in get_args(Alternative):
         raise InputError(
-            f"permutations is {permutations} and alternative {alternative!r}; wanted at least 1 and one of "
+            f"permutations is {permutations} and alternative {alternative!r}; need at least 1 and one of "
             f"{', '.join(get_args(Alternative))}"
         )

@@ -77,7 +77,7 @@ class EditSettings:
     def __post_init__(self) -> None:
         for name, choices in (("kind", Kind), ("weights", Weights)):
             if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name} is {getattr(self, name)!r}; wanted one of {', '.join(get_args(choices))}")
+                raise InputError(f"{name} is {getattr(self, name)!r}; need one of {', '.join(get_args(choices))}")
 
 
 def edit_folder(run: StudyFolder, name: str) -> Path:
@@ -87,7 +87,7 @@ def edit_folder(run: StudyFolder, name: str) -> Path:
         InputError: a name that is more than a name.
     """
     if not name or Path(name).name != name or name.startswith("."):
-        raise InputError(f"the edit's name is {name!r}; wanted a plain name such as 'top' without slashes")
+        raise InputError(f"the edit's name is {name!r}; need a plain name such as 'top' without slashes")
     return run.folder / "edits" / name
 
 
@@ -186,7 +186,7 @@ def _open(run: StudyFolder, folder: Path) -> tuple[HookedTransformer, Paragraphs
     if not (folder / "edit.safetensors").is_file():
         known = sorted(path.parent.name for path in folder.parent.glob("*/edit.safetensors"))
         raise InputError(
-            f"{folder}: holds no finished edit; wanted one of {known or 'none yet'}: make one with `mechmem unlearn "
+            f"{folder}: holds no finished edit; need one of {known or 'none yet'}: make one with `mechmem unlearn "
             "--name NAME`, `mechmem edit` or `mechmem memorize`"
         )
     edited, notes = load_edit(run.model, folder / "edit.safetensors")
@@ -212,7 +212,7 @@ def _paragraphs(run: StudyFolder, settings: EditSettings) -> tuple[Paragraphs, P
     ids = torch.tensor(run.model.tokenizer.encode(settings.text))
     length = targets.continuation_len
     if len(ids) < length:
-        raise InputError(f"the text has {len(ids)} tokens; wanted at least the {length} of a continuation: extend it")
+        raise InputError(f"the text has {len(ids)} tokens; need at least the {length} of a continuation: extend it")
     return targets, keep, with_continuation(targets, ids[:length])
 
 

@@ -29,7 +29,7 @@ def random_neurons(model: HookedTransformer, fraction: float, seed: int) -> list
     width = 0 if model.cfg.attn_only else model.cfg.d_mlp or 0
     if not 0 < fraction <= 1 or width == 0:
         raise InputError(
-            f"fraction {fraction} of a model with {width} neurons a layer came; wanted 0 < fraction <= 1, and MLPs"
+            f"fraction {fraction} of a model with {width} neurons a layer came; need 0 < fraction <= 1, and MLPs"
         )
     count = model.cfg.n_layers * width
     chosen = np.random.default_rng(seed).choice(count, max(1, round(fraction * count)), replace=False)

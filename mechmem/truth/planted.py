@@ -239,10 +239,10 @@ def _check_truth(truth: Planted) -> None:
         with torch.no_grad():
             logits = continuation_logits(truth.model, paras.tokens, paras.prefix_len)
         found.append((logits.argmax(-1) == paras.continuation).long().cumprod(-1).sum(-1).float())
-    wanted = truth.memorized.continuation_len
-    if bool((found[0] < wanted).any()) or bool(found[1].any()):
+    need = truth.memorized.continuation_len
+    if bool((found[0] < need).any()) or bool(found[1].any()):
         raise InputError(
-            f"{int((found[0] < wanted).sum())} of {len(found[0])} planted memories are not reproduced and "
-            f"{int(found[1].any().sum())} other paragraphs have matches: the memories interfere; wanted a wider model "
+            f"{int((found[0] < need).sum())} of {len(found[0])} planted memories are not reproduced and "
+            f"{int(found[1].any().sum())} other paragraphs have matches: the memories interfere; need a wider model "
             "(d_model), fewer memories, or less noise"
         )

@@ -40,31 +40,31 @@ class PlantedSettings:
         """Refuse sizes in which the memories have no room.
 
         Raises:
-            InputError: says which size came and what is wanted.
+            InputError: says which size came and what is need.
         """
         if not (0 <= self.layer < self.n_layers and 0 <= self.head < self.n_heads):
             raise InputError(
-                f"layer {self.layer} and head {self.head} came; wanted a layer below {self.n_layers} and a head below "
+                f"layer {self.layer} and head {self.head} came; need a layer below {self.n_layers} and a head below "
                 f"{self.n_heads}, counted from zero"
             )
         if self.n_heads < 3 or self.d_model % self.n_heads or self.d_model < 64:
             raise InputError(
-                f"{self.n_heads} heads and d_model {self.d_model} came; wanted at least 3 heads (one that matters and "
+                f"{self.n_heads} heads and d_model {self.d_model} came; need at least 3 heads (one that matters and "
                 "two decoys), d_model a multiple of them and at least 64"
             )
-        room, wanted = (self.n_layers - self.layer) * (self.d_mlp - 1), self.memories * self.continuation_len
-        if wanted > room or self.memories < 2:
+        room, need = (self.n_layers - self.layer) * (self.d_mlp - 1), self.memories * self.continuation_len
+        if need > room or self.memories < 2:
             raise InputError(
-                f"{self.memories} memories of {self.continuation_len} tokens take {wanted} neurons and from layer "
-                f"{self.layer} on there are {room}; wanted 2 or more memories, and fewer, or a wider model"
+                f"{self.memories} memories of {self.continuation_len} tokens take {need} neurons and from layer "
+                f"{self.layer} on there are {room}; need 2 or more memories, and fewer, or a wider model"
             )
         if self.prefix_len < 2 or self.continuation_len < 1 or self.n_ctx < self.prefix_len + self.continuation_len:
             raise InputError(
                 f"a prefix of {self.prefix_len} and a continuation of {self.continuation_len} came for a context of "
-                f"{self.n_ctx}; wanted at least 2 and 1, together no more than the context"
+                f"{self.n_ctx}; need at least 2 and 1, together no more than the context"
             )
         if self.d_vocab < 4 * (self.memories + self.others):
             raise InputError(
-                f"a vocabulary of {self.d_vocab} came; wanted at least {4 * (self.memories + self.others)}, four "
+                f"a vocabulary of {self.d_vocab} came; need at least {4 * (self.memories + self.others)}, four "
                 "tokens for each paragraph"
             )

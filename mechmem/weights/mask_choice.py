@@ -44,9 +44,9 @@ def choose_largest(
         InputError: as `Mask.top`.
     """
     if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; wanted 0 < fraction <= 1, for example 0.001 for one in a thousand")
+        raise InputError(f"fraction is {fraction}; need 0 < fraction <= 1, for example 0.001 for one in a thousand")
     if per not in GROUPS:
-        raise InputError(f"per is {per!r}; wanted one of {', '.join(GROUPS)}")
+        raise InputError(f"per is {per!r}; need one of {', '.join(GROUPS)}")
     shapes = {name: tuple(weights[name].shape) for name in sorted(weights)}
     groups: dict[str, list[Piece]] = {}
     for piece in pieces(shapes, layers, heads, parameters):
@@ -121,18 +121,18 @@ def size(shape: tuple[int, ...]) -> int:
 
 
 def _known(what: str, asked: Iterable[Place], known: set[Place]) -> set[Place]:
-    wanted = set(asked)
-    if not wanted or wanted - known:
+    need = set(asked)
+    if not need or need - known:
         first = sorted(known, key=str)[:4]
         raise InputError(
-            f"{what}s {sorted(wanted - known, key=str)[:4]} came; wanted at least one, and only those that the scores "
+            f"{what}s {sorted(need - known, key=str)[:4]} came; need at least one, and only those that the scores "
             f"are of and the other restrictions leave, {first} for example"
         )
-    return wanted
+    return need
 
 
-def _largest(weights: Mapping[str, Tensor], group: list[Piece], wanted: int) -> list[tuple[str, Tensor]]:
-    """The `wanted` largest of a group; among equals the first ones, so that no tie is left to the library.
+def _largest(weights: Mapping[str, Tensor], group: list[Piece], need: int) -> list[tuple[str, Tensor]]:
+    """The `need` largest of a group; among equals the first ones, so that no tie is left to the library.
 
     Numbers that are not negative are ordered as their bits are, so counting bits finds the smallest score that is
     taken without a sorted copy: beyond the result, no more than one tensor's scores are held.
@@ -141,13 +141,13 @@ def _largest(weights: Mapping[str, Tensor], group: list[Piece], wanted: int) -> 
     counts = np.zeros(2**15, dtype=np.int64)
     for piece in group:
         counts += _count(_bits(weights, piece) >> 16, 2**15)
-    upper, above = _edge(counts, wanted)
+    upper, above = _edge(counts, need)
     counts = np.zeros(2**16, dtype=np.int64)
     for piece in group:
         bits = _bits(weights, piece)
         counts += _count(bits[bits >> 16 == upper] & 0xFFFF, 2**16)
-    lower, more = _edge(counts, wanted - above)
-    smallest, level = (upper << 16) + lower, wanted - above - more
+    lower, more = _edge(counts, need - above)
+    smallest, level = (upper << 16) + lower, need - above - more
     # 2. Everything above it, and of those level with it the first.
     chosen: list[tuple[str, Tensor]] = []
     for piece in group:
@@ -172,8 +172,8 @@ def _count(values: Int[Tensor, " weight"], kinds: int) -> Int[np.ndarray, " kind
     return torch.bincount(values, minlength=kinds).cpu().numpy()
 
 
-def _edge(counts: Int[np.ndarray, " kind"], wanted: int) -> tuple[int, int]:
-    """The largest kind that has `wanted` values at or above it, and how many are above it."""
+def _edge(counts: Int[np.ndarray, " kind"], need: int) -> tuple[int, int]:
+    """The largest kind that has `need` values at or above it, and how many are above it."""
     at_least = np.cumsum(counts[::-1])[::-1]
-    edge = int(np.flatnonzero(at_least >= wanted)[-1])
+    edge = int(np.flatnonzero(at_least >= need)[-1])
     return edge, int(at_least[edge] - counts[edge])

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.model.lean.training import TrainableModel
+from mechmem.model.lean.trainable import TrainableModel
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masks import Mask
@@ -134,7 +134,7 @@ class MaskedWeights:
             return tensors, json.dumps({"plain": plain, "groups": kept["param_groups"]})
         except TypeError as error:
             raise InputError(
-                f"the optimizer's state cannot be written ({error}); wanted tensors and numbers: use one of torch's "
+                f"the optimizer's state cannot be written ({error}); need tensors and numbers: use one of torch's "
                 "optimizers, or run without a checkpoint"
             ) from error
 

@@ -111,11 +111,11 @@ class Mask:
             InputError: no pair, or one that the model does not have.
         """
         _check_places(neurons := list(neurons), "neuron", model.cfg.n_layers, model.cfg.d_mlp or 0)
-        wanted: dict[str, list[Any]] = {}
+        need: dict[str, list[Any]] = {}
         for layer, neuron in neurons:
-            wanted.setdefault(f"blocks.{layer}.mlp.W_in", []).append((slice(None), neuron))
-            wanted.setdefault(f"blocks.{layer}.mlp.W_out", []).append(neuron)
-        return _of_places(model, wanted)
+            need.setdefault(f"blocks.{layer}.mlp.W_in", []).append((slice(None), neuron))
+            need.setdefault(f"blocks.{layer}.mlp.W_out", []).append(neuron)
+        return _of_places(model, need)
 
     @staticmethod
     def heads(model: HookedTransformer, heads: Iterable[tuple[int, int]]) -> Mask:
@@ -129,11 +129,11 @@ class Mask:
             InputError: no pair, or one that the model does not have.
         """
         _check_places(heads := list(heads), "head", model.cfg.n_layers, model.cfg.n_heads)
-        wanted: dict[str, list[Any]] = {}
+        need: dict[str, list[Any]] = {}
         for layer, head in heads:
             for letter in ATTENTION:
-                wanted.setdefault(f"blocks.{layer}.attn.W_{letter}", []).append(head)
-        return _of_places(model, wanted)
+                need.setdefault(f"blocks.{layer}.attn.W_{letter}", []).append(head)
+        return _of_places(model, need)
 
     def union(self, other: Mask) -> Mask:
         """Weights chosen by either.
@@ -188,7 +188,7 @@ class Mask:
         """
         path = Path(path)
         if not path.is_file():
-            raise InputError(f"{path}: no such file; wanted a mask that Mask.save wrote")
+            raise InputError(f"{path}: no such file; need a mask that Mask.save wrote")
         try:
             with safe_open(path, "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -196,7 +196,7 @@ class Mask:
             raise InputError(f"{path}: not a whole safetensors file ({error}); save the mask again") from error
         split = {key: key.split(".", 1) for key in tensors}
         if {kind for kind, *_ in split.values()} - {"indices", "shape"}:
-            raise InputError(f"{path}: holds tensors that no mask has; wanted a file that Mask.save wrote")
+            raise InputError(f"{path}: holds tensors that no mask has; need a file that Mask.save wrote")
         mask = Mask(
             {name: tensors[key] for key, (kind, name) in split.items() if kind == "indices"},
             {name: tuple(tensors[key].tolist()) for key, (kind, name) in split.items() if kind == "shape"},
@@ -216,15 +216,15 @@ def _check_places(places: list[tuple[int, int]], what: str, layers: int, width: 
     wrong = [place for place in places if not (0 <= place[0] < layers and 0 <= place[1] < width)]
     if wrong or not places:
         raise InputError(
-            f"{what}s {(wrong or places)[:4]} came; wanted (layer, {what}) pairs with layer below {layers} and {what} "
+            f"{what}s {(wrong or places)[:4]} came; need (layer, {what}) pairs with layer below {layers} and {what} "
             f"below {width}, counted from zero"
         )
 
 
-def _of_places(model: HookedTransformer, wanted: Mapping[str, list[Any]]) -> Mask:
+def _of_places(model: HookedTransformer, need: Mapping[str, list[Any]]) -> Mask:
     shapes = {name: tuple(parameter.shape) for name, parameter in editable_parameters(model).items()}
     chosen = {}
-    for name, places in wanted.items():
+    for name, places in need.items():
         flat = torch.arange(size(shapes[name])).view(shapes[name])
         chosen[name] = torch.cat([flat[place].flatten() for place in places]).unique()
     return Mask(chosen, shapes)

@@ -54,7 +54,7 @@ def load_edit(model: HookedTransformer, path: str | Path) -> tuple[HookedTransfo
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; wanted one that save_edit wrote")
+        raise InputError(f"{path}: no such file; need one that save_edit wrote")
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

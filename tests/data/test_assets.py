@@ -48,8 +48,8 @@ def test_counts_agree_with_searching_the_stream(corpus, encoded):
     rng = np.random.default_rng(0)
     texts = ["," + ",".join(map(str, encoded[d.text])) + "," for d in corpus.trained]
     for index in rng.choice(len(shipped), 12, replace=False):
-        wanted = "," + ",".join(map(str, shipped.tokens[index].tolist())) + ","
-        truth = sum(d.count for d, text in zip(corpus.trained, texts, strict=True) if wanted in text)
+        need = "," + ",".join(map(str, shipped.tokens[index].tolist())) + ","
+        truth = sum(d.count for d, text in zip(corpus.trained, texts, strict=True) if need in text)
         assert shipped.column("count")[index] == truth
 
 

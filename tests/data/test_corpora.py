@@ -116,13 +116,13 @@ def test_a_killed_reader_goes_on_and_ends_with_the_same_shards(tmp_path, folder,
 
 def test_an_input_that_changed_or_another_setting_is_refused(tmp_path, folder, tokenizer):
     open_corpus(folder, tokenizer, tmp_path / "c")
-    with pytest.raises(InputError, match="was begun with shard_tokens 1000000 and 10 came; wanted the same"):
+    with pytest.raises(InputError, match="was begun with shard_tokens 1000000 and 10 came; need the same"):
         open_corpus(folder, tokenizer, tmp_path / "c", shard_tokens=10)
     other = ByteLevelBPETokenizer()
     other.train_from_iterator(TEXTS, 290, show_progress=False)
     with pytest.raises(InputError, match="was begun with tokenizer .* choose another folder"):
         open_corpus(folder, PreTrainedTokenizerFast(tokenizer_object=other._tokenizer), tmp_path / "c")
-    with pytest.raises(InputError, match=r"c\.jsonl:2: bad JSON .*; wanted only records"):
+    with pytest.raises(InputError, match=r"c\.jsonl:2: bad JSON .*; need only records"):
         open_corpus(folder, tokenizer, tmp_path / "c", strict=True)
     with (folder / "a.jsonl").open("a") as handle:
         handle.write('{"text": "more"}\n')
@@ -212,15 +212,15 @@ def test_sources_that_are_no_corpus_are_refused(tmp_path, tokenizer):
         with pytest.raises(InputError, match=sentence):
             open_corpus(str(source), tokens, tmp_path / "c" / str(len(list(tmp_path.glob("c/*")))), **options)
 
-    refused("none.txt: no such file or folder; wanted a corpus as .jsonl", tmp_path / "none.txt")
+    refused("none.txt: no such file or folder; need a corpus as .jsonl", tmp_path / "none.txt")
     (tmp_path / "x.doc").write_text("text")
-    refused("x.doc: wanted a corpus as .jsonl, .* convert the file", tmp_path / "x.doc")
+    refused("x.doc: need a corpus as .jsonl, .* convert the file", tmp_path / "x.doc")
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x.doc").write_text("text")
     refused("x: no file of 1 in this folder is one of", tmp_path / "x")
     path = jsonl(tmp_path / "x" / "a.jsonl", [{"text": "a"}])
     refused("a.jsonl: is text and the model has no tokenizer; give token ids", path, None)
-    refused("shard_tokens is 0; wanted at least 1", path, shard_tokens=0)
+    refused("shard_tokens is 0; need at least 1", path, shard_tokens=0)
     with pytest.raises(InputError, match="lies inside the source"):
         open_corpus(tmp_path / "x", tokenizer, tmp_path / "x" / "c")
     refused("holds no document; 1 records came, skipped 1, the first .*a.jsonl:1: no text", path, column="body")
@@ -231,9 +231,9 @@ def test_sources_that_are_no_corpus_are_refused(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("ids", "sentence"),
     [
-        (np.zeros((2, 3)), r"float64 of shape \[2, 3\] came; wanted ids \[sequence, pos\] as uint16"),
-        (np.zeros(5, dtype=np.int32), r"int32 of shape \[5\] came; wanted ids"),
-        (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; wanted ids"),
+        (np.zeros((2, 3)), r"float64 of shape \[2, 3\] came; need ids \[sequence, pos\] as uint16"),
+        (np.zeros(5, dtype=np.int32), r"int32 of shape \[5\] came; need ids"),
+        (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; need ids"),
         (np.array([[1, 2], [3, -1]]), "a token id in rows 0 to 1 is -1; ids start at 0"),
         (np.zeros((0, 5), dtype=np.int32), "holds no document"),
     ],
@@ -296,7 +296,9 @@ def test_token_files_keep_their_columns_and_gain_the_missing_ones(tmp_path, toke
     np.save(tmp_path / "c.npy", rows.numpy())
     Paragraphs(rows, 50).with_columns(id=[7, 8, 9], cluster=[0, 0, 1]).save(tmp_path / "c.parquet")
     from_npy = read_corpus(tmp_path / "c.npy", None)
-    assert from_npy.column("id").tolist() == [0, 1, 2] and from_npy.column("cluster").tolist() == [0, 1, 2]
+    assert from_npy.column("id").tolist() == Paragraphs(rows, 50).ids.tolist() and from_npy.column(
+        "cluster"
+    ).tolist() == [0, 1, 2]
     from_parquet = read_corpus(tmp_path / "c.parquet", tokenizer, limit=2)
     assert from_parquet.column("id").tolist() == [7, 8] and from_parquet.column("cluster").tolist() == [0, 0]
 

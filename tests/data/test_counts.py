@@ -5,19 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from mechmem.data import counts
+from mechmem.data import counts, hashes
 from mechmem.data.corpora import open_corpus
 from mechmem.data.counts import (
     Clusters,
-    blocks,
     cluster,
     corpus_unigram_counts,
     occurrences,
-    row_hashes,
     unigram_counts,
-    window_hashes,
 )
 from mechmem.data.errors import InputError
+from mechmem.data.hashes import blocks, row_hashes, window_hashes
 from mechmem.data.paragraphs import Paragraphs
 
 PILE = Path(__file__).parents[2] / "../shared/data/pile-gpt-neo-125m"
@@ -56,9 +54,9 @@ def test_occurrences_agree_with_counting_every_window():
     for tokens, repeat in zip(documents, repeats, strict=True):
         for start in range(len(tokens) - 5):
             truth[tuple(tokens[start : start + 6])] += repeat
-    wanted = Paragraphs(torch.tensor(rng.integers(0, 3, (50, 6))), 3)
-    counts = occurrences(wanted, documents, repeats)
-    assert counts.tolist() == [truth[tuple(row)] for row in wanted.tokens.tolist()]
+    need = Paragraphs(torch.tensor(rng.integers(0, 3, (50, 6))), 3)
+    counts = occurrences(need, documents, repeats)
+    assert counts.tolist() == [truth[tuple(row)] for row in need.tokens.tolist()]
     assert 0 in counts and counts.max() > 1
 
 
@@ -88,7 +86,7 @@ def test_the_papers_memorized_paragraphs_are_76_clusters():
 
 
 def test_a_run_longer_than_the_paragraph_is_refused():
-    with pytest.raises(InputError, match="run is 25; wanted 1 to 20"):
+    with pytest.raises(InputError, match="run is 25; need 1 to 20"):
         cluster(Paragraphs(torch.arange(40).view(2, 20), 10), run=25)
 
 
@@ -102,13 +100,13 @@ def test_a_hash_is_the_sum_of_values_times_powers_however_it_is_reached(dtype, m
     tokens = np.random.default_rng(0).integers(0, 60_000, 200).astype(dtype)
     values = np.random.default_rng(0x6D6D).integers(0, 2**64, size=2**16, dtype=np.uint64)
     truth = [
-        sum(int(values[int(token)]) * counts._BASE**power for power, token in enumerate(tokens[start : start + 9]))
+        sum(int(values[int(token)]) * hashes._BASE**power for power, token in enumerate(tokens[start : start + 9]))
         % 2**64
         for start in range(192)
     ]
     assert window_hashes(tokens, 9).tolist() == truth
     assert row_hashes(np.lib.stride_tricks.sliding_window_view(tokens, 9)).tolist() == truth
-    monkeypatch.setattr(counts, "BLOCK", 25)
+    monkeypatch.setattr(hashes, "BLOCK", 25)
     joined = [(first + place, value) for first, part in blocks(tokens, 9) for place, value in enumerate(part.tolist())]
     assert joined == list(enumerate(truth))
 
@@ -119,7 +117,7 @@ def test_hashes_of_small_ids_do_not_depend_on_large_ones_beside_them():
 
 
 def test_an_id_that_no_vocabulary_holds_is_refused():
-    with pytest.raises(InputError, match="a token id is 1099511627776; wanted ids below 16777216"):
+    with pytest.raises(InputError, match="a token id is 1099511627776; need ids below 16777216"):
         window_hashes(np.array([1, 2**40]), 1)
 
 
@@ -164,5 +162,5 @@ def test_unigram_counts_of_a_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(counts, "BLOCK", 11)
     truth = Counter(ids.reshape(-1).tolist())
     assert corpus_unigram_counts(corpus, 60).tolist() == [truth[token] for token in range(60)]
-    with pytest.raises(InputError, match="the corpus holds token id 4[0-9]; wanted ids below 40"):
+    with pytest.raises(InputError, match="the corpus holds token id 4[0-9]; need ids below 40"):
         corpus_unigram_counts(corpus, 40)

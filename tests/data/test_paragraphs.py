@@ -53,10 +53,10 @@ def test_split_by_cluster_shares_no_cluster_and_loses_no_row():
 @pytest.mark.parametrize(
     ("tokens", "prefix_len", "sentence"),
     [
-        (torch.zeros(3, 10), 5, "torch.float32 of shape .3, 10.; wanted integer ids"),
-        (torch.zeros(10, dtype=torch.long), 5, "wanted integer ids"),
+        (torch.zeros(3, 10), 5, "torch.float32 with shape .3, 10.; need integer ids"),
+        (torch.zeros(10, dtype=torch.long), 5, "need integer ids"),
         (torch.zeros(3, 10, dtype=torch.long), 10, "prefix_len is 10 and paragraphs have 10 tokens"),
-        (torch.full((3, 10), -100), 5, "a token id is -100"),
+        (torch.full((3, 10), -100), 5, "got the token id -100"),
     ],
 )
 def test_bad_tokens_are_refused(tokens, prefix_len, sentence):
@@ -68,7 +68,7 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.parquet: no such file"):
         Paragraphs.load(tmp_path / "none.parquet")
     (tmp_path / "p.csv").write_text("1,2")
-    with pytest.raises(InputError, match=r"p\.csv: wanted \.parquet"):
+    with pytest.raises(InputError, match=r"p\.csv: need \.parquet"):
         Paragraphs.load(tmp_path / "p.csv")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="not a readable parquet file"):
@@ -77,7 +77,7 @@ def test_bad_files_are_refused(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "no-tokens.parquet")
-    with pytest.raises(InputError, match="wanted 'tokens'"):
+    with pytest.raises(InputError, match="need 'tokens'"):
         Paragraphs.load(tmp_path / "no-tokens.parquet")
     pq.write_table(pa.table({"tokens": [[1, 2, 3], [1, 2]]}), tmp_path / "ragged.parquet")
     with pytest.raises(InputError, match="rows have 2 different lengths"):
@@ -90,7 +90,7 @@ def test_a_table_of_another_length_and_an_unknown_column_are_refused():
         Paragraphs(p.tokens[:2], 5, p.table)
     with pytest.raises(InputError, match="no column 'em'; the columns known here are .'id', 'text'."):
         p.column("em")
-    with pytest.raises(InputError, match="a mask of 3 values came for 7 paragraphs"):
+    with pytest.raises(InputError, match="got a mask of 3 values for 7 paragraphs"):
         p.select(np.array([True, False, True]))
 
 
@@ -155,20 +155,20 @@ def test_bad_parquet_columns_and_parts_are_refused(tmp_path):
             Paragraphs.load(folder, prefix_len=1)
 
     refused("this folder holds no .parquet file")
-    refused(r"'tokens' came as list<element: double>; wanted a list of integer ids", {"tokens": [[1.5, 2.0]]})
+    refused(r"'tokens' came as list<element: double>; need a list of integer ids", {"tokens": [[1.5, 2.0]]})
     refused("'tokens' came as string", {"tokens": ["1 2"]})
     refused("an id in 'tokens' is null", {"tokens": [[1, None]]})
     refused("rows have 2 different lengths", {"tokens": [[1, 2], None]})
     refused("rows have 2 different lengths", {"tokens": [[1, 2]]}, {"tokens": [[1, 2, 3]]})
     refused("the parts' columns differ", {"tokens": [[1, 2]], "em": [1]}, {"tokens": [[1, 2]]})
-    refused("1.parquet: columns .'em'. came; wanted 'tokens'", {"tokens": [[1, 2]]}, {"em": [1]})
+    refused("1.parquet: columns .'em'. came; need 'tokens'", {"tokens": [[1, 2]]}, {"em": [1]})
 
 
 def test_parts_with_two_prefixes_are_refused_unless_one_is_named(tmp_path):
     tokens = paragraphs().tokens
     Paragraphs(tokens, 5).save(tmp_path / "a.parquet")
     Paragraphs(tokens, 6).save(tmp_path / "b.parquet")
-    with pytest.raises(InputError, match="the parts name prefix_len .*5.*6.*; wanted one: name it"):
+    with pytest.raises(InputError, match="the parts name prefix_len .*5.*6.*; need one: name it"):
         Paragraphs.load(tmp_path)
     assert Paragraphs.load(tmp_path, prefix_len=4).prefix_len == 4
 
@@ -176,10 +176,10 @@ def test_parts_with_two_prefixes_are_refused_unless_one_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("array", "sentence"),
     [
-        (np.zeros((2, 100)), r"torch.float64 of shape \[2, 100\]; wanted integer ids"),
-        (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; wanted integer ids"),
-        (np.array([["a", "b"]]), "an array of <U1 came; wanted integer ids"),
-        (np.zeros(100, dtype=np.int32), r"of shape \[100\]; wanted integer ids"),
+        (np.zeros((2, 100)), r"float64 with shape \[2, 100\]; need integer ids"),
+        (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; need integer ids"),
+        (np.array([["a", "b"]]), "got an array of <U1 with shape .* need integer ids"),
+        (np.zeros(100, dtype=np.int32), r"with shape \[100\]; need integer ids"),
     ],
 )
 def test_arrays_that_are_no_paragraphs_are_refused(tmp_path, array, sentence):
@@ -196,5 +196,57 @@ def test_unsigned_ids_and_a_prefix_of_nothing(tmp_path):
 
 
 def test_a_column_of_another_length_is_refused():
-    with pytest.raises(InputError, match=r"column 'em' has shape \[3\] for 7 paragraphs; wanted one value for each"):
+    with pytest.raises(InputError, match=r"column 'em' has shape \[3\] for 7 paragraphs; need one value for each"):
         paragraphs().with_columns(em=[1, 2, 3])
+
+
+def test_ids_follow_the_paragraphs_everywhere(tmp_path):
+    bare = Paragraphs(torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 3]]), 1)
+    assert len(set(bare.ids.tolist())) == 3 and (bare.ids >= 0).all()
+    assert Paragraphs(bare.tokens.flip(0)[:2], 1).ids.tolist() == bare.ids[[0, 1]].tolist()
+    later = bare.select([2, 1])
+    assert later.ids.tolist() == bare.ids[[2, 1]].tolist()
+    assert later.with_columns(em=[1, 2]).ids.tolist() == later.ids.tolist()
+    later.save(tmp_path / "p.parquet")
+    assert Paragraphs.load(tmp_path / "p.parquet").ids.tolist() == later.ids.tolist()
+    assert later.replace_tokens(later.tokens + 1).ids.tolist() == later.ids.tolist()
+    assert paragraphs().select([4, 2]).ids.tolist() == [4, 2]
+    twice = bare.with_columns(id=[5, 6, 5])
+    with pytest.raises(InputError, match="the id 5 occurs 2 times; ids must be unique"):
+        _ = twice.ids
+
+
+def test_rows_are_chosen_as_in_numpy():
+    p = paragraphs()
+    assert p.select(np.argsort([3, 1, 2, 7, 0, 5, 4])[::-1]).column("id").tolist() == [3, 5, 6, 0, 2, 1, 4]
+    assert p[:3].column("id").tolist() == [0, 1, 2] and p[-1].column("id").tolist() == [6]
+    assert p[np.arange(7) > 4].column("id").tolist() == [5, 6] and [len(one) for one in p] == [1] * 7
+    with pytest.raises(IndexError, match="got index 7 for 7 paragraphs"):
+        p[7]
+    for wrong, sentence in (
+        ([0, 0], "chosen twice"),
+        ([9], "got rows 9 to 9 of 7"),
+        ([0.5], "need a mask or integers"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            p.select(wrong)
+
+
+@pytest.mark.parametrize("wrong", [["text"], "text", [[0.5, 1.0]], [[1, 2], [1]], None])
+def test_what_is_no_array_of_ids_is_refused_in_a_sentence(wrong):
+    with pytest.raises(InputError, match="need (integer ids|token ids)"):
+        Paragraphs(wrong, 1)
+    assert Paragraphs([[1, 2, 3]], 1).tokens.tolist() == [[1, 2, 3]]  # pyright: ignore[reportArgumentType]
+
+
+def test_a_notebook_shows_a_short_table_of_escaped_text():
+    p = paragraphs(12).with_columns(text=["<script>alert(1)</script>"] * 12, em=range(12))
+    page = p._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "4 more" in page and page.count("<tr>") == 9
+    assert repr(p) == "Paragraphs(12 x 11 tokens, prefix 5; columns id, text, em)"
+
+
+def test_the_tokenizers_fingerprint_is_kept(tmp_path):
+    p = Paragraphs(paragraphs().tokens, 5, tokenizer="300-abc")
+    p.select([1, 2]).with_columns(em=[0, 1]).save(tmp_path / "p.parquet")
+    assert Paragraphs.load(tmp_path / "p.parquet").tokenizer == "300-abc"

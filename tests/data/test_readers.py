@@ -91,7 +91,7 @@ def test_a_broken_line_is_counted_named_and_skipped_or_refused(tmp_path, line, r
         records, tally = read(path)
     assert records == RECORDS and tally.skipped == {reason: 1}
     assert f"c.jsonl:6: {reason}" in tally.examples[0] and tally.examples[0] in caplog.text
-    with pytest.raises(InputError, match=rf"c\.jsonl:6: {reason}.*; wanted only records that can be read"):
+    with pytest.raises(InputError, match=rf"c\.jsonl:6: {reason}.*; need only records that can be read"):
         read(path, strict=True)
 
 
@@ -141,7 +141,7 @@ def test_files_that_are_not_what_their_name_says(tmp_path):
 def test_parquet_without_the_column_with_nulls_or_cut(tmp_path):
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"body": ["a"]}), path)
-    assert "its columns are ['body']; wanted 'text'" in read(path)[1].examples[0]
+    assert "its columns are ['body']; need 'text'" in read(path)[1].examples[0]
     invalid = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
     pq.write_table(pa.table({"text": pa.chunked_array([pa.array(["a", None]), invalid, pa.array(["b"])])}), path)
     records, tally = read(path)

@@ -42,7 +42,7 @@ def test_memory_holds_the_buffer_and_the_disk_the_rest(tmp_path):
 
 
 def test_buckets_that_bits_cannot_choose_are_refused(tmp_path):
-    with pytest.raises(InputError, match="buckets is 100; wanted a power of two"):
+    with pytest.raises(InputError, match="buckets is 100; need a power of two"):
         Spill(tmp_path, buckets=100)
 
 

@@ -210,7 +210,7 @@ def test_an_index_is_used_again_and_another_is_refused(tmp_path, documents, monk
         index_windows(corpus, WindowSettings(5, 2, 3), tmp_path / "i")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(InputError, match="holds files that are no index of windows; wanted an empty folder"):
+    with pytest.raises(InputError, match="holds files that are no index of windows; need an empty folder"):
         index_windows(corpus, settings, tmp_path / "other")
     assert (tmp_path / "other" / "file").read_text() == "mine"
     monkeypatch.setattr(windows, "_cut_all", None)
@@ -280,14 +280,14 @@ def test_nothing_left_says_where_it_went(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"prefix_len": 100}, "prefix_len is 100 and length 100; wanted 1 <= prefix_len < length"),
+        ({"prefix_len": 100}, "prefix_len is 100 and length 100; need 1 <= prefix_len < length"),
         ({"prefix_len": 0}, "prefix_len is 0"),
-        ({"stride": 0}, "stride is 0; wanted at least 1"),
-        ({"min_distinct": 1.5}, "min_distinct is 1.5; wanted a share"),
-        ({"keywords": "href"}, "keywords is 'href'; wanted a tuple of strings"),
-        ({"keywords": ("",)}, "wanted a tuple of strings that are not empty"),
-        ({"limit": 0}, "limit is 0; wanted at least 1 window, or None"),
-        ({"seed": -1}, "seed is -1; wanted 0 or more"),
+        ({"stride": 0}, "stride is 0; need at least 1"),
+        ({"min_distinct": 1.5}, "min_distinct is 1.5; need a share"),
+        ({"keywords": "href"}, "keywords is 'href'; need a tuple of strings"),
+        ({"keywords": ("",)}, "need a tuple of strings that are not empty"),
+        ({"limit": 0}, "limit is 0; need at least 1 window, or None"),
+        ({"seed": -1}, "seed is -1; need 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, sentence):

@@ -17,16 +17,16 @@ SEED, CANDIDATES, SEED_EACH = 377, 60, 5
 
 def run(module, model, out, **settings) -> xr.Dataset:
     """The result, after a look at what was written."""
-    wanted = module.Settings(seed=SEED, candidates=CANDIDATES, out=out / "deep", **settings)
-    result = module.main(wanted, model)
-    assert {path.name for path in wanted.out.iterdir()} == {"result.nc", "figure.html"}
-    with xr.open_dataset(wanted.out / "result.nc", engine="h5netcdf") as written:
+    need = module.Settings(seed=SEED, candidates=CANDIDATES, out=out / "deep", **settings)
+    result = module.main(need, model)
+    assert {path.name for path in need.out.iterdir()} == {"result.nc", "figure.html"}
+    with xr.open_dataset(need.out / "result.nc", engine="h5netcdf") as written:
         xr.testing.assert_identical(written.load(), result)
     assert json.loads(result.attrs["settings"]) == {
-        **{name: getattr(wanted, name) for name in wanted.__dataclass_fields__},
-        "out": str(wanted.out),
+        **{name: getattr(need, name) for name in need.__dataclass_fields__},
+        "out": str(need.out),
     }
-    page = (wanted.out / "figure.html").read_text(encoding="utf-8")
+    page = (need.out / "figure.html").read_text(encoding="utf-8")
     assert "Plotly.newPlot" in page
     assert "<script src=" not in page and "<link" not in page and page.count("plotly.js v") == 1
     return result

@@ -145,10 +145,10 @@ def test_bad_input_is_refused_before_any_work(case, tiny_model):
         raise AssertionError("work was done")
 
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        ((case.knows, tiny_model, case.targets, case.other), {}, "wanted a model and an edit of it"),
+        ((case.knows, tiny_model, case.targets, case.other), {}, "need a model and an edit of it"),
         ((case.knows, case.hidden, case.targets, case.targets), {}, "5 continuations stand in both"),
         ((case.knows, case.hidden, case.targets, case.other), {"near": case.other}, "none of 15 near-duplicates"),
-        ((case.knows, case.hidden, case.targets, case.other), {"steps": 0}, "wanted at least 1 of each"),
+        ((case.knows, case.hidden, case.targets, case.other), {"steps": 0}, "need at least 1 of each"),
     ]
     for arguments, options, sentence in cases:
         with pytest.raises(InputError, match=sentence):

@@ -74,7 +74,7 @@ def test_any_text_can_be_the_new_continuation(paras):
     text = torch.tensor([1, 2, 3, 4, 5, 6])
     made = with_continuation(clean, text)
     assert torch.equal(made.prefix, clean.prefix) and made.continuation.tolist() == [text.tolist()] * 4
-    with pytest.raises(InputError, match=r"wanted \[4, 6\] or \[6\]"):
+    with pytest.raises(InputError, match=r"need \[4, 6\] or \[6\]"):
         with_continuation(clean, text[:3])
 
 
@@ -123,7 +123,7 @@ def test_holding_the_keep_set_costs_less_of_it(tiny_model, paras, mask):
 
 def test_bad_input_is_refused(tiny_model, paras, corrupt, mask):
     clean, keep = paras
-    with pytest.raises(InputError, match="wanted one corrupt row for each clean one"):
+    with pytest.raises(InputError, match="need one corrupt row for each clean one"):
         edit(tiny_model, clean, corrupt.select([0, 1]), keep)
     with pytest.raises(InputError, match="4 of 4 corrupt continuations equal the clean ones"):
         edit(tiny_model, clean, clean, keep)

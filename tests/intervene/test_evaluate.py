@@ -214,7 +214,7 @@ def test_bad_input_is_refused_before_any_work(tiny_model, small_model, edited, s
     with pytest.raises(InputError, match="draws is 0"):
         evaluate(tiny_model, edited, sets, draws=0)
     gated = small_model(gated_mlp=True, n_ctx=17, d_vocab=61)
-    with pytest.raises(InputError, match="wanted a GPT-Neo, GPT-2 or GPT-NeoX"):
+    with pytest.raises(InputError, match="need a GPT-Neo, GPT-2 or GPT-NeoX"):
         evaluate(gated, gated, sets)
 
 
@@ -247,18 +247,18 @@ def test_sets_are_what_their_names_say(seed, seen):
     aimed, holding = cluster[rows["targets"]], {c for c, e in zip(cluster, em, strict=True) if e == 10}
     assert len(aimed) == len(set(aimed)) == 12 and (em[rows["targets"]] == 10).all()
     texts = {tuple(row) for row in sets["targets"].tokens.tolist()}
-    wanted: dict[str, set[int]] = {"memorized": set(), "near-duplicates": set(), "outside": set(), "never seen": set()}
+    need: dict[str, set[int]] = {"memorized": set(), "near-duplicates": set(), "outside": set(), "never seen": set()}
     for row in range(len(scored)):
         if cluster[row] in aimed:
             if tuple(scored.tokens[row].tolist()) not in texts:
-                wanted["near-duplicates"].add(row)
+                need["near-duplicates"].add(row)
         elif em[row] == 10:
-            wanted["memorized"].add(row)
+            need["memorized"].add(row)
         elif em[row] <= 2 and cluster[row] not in holding:
-            wanted["outside" if trained[row] else "never seen"].add(row)
+            need["outside" if trained[row] else "never seen"].add(row)
     for name in ("memorized", "near-duplicates", *(["never seen"] if seen else [])):
-        assert set(rows[name].tolist()) == wanted[name], name
-    assert set(rows["other"].tolist()) | set(keep.column("row").tolist()) <= wanted["outside"]
+        assert set(rows[name].tolist()) == need[name], name
+    assert set(rows["other"].tolist()) | set(keep.column("row").tolist()) <= need["outside"]
     # Near-duplicates need not be memorized, and twins of targets exist that had to be left out.
     assert em[rows["near-duplicates"]].min() < 10
     assert sum(tuple(row) in texts for row in scored.tokens.tolist()) > 12
@@ -292,7 +292,7 @@ def test_half_of_the_memorized_clusters_are_left_and_empty_sets_are_not_listed()
 
 def test_tables_that_sets_cannot_be_made_of_are_refused():
     scored = table(0)
-    with pytest.raises(InputError, match="targets is 0 and evaluated 100; wanted at least 1"):
+    with pytest.raises(InputError, match="targets is 0 and evaluated 100; need at least 1"):
         cost_sets(scored, targets=0)
     with pytest.raises(InputError, match="none of .* paragraphs has EM 10, so there is nothing to target"):
         cost_sets(scored.select(scored.column("em") < 10))

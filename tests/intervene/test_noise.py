@@ -60,8 +60,8 @@ def test_every_weight_gets_its_own_share_of_noise(uneven):
         for index, drawn in zip(chosen.tolist(), torch.randn(len(chosen), generator=generator).tolist(), strict=True):
             place = np.unravel_index(index, original.shape)
             component = (original[place[0]] if ".attn." in name else original).numpy().astype(float)
-            wanted = original[tuple(place)].item() + 2.0 * component.std() * drawn
-            assert noisy[name][tuple(place)].item() == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+            need = original[tuple(place)].item() + 2.0 * component.std() * drawn
+            assert noisy[name][tuple(place)].item() == pytest.approx(need, rel=1e-5, abs=1e-6)
     assert any(".mlp." in name for name in mask.indices) and any(".attn." in name for name in mask.indices)
 
 
@@ -161,11 +161,11 @@ def test_bad_input_is_refused(tiny_model, small_model, sets):
     with pytest.raises(InputError, match="the mask is of another model"):
         add_noise(tiny_model, Mask.heads(small_model(), [(0, 0)]), scale=1.0, seed=0)
     for scale in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="scales .* came; wanted at least one, each 0 or more"):
+        with pytest.raises(InputError, match="scales .* came; need at least one, each 0 or more"):
             add_noise(tiny_model, mask, scale=scale, seed=0)
     with pytest.raises(InputError, match=r"scales \[\] came"):
         noise_curve(tiny_model, sets, mask, scales=())
-    with pytest.raises(InputError, match="draws is 0; wanted at least 1"):
+    with pytest.raises(InputError, match="draws is 0; need at least 1"):
         noise_curve(tiny_model, sets, mask, draws=0)
     with pytest.raises(InputError, match="no set of paragraphs came"):
         noise_curve(tiny_model, {}, mask)

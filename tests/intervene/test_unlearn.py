@@ -72,7 +72,7 @@ def test_the_update_is_adamw_on_the_masked_weights(tiny_model, sets, mask, logit
 
     However few paragraphs' logits are made at once.
     """
-    monkeypatch.setattr("mechmem.model.lean.training.LOGITS_BYTES", logits_bytes)
+    monkeypatch.setattr("mechmem.model.lean.trainable.LOGITS_BYTES", logits_bytes)
     memorized, keep = sets
     edited, _ = unlearn(tiny_model, memorized, keep, mask=mask, steps=3, learning_rate=1e-2, keep_weight=0.7)
     slow = copy.deepcopy(tiny_model)
@@ -188,7 +188,7 @@ def test_objectives_are_what_their_papers_write():
             for v in range(7)
         )
         flat = sum((math.log(1 / 7) - now[row, i, v].item()) / 7 for i in range(3) for v in range(7))
-        wanted = {
+        need = {
             "contrastive": log_p / 3,
             "ascent": log_p / 3,
             "grad_diff": log_p / 3,
@@ -196,7 +196,7 @@ def test_objectives_are_what_their_papers_write():
             "simnpo": 2 / 2.5 * math.log(1 + math.exp(2.5 / 3 * log_p)),
             "uniform": flat / 3,
         }
-        for name, value in wanted.items():
+        for name, value in need.items():
             assert OBJECTIVES[name].target(now, true, original)[row].item() == pytest.approx(value, rel=1e-4), name
         assert hold_kl(now, true, original)[row].item() == pytest.approx(divergence / 3, rel=1e-4)
         assert lower_nll(now, true, original)[row].item() == pytest.approx(-log_p / 3, rel=1e-4)
@@ -209,7 +209,7 @@ class Interrupt(Exception):
 @pytest.mark.parametrize("at", [1, 4])
 def test_an_interrupted_edit_goes_on_to_the_same_weights(tiny_model, sets, mask, tmp_path, at):
     settings = {"mask": mask, "steps": 6, "batch_size": 2, "learning_rate": 1e-2}
-    straight, wanted = unlearn(tiny_model, *sets, **settings)
+    straight, need = unlearn(tiny_model, *sets, **settings)
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
 
     def interrupt(done: int, _: int) -> None:
@@ -231,7 +231,7 @@ def test_an_interrupted_edit_goes_on_to_the_same_weights(tiny_model, sets, mask,
     # After slow writes a few steps are taken again.
     assert 2 <= steps[0] <= at + 1 and steps == list(range(steps[0], 7)) and not file.exists()
     assert changed_weights(straight, edited) == 0
-    assert history.equals(wanted) and history.attrs == wanted.attrs
+    assert history.equals(need) and history.attrs == need.attrs
 
 
 def test_verify_support_notices_one_weight(tiny_model, mask):
@@ -266,7 +266,7 @@ def test_bad_input_is_refused(tiny_model, sets, mask):
         unlearn(tiny_model, memorized, keep, mask=Mask(everything, mask.shapes))
     with pytest.raises(InputError, match="9 of 9 targets are not memorized"):
         unlearn(tiny_model, keep, memorized)
-    with pytest.raises(InputError, match="method is 'forget'; wanted one of contrastive, "):
+    with pytest.raises(InputError, match="method is 'forget'; need one of contrastive, "):
         unlearn(tiny_model, memorized, keep, method="forget")
     with pytest.raises(InputError, match="negative bounds"):
         Stop(keep_kl=-1.0)

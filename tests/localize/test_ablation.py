@@ -132,10 +132,10 @@ def test_seed_decides_resampling_and_the_result_says_what_it_is(tiny_model, memo
 def test_others_are_needed_unless_the_output_is_zero(tiny_model, memorized):
     alone = memorized.select(np.array([0]))
     for method in ("mean", "resample"):
-        with pytest.raises(InputError, match=f"1 paragraph came for method '{method}'.*wanted at least two"):
+        with pytest.raises(InputError, match=f"1 paragraph came for method '{method}'.*need at least two"):
             ablate_heads(tiny_model, alone, method=method)
     assert ablate_heads(tiny_model, alone, method="zero").em_drop.shape == (4, 3)
-    with pytest.raises(InputError, match="method is 'median'; wanted 'mean', 'zero' or 'resample'"):
+    with pytest.raises(InputError, match="method is 'median'; need 'mean', 'zero' or 'resample'"):
         # Without the annotations' checks that the tests switch on, as a user meets it.
         inspect.unwrap(ablate_heads)(tiny_model, memorized, method="median")  # pyright: ignore[reportArgumentType]
 
@@ -209,7 +209,7 @@ def test_greedy_takes_the_worst_head_beside_those_gone(tiny_model, memorized):
     assert seen == [(1, 3), (2, 3), (3, 3)]
     everything = ablate_greedily(tiny_model, memorized, 12)
     assert len(set(zip(everything.layer.values.tolist(), everything["head"].values.tolist(), strict=True))) == 12
-    with pytest.raises(InputError, match="count is 13; wanted 1 to 12"):
+    with pytest.raises(InputError, match="count is 13; need 1 to 12"):
         ablate_greedily(tiny_model, memorized, 13)
 
 
@@ -224,5 +224,5 @@ def test_only_the_planted_head_matters_by_pattern_and_by_values(truth, part):
 
 
 def test_unknown_parts_are_refused(tiny_model, memorized):
-    with pytest.raises(InputError, match="part is 'q'; wanted 'z', 'pattern' or 'v'"):
+    with pytest.raises(InputError, match="part is 'q'; need 'z', 'pattern' or 'v'"):
         inspect.unwrap(ablate_heads)(tiny_model, memorized, part="q")  # pyright: ignore[reportArgumentType]

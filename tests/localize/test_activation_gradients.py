@@ -81,8 +81,8 @@ def test_on_a_planted_model_products_name_the_head_and_its_trigger():
 
 def test_bad_input_is_refused(tiny_model, small_model, paras):
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"site": "w"}, "site is 'w'; wanted one of resid_pre"),
-        ({"target": 0}, "target is 0; wanted a token position from 1 to 22"),
+        ({"site": "w"}, "site is 'w'; need one of resid_pre"),
+        ({"target": 0}, "target is 0; need a token position from 1 to 22"),
         ({"target": 23}, "target is 23"),
         ({"kind": "integrated", "steps": 0}, "with 0 steps"),
     ]

@@ -102,17 +102,17 @@ def test_on_a_planted_model_integrated_gradients_find_what_plain_ones_do_not():
 
 def test_top_cells_and_rank_correlation(tiny_model, pairs):
     approximate = attribute(tiny_model, *pairs, site="z", metric=logit_difference, scored="impact")
-    wanted = top_cells(approximate, 0.1)
-    assert int(wanted.sum()) == round(0.1 * approximate.size) == wanted.attrs["chosen"]
-    assert abs(approximate.values[wanted.values]).min() >= abs(approximate.values[~wanted.values]).max()
-    some = patch(tiny_model, *pairs, site="z", metric=logit_difference, scored="impact", cells=wanted)
+    need = top_cells(approximate, 0.1)
+    assert int(need.sum()) == round(0.1 * approximate.size) == need.attrs["chosen"]
+    assert abs(approximate.values[need.values]).min() >= abs(approximate.values[~need.values]).max()
+    some = patch(tiny_model, *pairs, site="z", metric=logit_difference, scored="impact", cells=need)
     whole = patch(tiny_model, *pairs, site="z", metric=logit_difference, scored="impact")
     assert rank_correlation(whole, some) == pytest.approx(1)
     assert rank_correlation(approximate, whole) > 0.5
     assert rank_correlation(-approximate, whole) < -0.5
     with pytest.raises(InputError, match="fraction is 0"):
         top_cells(approximate, 0.0)
-    with pytest.raises(InputError, match="wanted those of one site"):
+    with pytest.raises(InputError, match="need those of one site"):
         rank_correlation(approximate, whole.isel(head=[0, 1]))
     with pytest.raises(InputError, match="0 cells can be compared"):
         rank_correlation(approximate * 0, whole * 0)
@@ -121,8 +121,8 @@ def test_top_cells_and_rank_correlation(tiny_model, pairs):
 def test_what_gives_no_gradient_is_refused(tiny_model, pairs):
     cases: list[tuple[dict[str, Any], str]] = [
         ({"metric": em}, "em has no gradient"),
-        ({"method": "integrated", "steps": 0}, "with 0 steps; wanted 'gradient' or 'integrated'"),
-        ({"metric": lambda s: s.clean[:, 0].float()}, "has no gradient; wanted a smooth function"),
+        ({"method": "integrated", "steps": 0}, "with 0 steps; need 'gradient' or 'integrated'"),
+        ({"metric": lambda s: s.clean[:, 0].float()}, "has no gradient; need a smooth function"),
         ({"site": "nowhere"}, "site is 'nowhere'"),
         ({"site": "mlp_post", "groups": 0}, "groups is 0"),
     ]

@@ -83,11 +83,11 @@ def scipys(test: Callable[..., Any], attention: np.ndarray, frequency: np.ndarra
     return float(np.mean([test(a, f).statistic for a, f in zip(attention, frequency, strict=True)]))
 
 
-def slow_expectation(attention: np.ndarray, frequency: np.ndarray, wanted: int) -> tuple[float, float]:
+def slow_expectation(attention: np.ndarray, frequency: np.ndarray, need: int) -> tuple[float, float]:
     """Excess and raw mass, one paragraph and one other paragraph at a time; no tie at the border."""
     excess, mass = [], []
     for paragraph, row in enumerate(attention):
-        rarest = sorted(range(len(row)), key=lambda k, p=paragraph: frequency[p, k])[:wanted]
+        rarest = sorted(range(len(row)), key=lambda k, p=paragraph: frequency[p, k])[:need]
         own = sum(row[k] for k in rarest)
         others = [sum(other[k] for k in rarest) for q, other in enumerate(attention) if q != paragraph]
         excess.append(own - np.mean(others))
@@ -108,7 +108,7 @@ def test_every_number_equals_a_slow_oracle(tiny_model):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"][:, :, PREFIX, :PREFIX].double().numpy()
         for head in range(3):
             ours = result.sel(layer=layer, head=head)
-            excess, mass = slow_expectation(pattern[:, head], frequency, wanted=2)
+            excess, mass = slow_expectation(pattern[:, head], frequency, need=2)
             assert float(ours.excess) == pytest.approx(excess, abs=1e-6)
             assert float(ours.mass_over_uniform) == pytest.approx(mass - 2 / 21, abs=1e-6)
             assert float(ours.spearman) == pytest.approx(scipys(spearmanr, pattern[:, head], frequency))
@@ -196,7 +196,7 @@ def test_patterns_are_those_of_the_heads_asked_for(tiny_model, paras):
     for slot, (layer, head) in enumerate([(2, 0), (0, 1), (2, 2)]):
         assert torch.equal(patterns[:, slot], cache[f"blocks.{layer}.attn.hook_pattern"][:, head])
     assert not patterns.requires_grad
-    with pytest.raises(InputError, match=r"heads \[\(0, 3\)\] came; wanted .*layer below 4 and head below 3"):
+    with pytest.raises(InputError, match=r"heads \[\(0, 3\)\] came; need .*layer below 4 and head below 3"):
         head_patterns(tiny_model, tokens, [(0, 1), (0, 3)])
     with pytest.raises(InputError, match=r"heads \[\] came"):
         head_patterns(tiny_model, tokens, [])
@@ -205,7 +205,7 @@ def test_patterns_are_those_of_the_heads_asked_for(tiny_model, paras):
 def test_what_cannot_be_used_is_refused(tiny_model, paras, counts):
     with pytest.raises(InputError, match="60 counts came for a vocabulary of 61"):
         rare_token_attention(tiny_model, paras, counts[:60])
-    with pytest.raises(InputError, match="1 paragraph came; wanted at least two"):
+    with pytest.raises(InputError, match="1 paragraph came; need at least two"):
         rare_token_attention(tiny_model, paras.select(np.array([0])), counts)
     with pytest.raises(InputError, match="a count is below zero"):
         rare_token_attention(tiny_model, paras, -counts)

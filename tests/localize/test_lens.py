@@ -30,8 +30,8 @@ def test_first_is_the_depth_from_which_on_the_token_stays_on_top(small_model, ti
     for paragraph in range(len(tiny_paragraphs)):
         for pos in range(result.sizes["pos"]):
             row = result.top.values[paragraph, :, pos].tolist()
-            wanted = next((d for d in range(6) if all(row[d:])), 6)
-            assert int(result["first"][paragraph, pos]) == wanted
+            need = next((d for d in range(6) if all(row[d:])), 6)
+            assert int(result["first"][paragraph, pos]) == need
     assert result.pos.values.tolist() == list(range(13, 23))
 
 
@@ -51,5 +51,5 @@ def test_memories_are_read_above_the_planted_head_and_not_without_it():
 
 
 def test_heads_that_are_not_there_are_refused(tiny_model, tiny_paragraphs):
-    with pytest.raises(InputError, match=r"heads \[\(4, 0\)\] came; wanted .* layer below 4 and head below 3"):
+    with pytest.raises(InputError, match=r"heads \[\(4, 0\)\] came; need .* layer below 4 and head below 3"):
         logit_lens(tiny_model, tiny_paragraphs, without=[(1, 1), (4, 0)])

@@ -137,7 +137,7 @@ def test_learned_gates_close_what_is_not_needed_and_say_when_they_fail(planted_t
 
 
 def test_what_cannot_be_used_is_refused(tiny_model, small_model, tiny_paragraphs, keep):
-    with pytest.raises(InputError, match="method is 'magic'; wanted one of hard_concrete, slimming"):
+    with pytest.raises(InputError, match="method is 'magic'; need one of hard_concrete, slimming"):
         localize_neurons(tiny_model, tiny_paragraphs, keep, method="magic")
     with pytest.raises(InputError, match="no MLPs"):
         model = small_model(attn_only=True, n_ctx=32, d_vocab=61)

@@ -61,7 +61,7 @@ def test_contrasts_are_what_they_say(tiny_model, tiny_paragraphs):
         torch.testing.assert_close(gradient, ours[name].abs() / (roots[name] + mean), rtol=1e-3, atol=1e-5)
     with pytest.raises(InputError, match="reduction is 'median'"):
         paragraph_gradients.__wrapped__(tiny_model, first, reduction="median")
-    with pytest.raises(InputError, match="contrast is 'ratio'; wanted one of plain, fisher, difference"):
+    with pytest.raises(InputError, match="contrast is 'ratio'; need one of plain, fisher, difference"):
         contrastive_gradients.__wrapped__(tiny_model, first, second, contrast="ratio")
 
 

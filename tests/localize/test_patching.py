@@ -155,16 +155,16 @@ def test_metrics_are_those_of_the_whole_logits(tiny_model, pairs, metric):
 def test_only_the_cells_asked_for_are_computed(tiny_model, pairs):
     whole = patch(tiny_model, *pairs, site="v")
     size = abs(whole)
-    wanted = size > float(size.quantile(0.8))
+    need = size > float(size.quantile(0.8))
     seen = []
-    some = patch(tiny_model, *pairs, site="v", cells=wanted, progress=lambda *state: seen.append(state))
-    np.testing.assert_allclose(some.values[wanted.values], whole.values[wanted.values], atol=1e-6)
-    assert np.isnan(some.values[~wanted.values]).all()
+    some = patch(tiny_model, *pairs, site="v", cells=need, progress=lambda *state: seen.append(state))
+    np.testing.assert_allclose(some.values[need.values], whole.values[need.values], atol=1e-6)
+    assert np.isnan(some.values[~need.values]).all()
     # Before the first different token and after the last scored column there is nothing to run.
-    ran = sum(int(wanted.sel(pos=slice(first, 12)).sum()) for first in (3, 5, 0))
-    assert seen[-1] == (ran, ran) and (some.sel(pos=13).values[wanted.sel(pos=13).values] == 0).all()
-    with pytest.raises(InputError, match="wanted bool with {'layer': 4, 'head': 3, 'pos': 14}"):
-        patch(tiny_model, *pairs, site="v", cells=wanted.astype(float))
+    ran = sum(int(need.sel(pos=slice(first, 12)).sum()) for first in (3, 5, 0))
+    assert seen[-1] == (ran, ran) and (some.sel(pos=13).values[need.sel(pos=13).values] == 0).all()
+    with pytest.raises(InputError, match="need bool with {'layer': 4, 'head': 3, 'pos': 14}"):
+        patch(tiny_model, *pairs, site="v", cells=need.astype(float))
 
 
 def test_the_planted_head_is_found_at_the_trigger_and_no_decoy_is():
@@ -197,16 +197,16 @@ def test_bad_input_is_refused_in_words(tiny_model, small_model, pairs):
     same = Paragraphs(torch.cat([corrupt.tokens[:2], clean.tokens[2:]]), 8)
     prefix_only = Paragraphs(torch.cat([corrupt.prefix, clean.continuation], 1), 8)
     cases: list[tuple[Any, str]] = [
-        (((clean, short), {}), "wanted pairs of one length"),
-        (((clean, corrupt.select(np.arange(2))), {}), "wanted pairs of one length"),
+        (((clean, short), {}), "need pairs of one length"),
+        (((clean, corrupt.select(np.arange(2))), {}), "need pairs of one length"),
         (((clean, same), {}), "pair 2 differs nowhere"),
         (((clean, prefix_only), {"scored": "impact"}), "pair 0 has one continuation, so no position is impacted"),
-        (((clean, corrupt), {"site": "logits"}), "site is 'logits'; wanted one of resid_pre"),
-        (((clean, corrupt), {"scored": [0]}), "wanted token positions from 1 to 13"),
-        (((clean, corrupt), {"scored": []}), "wanted token positions from 1 to 13"),
+        (((clean, corrupt), {"site": "logits"}), "site is 'logits'; need one of resid_pre"),
+        (((clean, corrupt), {"scored": [0]}), "need token positions from 1 to 13"),
+        (((clean, corrupt), {"scored": []}), "need token positions from 1 to 13"),
         (((clean, corrupt), {"metric": lambda s: s.logits[:, 0, 0] * 0}), "does not depend on what is patched"),
-        (((clean, corrupt), {"metric": lambda s: s.logits[:, :, 0]}), "wanted one number a row"),
-        (((clean, corrupt), {"site": "mlp_post", "groups": 45}), "groups is 45; wanted 1 to 44"),
+        (((clean, corrupt), {"metric": lambda s: s.logits[:, :, 0]}), "need one number a row"),
+        (((clean, corrupt), {"site": "mlp_post", "groups": 45}), "groups is 45; need 1 to 44"),
     ]
     for arguments, sentence in cases:
         with pytest.raises(InputError, match=sentence):
@@ -218,7 +218,7 @@ def test_bad_input_is_refused_in_words(tiny_model, small_model, pairs):
         pytest.raises(InputError, match="the model has hooks on it"),
     ):
         patch(tiny_model, clean, corrupt)
-    with pytest.raises(InputError, match="wanted a GPT-Neo, GPT-2 or GPT-NeoX"):
+    with pytest.raises(InputError, match="need a GPT-Neo, GPT-2 or GPT-NeoX"):
         patch(small_model(attn_only=True), clean, corrupt)
     broken = small_model()
     broken.unembed.W_U.data[0, 0] = torch.nan

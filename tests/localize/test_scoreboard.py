@@ -31,7 +31,7 @@ def test_recall_and_area_of_orders_known_by_hand(tiny_model, rows):
 def test_neurons_are_gone_in_the_block_and_back_after_it(tiny_model, rows):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     with torch.no_grad():
-        wanted = tiny_model.run_with_hooks(
+        need = tiny_model.run_with_hooks(
             rows.tokens,
             fwd_hooks=[
                 ("blocks.1.mlp.hook_post", lambda v, hook: v * (torch.arange(44) != 7)),  # noqa: ARG005
@@ -39,7 +39,7 @@ def test_neurons_are_gone_in_the_block_and_back_after_it(tiny_model, rows):
             ],
         )
         with pytest.raises(RuntimeError, match="inside"), without_neurons(tiny_model, [(1, 7), (2, 0)]) as model:
-            assert torch.allclose(model(rows.tokens), wanted, atol=1e-5)
+            assert torch.allclose(model(rows.tokens), need, atol=1e-5)
             raise RuntimeError("inside")
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
 
@@ -81,5 +81,5 @@ def test_unknown_methods_are_refused_before_anything_is_injected(tiny_model, row
         lambda: injection_board(tiny_model, rows, rows, methods=("magic",)),
         lambda: deletion_board(tiny_model, rows, rows, rows, methods=("magic",)),
     ):
-        with pytest.raises(InputError, match=r"methods \['magic'\] came; wanted some of hard_concrete"):
+        with pytest.raises(InputError, match=r"methods \['magic'\] came; need some of hard_concrete"):
             board()

@@ -202,7 +202,7 @@ def test_no_paragraph_has_no_scores(tiny_model, tiny_paragraphs):
     [
         ({"method": "half"}, "a method of full, cascade"),
         ({"precision": "float16"}, "a precision of float32, bfloat16"),
-        ({"precision": "bfloat16"}, "wanted the method 'cascade' with it"),
+        ({"precision": "bfloat16"}, "need the method 'cascade' with it"),
     ],
 )
 def test_ways_that_are_unknown_are_refused(mode, sentence):
@@ -213,10 +213,10 @@ def test_ways_that_are_unknown_are_refused(mode, sentence):
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [
-        ({"batch_size": 0}, "batch_size is 0; wanted at least 1"),
-        ({"stages": ()}, r"stages are \(\); wanted rising numbers"),
-        ({"stages": (4, 4)}, "wanted rising numbers of continuation tokens"),
-        ({"stages": (0, 4)}, "wanted rising numbers of continuation tokens"),
+        ({"batch_size": 0}, "batch_size is 0; need at least 1"),
+        ({"stages": ()}, r"stages are \(\); need rising numbers"),
+        ({"stages": (4, 4)}, "need rising numbers of continuation tokens"),
+        ({"stages": (0, 4)}, "need rising numbers of continuation tokens"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(tiny_model, tiny_paragraphs, sizes, sentence):
@@ -225,7 +225,7 @@ def test_sizes_that_make_no_sense_are_refused(tiny_model, tiny_paragraphs, sizes
 
 
 def test_no_calibration_is_refused(tiny_model, tiny_paragraphs):
-    with pytest.raises(InputError, match="wanted at least one: give some"):
+    with pytest.raises(InputError, match="need at least one: give some"):
         ExactScorer(tiny_model, tiny_paragraphs.select(np.zeros(0, dtype=int)))
 
 

@@ -212,7 +212,7 @@ def test_pairs_that_are_none_are_refused(memorized):
     one[1] = two[1]
     with pytest.raises(InputError, match="pair 1 differs in 2 prefix tokens"):
         compare_pairs(memorized, Paragraphs(one, PREFIX))
-    with pytest.raises(InputError, match="wanted the same of both"):
+    with pytest.raises(InputError, match="need the same of both"):
         compare_pairs(memorized, Paragraphs(one, PREFIX + 1))
 
 
@@ -227,13 +227,13 @@ def test_what_cannot_be_perturbed_is_refused(tiny_model, small_model, memorized,
             perturb_prefix(tiny_model, memorized, **arguments)
     with pytest.raises(InputError, match="a token id is 61"):
         perturb_prefix(tiny_model, Paragraphs(torch.full((2, 9), 61), 5))
-    with pytest.raises(InputError, match="wanted at least 2"):
+    with pytest.raises(InputError, match="need at least 2"):
         allowed_ids(small_model(d_vocab=1))
     with pytest.raises(InputError, match="perturbations of 5 paragraphs .* came for 3"):
         worst_perturbations(tiny_model, memorized.select(np.arange(3)), perturbed)
-    with pytest.raises(InputError, match="scope is 'rest'; wanted 'token'"):
+    with pytest.raises(InputError, match="scope is 'rest'; need 'token'"):
         worst_perturbations(tiny_model, memorized, perturb_prefix(tiny_model, memorized, scope="rest"))
-    with pytest.raises(InputError, match="before is 0; wanted 1 to 13"):
+    with pytest.raises(InputError, match="before is 0; need 1 to 13"):
         worst_perturbations(tiny_model, memorized, perturbed, before=0)
 
 

@@ -115,7 +115,8 @@ def test_scores_go_through_netcdf(tiny_model, tiny_paragraphs, tmp_path):
 
 
 def made_up(em: list[int], length: int) -> xr.Dataset:
-    return xr.Dataset({"em": ("paragraph", np.array(em)), "match": (("paragraph", "pos"), np.ones((len(em), length)))})
+    values = {"em": ("paragraph", np.array(em)), "nll": ("paragraph", np.zeros(len(em)))}
+    return xr.Dataset(values | {"match": (("paragraph", "pos"), np.ones((len(em), length)))})
 
 
 @pytest.mark.parametrize(
@@ -124,19 +125,38 @@ def made_up(em: list[int], length: int) -> xr.Dataset:
 )
 def test_split_takes_all_matches_and_at_most_a_fifth(length, em, memorized, other):
     paras = Paragraphs(torch.arange(5)[:, None].repeat(1, length + 3), 3)
-    first, second = split(paras, made_up(em, length))
+    first, second = split(paras, made_up(em, length).assign_coords(paragraph=paras.ids))
+    assert first.column("em").tolist() == [em[row] for row in memorized]
     assert first.tokens[:, 0].tolist() == memorized and second.tokens[:, 0].tolist() == other
     assert [np.flatnonzero(m).tolist() for m in memorized_other(np.array(em), length)] == [memorized, other]
 
 
 def test_split_refuses_scores_of_other_paragraphs(tiny_model, tiny_paragraphs):
     scores = score(tiny_model, tiny_paragraphs)
-    with pytest.raises(InputError, match="scores of 11 paragraphs with 10 .* came for 3 paragraphs with 10"):
-        split(tiny_paragraphs.select(np.arange(3)), scores)
+    with pytest.raises(InputError, match="2 of 11 paragraphs are not in this result"):
+        split(tiny_paragraphs, scores.isel(paragraph=slice(0, 9)))
+    with pytest.raises(InputError, match="scores of 10 continuation tokens for paragraphs with 9"):
+        split(Paragraphs(tiny_paragraphs.tokens, 14), scores)
+    with pytest.raises(InputError, match="no ids; need a coordinate 'paragraph'"):
+        split(tiny_paragraphs, scores.drop_vars("paragraph"))
+
+
+def test_scores_are_joined_by_paragraph_and_not_by_row(tiny_model, tiny_paragraphs):
+    """Subtracting the scores of some paragraphs, in another order, compares each paragraph with itself."""
+    scores = score(tiny_model, tiny_paragraphs)
+    chosen = tiny_paragraphs.select([7, 2, 9])
+    difference = abs(score(tiny_model, chosen).nll - scores.nll)
+    assert difference.sizes["paragraph"] == 3 and float(difference.max()) < 1e-5
+    by_row = np.abs(score(tiny_model, chosen).nll.values - scores.nll.values[:3])
+    assert by_row.max() > 0.01
+    order = np.argsort(scores.em.values, kind="stable")[::-1]
+    reordered = tiny_paragraphs.select(order)
+    for ours, theirs in zip(split(reordered, scores), split(tiny_paragraphs, scores), strict=True):
+        assert sorted(ours.ids.tolist()) == sorted(theirs.ids.tolist())
 
 
 def test_score_refuses_what_the_model_cannot_read(tiny_model):
-    with pytest.raises(InputError, match="a token id is 61 and the model's vocabulary has 61"):
+    with pytest.raises(InputError, match="got the token id 61 for a model with a vocabulary of 61 tokens"):
         score(tiny_model, Paragraphs(torch.full((2, 20), 61), 10))
 
 

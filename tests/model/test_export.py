@@ -118,12 +118,12 @@ def test_what_cannot_be_written_is_refused(write_checkpoint, tmp_path):
     ):
         export(load_model(folder, processing="folded"), tmp_path / "out")
     other, _ = write_checkpoint("gpt2", "other")
-    with pytest.raises(InputError, match="family is GPT2LMHeadModel; wanted GPTNeoForCausalLM, the only one"):
+    with pytest.raises(InputError, match="family is GPT2LMHeadModel; need GPTNeoForCausalLM, the only one"):
         export(load_model(other), tmp_path / "out")
     for name, value, sentence in (
         ("blocks.2.attn.b_V", 1.0, "'blocks.2.attn.b_V' is not zero and GPT-Neo has no such bias"),
         ("unembed.b_U", 1.0, "'unembed.b_U' is not zero"),
-        ("ln_final.b", float("nan"), "'transformer.ln_f.bias' holds NaN or infinite weights; wanted finite ones"),
+        ("ln_final.b", float("nan"), "'transformer.ln_f.bias' holds NaN or infinite weights; need finite ones"),
     ):
         model = load_model(folder)
         model.get_parameter(name).data.view(-1)[1] = value
@@ -138,7 +138,7 @@ def test_a_folder_with_files_is_left_as_it_is(write_checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
     export(model, tmp_path / "out")
     before = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
-    with pytest.raises(InputError, match="exists and is not empty; wanted a new or empty folder"):
+    with pytest.raises(InputError, match="exists and is not empty; need a new or empty folder"):
         export(model, tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == before
 

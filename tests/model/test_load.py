@@ -183,7 +183,7 @@ def test_provenance_names_the_weights_and_survives_a_copy(write_checkpoint):
 
 
 def test_a_model_from_elsewhere_has_no_provenance(tiny_model):
-    with pytest.raises(InputError, match="does not say where its weights came from; wanted one that load_model loaded"):
+    with pytest.raises(InputError, match="does not say where its weights came from; need one that load_model loaded"):
         provenance(tiny_model)
 
 
@@ -263,16 +263,14 @@ def test_a_padded_vocabulary_is_normal_for_gpt_neox_only(write_checkpoint, write
     for family, vocabulary in (("gpt_neo", 384), ("gpt_neox", 300), ("gpt_neox", 283 + 128 * 9 - 27)):
         folder, _ = write_checkpoint(family, f"{family}{vocabulary}", vocab_size=vocabulary)
         write_tokenizer(folder, 283)
-        with pytest.raises(InputError, match=f"vocabulary has {vocabulary} ids and its tokenizer only 283; wanted one"):
+        with pytest.raises(InputError, match=f"vocabulary has {vocabulary} ids and its tokenizer only 283; need one"):
             load_model(folder)
 
 
 def test_a_tokenizer_with_ids_beyond_the_model_is_refused(write_checkpoint, write_tokenizer):
     folder, _ = write_checkpoint("gpt_neox", vocab_size=256)
     write_tokenizer(folder, 283)
-    with pytest.raises(
-        InputError, match="gives ids up to 282 and the model's vocabulary has 256; wanted ids below 256"
-    ):
+    with pytest.raises(InputError, match="gives ids up to 282 and the model's vocabulary has 256; need ids below 256"):
         load_model(folder)
 
 
@@ -346,7 +344,7 @@ def with_value(value):
 
 FC = "transformer.h.3.mlp.c_fc.weight"
 BAD = {
-    "no configuration": (without_config, r"config\.json: no such file; wanted a folder that transformers'"),
+    "no configuration": (without_config, r"config\.json: no such file; need a folder that transformers'"),
     "broken configuration": (broken_config, r"config\.json: not readable as JSON .*; write or fetch it again"),
     "other family": (
         configured(model_type="llama"),
@@ -363,12 +361,12 @@ BAD = {
         r"found only pytorch_model\.bin, a pickle, which can run code when opened and is refused\. If .*"
         r"save_pretrained\(folder, safe_serialization=True\)",
     ),
-    "no weights": (no_weights, r"wanted weights in model\.safetensors and found none"),
+    "no weights": (no_weights, r"need weights in model\.safetensors and found none"),
     "missing part": (missing_part, "it lists 'model-00001-of-00002.safetensors', which is not in the folder"),
     "part elsewhere": (part_elsewhere, "it lists '../model.safetensors', which is not in the folder"),
     "missing tensor": (
         lambda folder: rewrite(folder, lambda t: {name: tensor for name, tensor in t.items() if name != FC}),
-        f"1 tensors are missing, the first is '{FC}'; wanted all 57",
+        f"1 tensors are missing, the first is '{FC}'; need all 57",
     ),
     "surplus tensor": (
         lambda folder: rewrite(folder, lambda t: t | {FC.replace("3", "4"): t[FC].clone()}),
@@ -380,7 +378,7 @@ BAD = {
     ),
     "quantized tensor": (
         tensor_changed(FC, lambda t: t.to(torch.int8)),
-        f"tensor '{FC}' is stored as I8; wanted floating-point weights .*quantized checkpoints are not read",
+        f"tensor '{FC}' is stored as I8; need floating-point weights .*quantized checkpoints are not read",
     ),
     "NaN": (tensor_changed(FC, with_value(float("nan"))), f"tensor '{FC}' holds NaN or infinite values"),
     "infinity": (tensor_changed("transformer.wte.weight", with_value(float("-inf"))), "'transformer.wte.weight' holds"),
@@ -417,10 +415,10 @@ def test_settings_that_would_compute_something_else_are_refused(family, changes,
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere: no such folder; wanted a folder with config\.json"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder; need a folder with config\.json"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"a file came; wanted the folder it lies in"):
+    with pytest.raises(InputError, match=r"a file came; need the folder it lies in"):
         load_model(tmp_path / "file")
 
 
@@ -450,7 +448,7 @@ def test_a_hub_name_loads_the_downloaded_snapshot(monkeypatch, tmp_path, write_c
 
 def test_an_unknown_processing_is_refused():
     # Without the annotations' checks that the tests switch on, as a user meets it.
-    with pytest.raises(InputError, match="processing is 'melted'; wanted one of raw, folded"):
+    with pytest.raises(InputError, match="processing is 'melted'; need one of raw, folded"):
         inspect.unwrap(load_model)("bundled", processing="melted")  # pyright: ignore[reportArgumentType]
 
 

@@ -61,7 +61,7 @@ def test_attention_only_models_have_no_mlp_columns(small_model):
 
 def test_values_of_another_model_are_refused(tiny_model):
     values = {n: torch.ones_like(p) for n, p in editable_parameters(tiny_model).items()}
-    with pytest.raises(InputError, match="reduction is 'mean'; wanted one of"):
+    with pytest.raises(InputError, match="reduction is 'mean'; need one of"):
         # Without the annotations' checks that the tests switch on, as a user meets it.
         inspect.unwrap(reduce_by_component)(tiny_model, values, "mean")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"'blocks.0.mlp.W_in' have shape .2, 2. and the parameter .21, 44."):
@@ -74,7 +74,7 @@ def test_values_of_another_model_are_refused(tiny_model):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"n_key_value_heads": 1}, r"1 key and value heads for 2 query heads \(grouped attention\); wanted layers of"),
+        ({"n_key_value_heads": 1}, r"1 key and value heads for 2 query heads \(grouped attention\); need layers of"),
         ({"gated_mlp": True}, r"gated MLPs \(a third matrix, W_gate\)"),
     ],
 )

@@ -310,7 +310,7 @@ def save_ids(path: Path, value: object) -> Path:
     [
         (np.full((3, 100), 4096, dtype=np.uint16), "a token id is 4096 and the model's vocabulary has 4096 tokens"),
         (np.full((3, 100), -1, dtype=np.int32), "a token id in rows 0 to 2 is -1"),
-        (np.zeros((3, 100)), "float64 of shape .*wanted ids"),
+        (np.zeros((3, 100)), "float64 of shape .*need ids"),
         (np.zeros((0, 100), dtype=np.int32), "holds no document"),
         (np.zeros((3, 60), dtype=np.int32), "none has 100 tokens"),
     ],
@@ -349,12 +349,12 @@ def test_a_scan_that_cannot_be_done_says_why(corpus, tmp_path, changed, sentence
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"run": 0}, "run is 0; wanted 1 to 100"),
+        ({"run": 0}, "run is 0; need 1 to 100"),
         ({"min_em": -1}, "min_em is -1"),
-        ({"batch_size": 0}, "batch_size 0; wanted"),
+        ({"batch_size": 0}, "batch_size 0; need"),
         ({"shard_tokens": 99}, "at least the paragraphs' 100 tokens"),
         ({"model": "other"}, "no corpus came for other"),
-        ({"method": "full", "precision": "bfloat16"}, "wanted the method 'cascade'"),
+        ({"method": "full", "precision": "bfloat16"}, "need the method 'cascade'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, sentence):
@@ -366,9 +366,9 @@ def test_settings_out_of_range_are_refused(settings, sentence):
     ("arguments", "sentence"),
     [
         ({"out": "p.csv"}, "ends in .parquet"),
-        ({"engine": "spark"}, "wanted 'local' or 'ray'"),
-        ({"rows_per_file": 0}, "wanted 1 or more"),
-        ({"workers": 0}, "wanted 1 or more"),
+        ({"engine": "spark"}, "need 'local' or 'ray'"),
+        ({"rows_per_file": 0}, "need 1 or more"),
+        ({"workers": 0}, "need 1 or more"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(tmp_path, arguments, sentence):

@@ -230,9 +230,9 @@ def test_a_scan_in_document_mode_goes_on_and_reports_what_windows_miss(tmp_path)
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: SpanSettings(prefix_len=0), "wanted 1 or more"),
-        (lambda: SpanSettings(min_match=51), "min_match is 51; wanted 1 to 50"),
-        (lambda: SpanSettings(context=99).context_of(256), "context is 99; wanted 100 .* to 256"),
+        (lambda: SpanSettings(prefix_len=0), "need 1 or more"),
+        (lambda: SpanSettings(min_match=51), "min_match is 51; need 1 to 50"),
+        (lambda: SpanSettings(context=99).context_of(256), "context is 99; need 100 .* to 256"),
         (lambda: SpanSettings(context=300).context_of(256), "context is 300"),
         (lambda: ScanSettings(spans=SpanSettings(), windows=WindowSettings(stride=50)), "leave stride"),
     ],

@@ -229,7 +229,7 @@ def test_bad_input_is_refused():
         ("'x' of the candidate .* 1 of 3 values missing", one, made(1000, x=[1.0, np.nan, 2.0]), {}),
         ("'s' of the memorized .* 1 of 2 values missing", made(0, s=["a", None]), two, {"on": ["s"]}),
         ("1 paragraphs stand in both sets", one, made(1, x=[1.0, 2.0]), {}),
-        ("3 candidates came .0 more share a cluster.*; wanted 2 for each of 2", one, two, {"ratio": 2}),
+        ("3 candidates came .0 more share a cluster.*; need 2 for each of 2", one, two, {"ratio": 2}),
         ("0 memorized paragraphs and 3 candidates", one.select([]), two, {}),
         ("no memorized paragraph has 1 candidates", one, made(1000, x=[90.0, 80.0, 70.0]), {"caliper": 0.1}),
         ("on is \\[\\]", one, two, {"on": []}),

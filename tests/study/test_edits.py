@@ -79,7 +79,7 @@ def test_an_edit_can_say_any_text_and_a_paragraph_can_be_memorized(run):
     assert history.target_nll.values[1] < history.target_nll.values[0]
     history = make_edit(run, "learn", EditSettings(kind="memorize", weights="all", steps=60, learning_rate=3e-4))
     assert history.learned == 1 and 0 < history.weights_needed < history.weights_allowed
-    with pytest.raises(InputError, match="the text has 4 tokens; wanted at least the 50"):
+    with pytest.raises(InputError, match="the text has 4 tokens; need at least the 50"):
         make_edit(run, "short", EditSettings(kind="edit", text=" a a a a"))
     assert not edit_folder(run, "short").exists()
 
@@ -128,9 +128,9 @@ def test_an_export_has_the_edited_logits_a_card_and_no_text(run, tmp_path):
 
 
 def test_bad_names_and_settings_are_refused(run):
-    with pytest.raises(InputError, match="wanted a plain name"):
+    with pytest.raises(InputError, match="need a plain name"):
         make_edit(run, "../x", FORGET)
-    with pytest.raises(InputError, match="holds no finished edit; wanted one of"):
+    with pytest.raises(InputError, match="holds no finished edit; need one of"):
         evaluate_edit(run, "none")
     with pytest.raises((InputError, TypeCheckError)):
         EditSettings(weights="best")  # pyright: ignore[reportArgumentType]
@@ -151,5 +151,5 @@ def test_the_commands_make_judge_and_ship_an_edit(tmp_path):
     call("export", "a", str(tmp_path / "hf"))
     assert (tmp_path / "hf" / "README.md").exists()
     answer = runner.invoke(app, ["unlearn", "--name", "b", "--method", "none", *out])
-    assert answer.exit_code == 2 and "wanted one of contrastive" in " ".join(answer.output.split())
+    assert answer.exit_code == 2 and "need one of contrastive" in " ".join(answer.output.split())
     assert np.isfinite(xr.load_dataset(tmp_path / "s/edits/a/costs.nc", engine="h5netcdf").kl.values).all()

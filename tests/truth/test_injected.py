@@ -44,7 +44,7 @@ def test_random_neurons_are_distinct_and_of_the_asked_number(tiny_model):
     assert random_neurons(tiny_model, 0.1, seed=1) == chosen != random_neurons(tiny_model, 0.1, seed=2)
     assert len(random_neurons(tiny_model, 1e-9, seed=0)) == 1
     for fraction in (0.0, 1.5):
-        with pytest.raises(InputError, match="wanted 0 < fraction <= 1"):
+        with pytest.raises(InputError, match="need 0 < fraction <= 1"):
             random_neurons(tiny_model, fraction, seed=0)
 
 
@@ -58,7 +58,7 @@ def test_neurons_and_heads_as_masks(tiny_model):
     assert all(np.array_equal(i, np.arange(147, 294)) for i in heads.indices.values())
     assert heads.shapes == mask.shapes and heads.total == mask.total
     for make, sentence in (
-        (lambda: Mask.neurons(tiny_model, [(0, 44)]), r"neurons \[\(0, 44\)\] came; wanted \(layer, neuron\)"),
+        (lambda: Mask.neurons(tiny_model, [(0, 44)]), r"neurons \[\(0, 44\)\] came; need \(layer, neuron\)"),
         (lambda: Mask.heads(tiny_model, []), r"heads \[\] came"),
         (lambda: Mask.heads(tiny_model, [(4, 0)]), "layer below 4 and head below 3"),
     ):

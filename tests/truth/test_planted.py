@@ -132,14 +132,14 @@ def test_the_null_keeps_the_paragraphs_and_loses_the_labels():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"layer": 4}, "layer 4 and head 2 came; wanted a layer below 4"),
+        ({"layer": 4}, "layer 4 and head 2 came; need a layer below 4"),
         ({"head": -1}, "counted from zero"),
-        ({"n_heads": 2, "head": 1}, "wanted at least 3 heads"),
+        ({"n_heads": 2, "head": 1}, "need at least 3 heads"),
         ({"d_model": 130}, "a multiple of them"),
         ({"memories": 40, "d_vocab": 4096}, "take 2000 neurons and from layer 1 on there are 1533"),
-        ({"memories": 1}, "wanted 2 or more memories"),
+        ({"memories": 1}, "need 2 or more memories"),
         ({"n_ctx": 99}, "together no more than the context"),
-        ({"d_vocab": 90}, "wanted at least 96, four tokens for each paragraph"),
+        ({"d_vocab": 90}, "need at least 96, four tokens for each paragraph"),
     ],
 )
 def test_sizes_without_room_are_refused(changes, sentence):
@@ -148,7 +148,7 @@ def test_sizes_without_room_are_refused(changes, sentence):
 
 
 def test_memories_that_interfere_are_refused():
-    with pytest.raises(InputError, match="the memories interfere; wanted a wider model"):
+    with pytest.raises(InputError, match="the memories interfere; need a wider model"):
         planted(PlantedSettings(noise=20.0))
 
 

@@ -22,12 +22,12 @@ def scores(seed: int = 0) -> dict[str, torch.Tensor]:
 def test_top_takes_the_largest_absolute_scores_of_all_tensors(fraction):
     weights = scores()
     mask = Mask.top(weights, fraction=fraction)
-    wanted = max(1, round(fraction * 105))
-    assert mask.count == wanted and mask.total == 105
+    need = max(1, round(fraction * 105))
+    assert mask.count == need and mask.total == 105
     everything = sorted(
         ((abs(float(v)), n, i) for n in weights for i, v in enumerate(weights[n].flatten())), reverse=True
     )
-    expected = {(name, index) for _, name, index in everything[:wanted]}
+    expected = {(name, index) for _, name, index in everything[:need]}
     assert {(n, i) for n, indices in mask.indices.items() for i in indices.tolist()} == expected
 
 
@@ -121,11 +121,11 @@ def test_top_ranks_each_group_by_itself_among_the_places_asked_for(kind, per, pl
         for index, score in enumerate(value.flatten().tolist()):
             if allowed(name, index, **places):
                 groups.setdefault(key(name), []).append((-abs(score), name, index))
-    wanted = set()
+    need = set()
     for group in groups.values():
-        wanted |= {(name, index) for _, name, index in sorted(group)[: max(1, round(fraction * len(group)))]}
+        need |= {(name, index) for _, name, index in sorted(group)[: max(1, round(fraction * len(group)))]}
     mask = Mask.top(weights, fraction=fraction, per=per, **places)
-    assert members(mask) == wanted and dict(mask.shapes) == dict(sorted(PLACES.items()))
+    assert members(mask) == need and dict(mask.shapes) == dict(sorted(PLACES.items()))
     assert mask.total == sum(value.numel() for value in weights.values())
     assert (mask.count == mask.total) == (fraction == 1.0 and not places)
 
@@ -200,7 +200,7 @@ def test_a_mask_is_loaded_for_the_model_it_is_of_alone(tiny_model, small_model, 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"layers": [1, 7]}, r"layers \[7\] came; wanted at least one, and only those"),
+        ({"layers": [1, 7]}, r"layers \[7\] came; need at least one, and only those"),
         ({"layers": []}, r"layers \[\] came"),
         ({"heads": [(0, 3)]}, r"heads \[\(0, 3\)\] came"),
         ({"layers": [0], "heads": [(0, 1), (1, 1)]}, r"heads \[\(1, 1\)\] came"),
@@ -214,13 +214,13 @@ def test_places_that_are_not_there_are_refused(asked, said):
 
 
 def test_an_unknown_group_is_refused():
-    with pytest.raises(InputError, match="per is 'head'; wanted one of model, tensor, component"):
+    with pytest.raises(InputError, match="per is 'head'; need one of model, tensor, component"):
         # Without the annotations' checks that the tests switch on, as a user meets it.
         inspect.unwrap(choose_largest)(placed(), 0.1, "head", None, None, None)  # pyright: ignore[reportArgumentType]
 
 
 def test_bad_masks_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"fraction is 0.0; wanted 0 < fraction"):
+    with pytest.raises(InputError, match=r"fraction is 0.0; need 0 < fraction"):
         Mask.top(scores(), fraction=0.0)
     with pytest.raises(InputError, match="scores of 'a' hold NaN"):
         Mask.top({"a": torch.tensor([1.0, float("nan")])}, fraction=0.5)

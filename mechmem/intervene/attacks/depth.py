@@ -84,7 +84,7 @@ def check_pair(original: HookedTransformer, edited: HookedTransformer) -> None:
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (original, edited)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"original has {len(shapes[0])} tensors and edited {len(shapes[1])}, of other names or shapes; wanted a "
+            f"original has {len(shapes[0])} tensors and edited {len(shapes[1])}, of other names or shapes; need a "
             "model and an edit of it: load both alike"
         )
 

@@ -56,7 +56,7 @@ def perturbed_prefix_attack(
     """
     check_fit(model, paras)
     if draws < 1:
-        raise InputError(f"draws is {draws}; wanted at least 1 changed prefix of each paragraph, 32 for example")
+        raise InputError(f"draws is {draws}; need at least 1 changed prefix of each paragraph, 32 for example")
     drawn = torch.from_numpy(replacements(model, paras, "random", samples=draws, seed=seed))
     places = torch.from_numpy(_places(draws, len(paras), paras.prefix_len, seed))[..., None]
     changed = paras.tokens.repeat(draws, 1, 1).scatter(-1, places, drawn.gather(-1, places))
@@ -145,7 +145,7 @@ def _lengths(paras: Paragraphs, lengths: Sequence[int] | None) -> list[int]:
     wrong = [length for length in lengths if not 1 <= length < prefix + rest]
     if wrong or not lengths or len(set(lengths)) < len(lengths):
         raise InputError(
-            f"lengths {wrong or list(lengths)} came for paragraphs of {prefix + rest} tokens; wanted different numbers "
+            f"lengths {wrong or list(lengths)} came for paragraphs of {prefix + rest} tokens; need different numbers "
             f"from 1 to {prefix + rest - 1}, so that a token is given and one remains"
         )
     return list(lengths)
@@ -215,7 +215,7 @@ def near_pairs(paras: Paragraphs, near: Paragraphs) -> tuple[Int[np.ndarray, " p
     shapes = [(part.prefix_len, part.continuation_len) for part in (paras, near)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"near-duplicates have (prefix, continuation) of {shapes[1]} tokens and the targets of {shapes[0]}; wanted "
+            f"near-duplicates have (prefix, continuation) of {shapes[1]} tokens and the targets of {shapes[0]}; need "
             "the same: cut both alike"
         )
     same = paras.column("cluster")[:, None] == near.column("cluster")
@@ -224,7 +224,7 @@ def near_pairs(paras: Paragraphs, near: Paragraphs) -> tuple[Int[np.ndarray, " p
     target, other = np.nonzero(same)
     if len(target) == 0:
         raise InputError(
-            f"none of {len(near)} near-duplicates has a target's cluster and another prefix; wanted at least one: take "
+            f"none of {len(near)} near-duplicates has a target's cluster and another prefix; need at least one: take "
             "other paragraphs of the targets' clusters"
         )
     return target, other

@@ -37,7 +37,7 @@ def quantize(model: HookedTransformer, scheme: Scheme) -> HookedTransformer:
         InputError: an unknown scheme, or a model whose layers are of another make.
     """
     if scheme not in get_args(Scheme):
-        raise InputError(f"the scheme is {scheme!r}; wanted one of {', '.join(get_args(Scheme))}")
+        raise InputError(f"the scheme is {scheme!r}; need one of {', '.join(get_args(Scheme))}")
     quantized = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in editable_parameters(quantized).items():
@@ -74,7 +74,7 @@ def quantization_attack(
     check_fit(model, paras)
     unknown = [scheme for scheme in schemes if scheme not in get_args(Scheme)]
     if unknown or not schemes:
-        raise InputError(f"schemes {unknown or list(schemes)} came; wanted some of {', '.join(get_args(Scheme))}")
+        raise InputError(f"schemes {unknown or list(schemes)} came; need some of {', '.join(get_args(Scheme))}")
     rows = []
     for done, scheme in enumerate(schemes, start=1):
         rows.append(score(quantize(model, scheme), paras, batch_size=batch_size))

@@ -115,11 +115,9 @@ def check_relearning(model: HookedTransformer, paras: Paragraphs, other_memorize
 
 def _check_settings(steps: int, every: int, batch_size: int, target_share: float) -> None:
     if min(steps, every, batch_size) < 1:
-        raise InputError(
-            f"steps, every and batch_size are {steps}, {every} and {batch_size}; wanted at least 1 of each"
-        )
+        raise InputError(f"steps, every and batch_size are {steps}, {every} and {batch_size}; need at least 1 of each")
     if not 0 < target_share <= 1:
-        raise InputError(f"target_share is {target_share}; wanted a share of the original EM, 0 < target_share <= 1")
+        raise InputError(f"target_share is {target_share}; need a share of the original EM, 0 < target_share <= 1")
 
 
 def _original(paras: Paragraphs, original_em: Num[np.ndarray, " paragraph"] | None) -> float:
@@ -128,7 +126,7 @@ def _original(paras: Paragraphs, original_em: Num[np.ndarray, " paragraph"] | No
     if original_em.shape != (len(paras),) or not original_em.mean() > 0:
         raise InputError(
             f"original_em has shape {list(original_em.shape)} and mean {original_em.mean():g} for {len(paras)} "
-            "targets; wanted the EM of each before the edit, above 0 on average: what was never known cannot come back"
+            "targets; need the EM of each before the edit, above 0 on average: what was never known cannot come back"
         )
     return float(original_em.mean())
 

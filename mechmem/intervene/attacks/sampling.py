@@ -109,11 +109,11 @@ def _token_log_probs(
 
 def _check(draws: Sequence[Any], temperature: float, top_k: int | None) -> None:
     if not draws or min(draws) < 1:
-        raise InputError(f"draws are {list(draws)}; wanted numbers from 1 on, (1, 10, 100) for example")
+        raise InputError(f"draws are {list(draws)}; need numbers from 1 on, (1, 10, 100) for example")
     if not 0 < temperature < float("inf"):
         raise InputError(
-            f"temperature is {temperature}; wanted a number above 0, 1 to sample from the model's own distribution: "
+            f"temperature is {temperature}; need a number above 0, 1 to sample from the model's own distribution: "
             "greedy decoding is what `score` measures"
         )
     if top_k is not None and top_k < 1:
-        raise InputError(f"top_k is {top_k}; wanted at least 1 token to sample from, or None for all")
+        raise InputError(f"top_k is {top_k}; need at least 1 token to sample from, or None for all")

@@ -76,7 +76,7 @@ class LeanModel:
     def __init__(self, model: HookedTransformer, dtype: torch.dtype | None = None):
         reason = unsupported(model)
         if reason:
-            raise InputError(f"{reason}; wanted a GPT-Neo, GPT-2 or GPT-NeoX: score this model with mechmem.score")
+            raise InputError(f"{reason}; need a GPT-Neo, GPT-2 or GPT-NeoX: score this model with mechmem.score")
         cfg = model.cfg
         self.dtype, self.device = dtype or model.W_E.dtype, model.W_E.device
         self.n_heads, self.d_head, self.d_vocab, self.n_ctx = cfg.n_heads, cfg.d_head, cfg.d_vocab, cfg.n_ctx

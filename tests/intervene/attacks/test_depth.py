@@ -98,5 +98,5 @@ def test_both_models_are_left_alone_and_others_are_refused(tiny_model, small_mod
     assert seen == [(5, 11), (10, 11), (11, 11)]
     for model, state in zip((tiny_model, edited), before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    with pytest.raises(InputError, match="wanted a model and an edit of it"):
+    with pytest.raises(InputError, match="need a model and an edit of it"):
         depth_score(tiny_model, small_model(d_vocab=61, n_ctx=128), memorized)

@@ -123,7 +123,7 @@ def test_bad_input_is_refused(tiny_model, known):
     with pytest.raises(InputError, match="draws is 0"):
         perturbed_prefix_attack(tiny_model, known, draws=0)
     for lengths in ([0], [LENGTH], [3, 3], []):
-        with pytest.raises(InputError, match=f"wanted different numbers from 1 to {LENGTH - 1}"):
+        with pytest.raises(InputError, match=f"need different numbers from 1 to {LENGTH - 1}"):
             prefix_length_attack(tiny_model, known, lengths=lengths)
     with pytest.raises(InputError, match="none of 2 near-duplicates has a target's cluster and another prefix"):
         near_duplicate_attack(tiny_model, known.select([0]), known.select([0, 2]))

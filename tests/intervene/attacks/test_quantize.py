@@ -88,5 +88,5 @@ def test_the_attack_scores_the_rounded_models(tiny_model, tiny_paragraphs):
 
 
 def test_bad_input_is_refused(tiny_model, tiny_paragraphs):
-    with pytest.raises(InputError, match="schemes .* came; wanted some of float16"):
+    with pytest.raises(InputError, match="schemes .* came; need some of float16"):
         quantization_attack(tiny_model, tiny_paragraphs, schemes=())

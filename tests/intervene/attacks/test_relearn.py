@@ -94,13 +94,13 @@ def test_text_that_would_teach_the_targets_is_refused(tiny_model, sets):
 
 def test_bad_settings_are_refused(tiny_model, sets):
     for wrong in ({"steps": 0}, {"every": 0}, {"batch_size": 0}):
-        with pytest.raises(InputError, match="wanted at least 1 of each"):
+        with pytest.raises(InputError, match="need at least 1 of each"):
             relearning_attack(tiny_model, *sets, **wrong)
     for share in (0.0, 1.1):
         with pytest.raises(InputError, match="0 < target_share <= 1"):
             relearning_attack(tiny_model, *sets, target_share=share)
     for original_em in (np.ones(2), np.zeros(3)):
-        with pytest.raises(InputError, match="wanted the EM of each before the edit"):
+        with pytest.raises(InputError, match="need the EM of each before the edit"):
             relearning_attack(tiny_model, *sets, original_em=original_em)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         relearning_attack(tiny_model, *sets, steps=5, learning_rate=1e30)

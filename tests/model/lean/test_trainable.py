@@ -7,7 +7,7 @@ from torch.nn import functional
 from mechmem.data.errors import InputError
 from mechmem.model.forward import continuation_logits
 from mechmem.model.hooks import frozen
-from mechmem.model.lean.training import SPARSE_SHARE, TrainableModel, picked
+from mechmem.model.lean.trainable import SPARSE_SHARE, TrainableModel, picked
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masks import Mask
 
@@ -56,14 +56,14 @@ def test_logits_and_gradients_are_those_of_the_hooked_model(tiny_model, small_mo
             original_architecture="GPTNeoXForCausalLM",
         )
     mask = None if share is None else random_mask(model, share)
-    wanted = hooked_gradients(model, tokens)
+    need = hooked_gradients(model, tokens)
     with frozen(model):
         trainable = TrainableModel(model, list(editable_parameters(model)), mask and mask.indices)
         logits = trainable.continuation_logits(tokens, 12)
         assert torch.allclose(logits, continuation_logits(model, tokens, 12), atol=1e-5)
         found = torch.autograd.grad(loss_of(logits, tokens), list(trainable.values.values()))
     for name, gradient in zip(trainable.values, found, strict=True):
-        expected = wanted[name] if mask is None else wanted[name].flatten()[mask.indices[name]]
+        expected = need[name] if mask is None else need[name].flatten()[mask.indices[name]]
         assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-4), name
 
 
@@ -113,5 +113,5 @@ def test_a_sparse_mask_makes_no_matrix_of_gradients(tiny_model, tokens, monkeypa
 
 
 def test_a_model_that_has_no_lean_forward_is_refused(small_model):
-    with pytest.raises(InputError, match="wanted a GPT-Neo, GPT-2 or GPT-NeoX"):
+    with pytest.raises(InputError, match="need a GPT-Neo, GPT-2 or GPT-NeoX"):
         TrainableModel(small_model(attn_only=True), [], None)

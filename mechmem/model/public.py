@@ -1,0 +1,109 @@
+"""What holds for every public function that takes a model: kinds of arguments, hooks, old names, progress.
+
+A `HookedTransformer` may have hooks on it. A function either runs them or refuses the model; none ignores them. Each
+public function says which, here and nowhere else:
+
+    @public("run")       # its result is what the model computes with its hooks
+    @public("refuse")    # it reads or changes weights, or replays parts of the forward: hooks would be left out
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from transformer_lens import HookedTransformer
+
+from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import as_callback
+from mechmem.model.hooks import hooked_points
+
+P = ParamSpec("P")
+R = TypeVar("R")
+HookPolicy = Literal["run", "refuse"]
+
+
+def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a public function that takes one or more models, and check its arguments when it is called.
+
+    1. Arguments under their old names are taken under the new ones, with a DeprecationWarning.
+    2. `progress=True` becomes a bar.
+    3. Arguments annotated as `HookedTransformer` or `Paragraphs` must be these, or the sentence says how to get one.
+    4. With "refuse", no model may have hooks on it.
+
+    Args:
+        hooks: whether the function runs the hooks that are on a model, or refuses such a model.
+        renamed: old name of an argument -> its name now; the old ones go with the next release.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            _rename(function.__name__, renamed or {}, kwargs)
+            if "progress" in kwargs:
+                kwargs["progress"] = as_callback(kwargs["progress"], function.__name__)  # pyright: ignore[reportArgumentType]
+            for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+                _check(function.__name__, name, signature.parameters[name].annotation, value, hooks)
+            return function(*args, **kwargs)
+
+        typing.cast(Any, checked).hooks = hooks
+        return checked
+
+    return decorate
+
+
+def refuse_hooks(model: HookedTransformer, name: str) -> None:
+    """Refuse a model that has hooks on it, in the name of what would not run them.
+
+    Raises:
+        InputError: there are forward or backward hooks; the sentence says how to go on.
+    """
+    points = hooked_points(model)
+    if points:
+        more = "" if len(points) == 1 else f" and {len(points) - 1} more"
+        raise InputError(
+            f"the model has hooks on {points[0]}{more}, and {name} would not run them; remove them with "
+            "model.reset_hooks(), or make the change one of weights (mechmem.Edit, edit.apply(model))"
+        )
+
+
+def check_model(name: str, model: Any) -> None:
+    """Refuse what is not a HookedTransformer.
+
+    Raises:
+        InputError: another kind of object; the sentence says how to get a model.
+    """
+    if not isinstance(model, HookedTransformer):
+        raise InputError(
+            f"got {type(model).__name__} as {name}; need a HookedTransformer: mechmem.load_model(name or folder)"
+        )
+
+
+def _rename(function: str, renamed: Mapping[str, str], kwargs: dict[str, Any]) -> None:
+    for old in [name for name in kwargs if name in renamed]:
+        new = renamed[old]
+        if new in kwargs:
+            raise InputError(f"{function} got {old} and {new}, which are one argument; leave out {old}")
+        warnings.warn(f"{function}: {old} is called {new} now", DeprecationWarning, stacklevel=3)
+        kwargs[new] = kwargs.pop(old)
+
+
+def _check(function: str, name: str, annotation: Any, value: Any, hooks: HookPolicy) -> None:
+    # Annotations are strings where a module postpones them.
+    kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    if kind == "HookedTransformer":
+        check_model(name, value)
+        if hooks == "refuse":
+            refuse_hooks(value, function)
+    elif kind == "Paragraphs" and not isinstance(value, Paragraphs):
+        raise InputError(
+            f"got {type(value).__name__} as {name}; need Paragraphs: mechmem.Paragraphs(token ids, prefix_len=50), "
+            "mechmem.read_corpus(file, model.tokenizer) or mechmem.Paragraphs.load(file)"
+        )
