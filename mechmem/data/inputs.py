@@ -68,19 +68,28 @@ def list_inputs(source: str | Path, *, split: str = "train") -> list[Input]:
     """
     path = Path(source)
     if path.is_file():
-        if not _readable(path):
+        if not is_readable(path):
             raise InputError(f"{path}: need a corpus as {', '.join(SUFFIXES)}; convert the file to one of them")
         return [file_input(path)]
     if path.is_dir():
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        if is_saved_dataset(path):
             return _saved_dataset(path, split)
         return _folder(path)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) and not str(source).endswith(SUFFIXES):
-        return _hub_dataset(str(source), split)
-    raise InputError(
-        f"{source}: no such file or folder; need a corpus as {', '.join(SUFFIXES)}, a folder of these, "
-        "or a dataset's owner/name"
-    )
+    check_hub_name(str(source))
+    return _hub_dataset(str(source), split)
+
+
+def check_hub_name(source: str) -> None:
+    """Refuse a source that is no path here and cannot be the name of a dataset on the hub.
+
+    Raises:
+        InputError: not "owner/name", or the name of a file.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) or source.endswith(SUFFIXES):
+        raise InputError(
+            f"{source}: no such file or folder; need a corpus as {', '.join(SUFFIXES)}, a folder of these, "
+            "or a dataset's owner/name"
+        )
 
 
 def file_input(path: Path) -> Input:
@@ -105,17 +114,23 @@ def open_ids(path: Path) -> Integer[np.ndarray, "sequence pos"]:
     return ids
 
 
-def _readable(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
+    """Whether a file's suffix is one of `SUFFIXES`."""
     return text_suffix(path) is not None or path.suffix == ".npy"
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of a dataset wrote a folder."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def _folder(path: Path) -> list[Input]:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     for file in files:
-        if not _readable(file):
+        if not is_readable(file):
             LOG.warning("left out %s: not one of %s", file, ", ".join(SUFFIXES))
-    found = [file_input(file) for file in files if _readable(file)]
+    found = [file_input(file) for file in files if is_readable(file)]
     if not found:
         raise InputError(f"{path}: no file of {len(files)} in this folder is one of {', '.join(SUFFIXES)}")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -17,6 +16,7 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import remove_partials, replacing
+from mechmem.data.source_digest import source_digest
 from mechmem.model.load import provenance
 from mechmem.report.study_report import write_report
 from mechmem.study.folder import StudyFolder
@@ -133,7 +133,7 @@ def _open(run: StudyFolder) -> dict[str, Any]:
         "corpus": {
             "paragraphs": paragraphs,
             "name": settings["corpus"] or "bundled paragraphs",
-            "sha256": _digest(settings["corpus"]),
+            "sha256": source_digest(settings["corpus"]),
         },
         "settings": settings,
         "seed": settings["seed"],
@@ -153,7 +153,9 @@ def _check_sources(run: StudyFolder, manifest: dict[str, Any]) -> None:
     unfinished = any(not (run.folder / stage.file).exists() for stage in STAGES)
     if unfinished and provenance(run.model).weight_hash != manifest["model"]["weight_hash"]:
         raise InputError(f"{run.folder}: was begun with other weights of {run.settings.model}; choose another --out")
-    if _digest(run.settings.corpus) != manifest["corpus"]["sha256"]:
+    # None: a dataset on the hub that could not be reached, then or now.
+    digests = {source_digest(run.settings.corpus), manifest["corpus"]["sha256"]} - {None}
+    if len(digests) > 1:
         raise InputError(f"{run.folder}: was begun with another content of {run.settings.corpus}; choose another --out")
 
 
@@ -171,13 +173,6 @@ def _describe_model(run: StudyFolder) -> dict[str, Any]:
         "d_model": config.d_model,
         "n_params": parameters - tied * run.model.embed.W_E.numel(),
     }
-
-
-def _digest(path: str | None) -> str | None:
-    if path is None or not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> None:

@@ -151,6 +151,22 @@ def test_another_study_is_not_mixed_in(finished, tmp_path):
         run_study(tmp_path / "new", SMALL, until="scann")
 
 
+def test_a_corpus_folder_whose_content_changed_is_noticed(tmp_path):
+    from mechmem.data.assets import bundled_paragraphs
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    texts = bundled_paragraphs()[:30].column("text")
+    for number in range(2):
+        (corpus / f"{number}.txt").write_text("\n".join(texts[15 * number :][:15]))
+    settings = replace(SMALL, corpus=str(corpus))
+    run_study(tmp_path / "s", settings, until="scan")
+    run_study(tmp_path / "s", settings, until="scan")
+    (corpus / "1.txt").write_text("\n".join(texts[10:]))
+    with pytest.raises(InputError, match="was begun with another content"):
+        run_study(tmp_path / "s", settings, until="scan")
+
+
 def test_another_model_needs_a_corpus_of_its_own(tmp_path):
     from mechmem.data.assets import MODEL_FOLDER
 

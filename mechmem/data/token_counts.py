@@ -1,0 +1,44 @@
+"""How often each token id stands in a corpus, as any array that a caller may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from mechmem.data.errors import InputError
+
+
+def as_counts(counts: Any, vocabulary: int) -> Float[np.ndarray, " d_vocab"]:
+    """Token counts as float64, [d_vocab].
+
+    Args:
+        counts: one number for each token id: a list, a NumPy array, a torch tensor on any device, a DataArray, a
+            pandas Series, or what else NumPy makes an array of.
+        vocabulary: how many token ids the model has.
+
+    Raises:
+        InputError: not numbers, counts of another length or shape, or a count that is negative or not finite.
+    """
+    values = counts.detach().cpu().numpy() if isinstance(counts, Tensor) else counts
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"the values are {array.dtype}")
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"got counts as {type(counts).__name__} ({error}); need one number for each token id: "
+            "mechmem.corpus_unigram_counts(corpus, d_vocab), or an array [d_vocab]"
+        ) from error
+    if array.shape != (vocabulary,):
+        raise InputError(
+            f"got counts of shape {list(array.shape)} for a vocabulary of {vocabulary}; need one for each token id: "
+            f"count with numpy.bincount(tokens, minlength={vocabulary})"
+        )
+    if not (np.isfinite(array) & (array >= 0)).all():
+        raise InputError(
+            "got a count that is negative or not finite; need how often each token id stands in the corpus"
+        )
+    return array.astype(np.float64)
