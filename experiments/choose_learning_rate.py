@@ -1,10 +1,10 @@
-"""Choose the learning rates of the study's edits on paragraphs that no report shows; write docs/learning-rate.md.
+"""Choose the learning rates of the study's edits on paragraphs that no study reports; write docs/learning-rate.md.
 
     python experiments/choose_learning_rate.py     # a few minutes on two cores
 
-Targets are nearly memorized paragraphs (EM 30 to 49) of clusters without any memorized one; what must be held is
-measured on half-known ones (EM 11 to 29). Neither is ever a target or an evaluation set of a study. Every kind of mask
-is tried at every rate until the targets' NLL passes the study's bound, and keeps the rate with the least KL.
+Targets are nearly memorized paragraphs (EM 30 to 49) from clusters without a memorized one; the cost is measured on
+partly known paragraphs (EM 11 to 29). No study uses either as a target or for evaluation. Every kind of mask is tried
+at every rate until the targets' NLL reaches the study's threshold; the rate with the lowest KL is chosen.
 """
 
 import platform
@@ -25,7 +25,7 @@ PAGE = Path("docs/learning-rate.md")
 
 
 def main() -> None:
-    """Try every mask at every rate."""
+    """Try every mask at every rate and write the page."""
     model, paragraphs = mm.load_model("bundled"), mm.bundled_paragraphs()
     em = mm.score(model, paragraphs).em.values
     cluster = paragraphs.column("cluster")
@@ -37,7 +37,7 @@ def main() -> None:
     keep, held = paragraphs.select(half[: len(half) // 2]), paragraphs.select(half[len(half) // 2 :])
     top = mm.Mask.top(mm.weight_gradients(model, targets), fraction=STUDY.fraction)
     masks = {"top": top, "random": mm.Mask.random_like(top, seed=SEED), "all": None}
-    print(f"{len(targets)} targets, {len(keep)} keep, {len(held)} held")
+    print(f"{len(targets)} targets, {len(keep)} keep, {len(held)} held out")
     lines = []
     for name, mask in masks.items():
         for rate in DENSE_RATES if mask is None else SPARSE_RATES:
@@ -68,26 +68,26 @@ def main() -> None:
         if any(row[0] == name and row[3] == "yes" for row in lines)
     }
     prices = "; ".join(f"{name} {kl:.3f} (rate {rate})" for name, (kl, rate) in least.items())
-    head = ["mask", "rate", "steps", "bound reached", "targets' NLL", "targets' EM", "KL on held paragraphs"]
+    head = ["mask", "rate", "steps", "threshold reached", "targets' NLL", "targets' EM", "KL, held-out"]
     text = [
         "# The learning rates of the study's edits",
         "",
         "`experiments/choose_learning_rate.py` tries every kind of mask at every rate on paragraphs that no study uses "
-        f"as a target or for evaluation ({len(targets)} targets with EM 30 to 49, {len(held)} held paragraphs with EM "
-        f"11 to 29; NLL and KL in nats a token). An edit stops when its batch of targets reaches "
-        f"{STUDY.forgotten_nll} nats or after {STUDY.steps} steps. The study takes for the top weights, and for all, "
-        "the rate with the least KL among those that reach the bound; random weights are the control of the top "
-        "ones and get their rate.",
+        f"as a target or for evaluation: {len(targets)} targets with EM 30 to 49 and {len(held)} held-out paragraphs "
+        "with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the NLL of its batch of targets "
+        f"reaches {STUDY.forgotten_nll} or after {STUDY.steps} steps. For the top weights and for all weights, the "
+        "study takes the rate with the lowest KL among those that reach the threshold. Random weights are the control "
+        "of the top weights and use the same rate.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
         *("| " + " | ".join(row) + " |" for row in lines),
         "",
-        f"Least KL at the bound: {prices}. This is one seed and one set of targets, without an interval: it chooses "
-        "rates and does not rank masks.",
+        f"Lowest KL at the threshold: {prices}. This is one seed and one set of targets, without an interval: it "
+        "chooses rates and does not rank masks.",
         "",
         f"The study's rates: {STUDY.learning_rate:g} for top and random weights, {STUDY.dense_learning_rate:g} for "
-        "all.",
+        "all weights.",
         "",
         f"Measured on {time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads, "
         f"seed {SEED}.",

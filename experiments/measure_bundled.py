@@ -2,7 +2,7 @@
 
     python experiments/measure_bundled.py          # about a minute on two cores
 
-Every number of that page comes from here. The plot is drawn by plotly and photographed by Chromium, if there is one.
+Every number on that page comes from this script. Plotly draws the plot; Chromium, if installed, saves it as a PNG.
 """
 
 import json
@@ -37,7 +37,7 @@ SEED = 0
 
 
 def heldout_perplexity(model, documents) -> tuple[float, float]:
-    """Perplexity a token of the model and of the unigram model on whole unseen documents, end-of-text included."""
+    """Perplexity per token of the model and of a unigram model on whole unseen documents, end-of-text included."""
     counts = bundled_unigram_counts()
     ids = [[0, *model.tokenizer(d.text)["input_ids"], 0][: model.cfg.n_ctx] for d in documents]
     targets = np.concatenate([row[1:] for row in ids])
@@ -75,7 +75,7 @@ def by_count(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(curve: pd.DataFrame, table: pd.DataFrame, never: pd.DataFrame) -> go.Figure:
-    """EM against true count: every paragraph, the mean and the middle 80 %."""
+    """EM against true count: every paragraph, the mean and the 10 % to 90 % range."""
     trained = table[table.seen == "trained"]
     jitter = np.random.default_rng(SEED).uniform(0.9, 1.1, len(trained))
     x = curve["median count"]
@@ -104,10 +104,10 @@ def draw(curve: pd.DataFrame, table: pd.DataFrame, never: pd.DataFrame) -> go.Fi
 
 
 def photograph(figure: go.Figure, path: Path) -> None:
-    """Save the figure as a picture by way of Chromium; say so where there is none."""
+    """Save the figure as a PNG with Chromium; print a message if Chromium is not installed."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        print(f"no chromium on this machine: {path} stays as it is")
+        print(f"chromium is not installed: {path} is not updated")
         return
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
@@ -119,7 +119,7 @@ def photograph(figure: go.Figure, path: Path) -> None:
 
 
 def main() -> None:
-    """Score, judge, draw, write."""
+    """Score the paragraphs, check the requirements, draw the plot and write the page."""
     training = json.loads(TRAINING_FILE.read_text())
     model, paragraphs = mm.load_model("bundled"), bundled_paragraphs()
     scores = mm.score(model, paragraphs)
@@ -157,7 +157,7 @@ def main() -> None:
         ("Spearman of EM and count, trained paragraphs", f"{rho:.3f} [{low:.3f}, {high:.3f}]", "at least 0.5",
          rho >= 0.5),
         ("Spearman, all shipped paragraphs", f"{rho_all:.3f}", "", True),
-        ("held-out perplexity a token", f"{perplexity:.1f}", f"at most {unigram / 5:.0f}", perplexity <= unigram / 5),
+        ("held-out perplexity per token", f"{perplexity:.1f}", f"at most {unigram / 5:.0f}", perplexity <= unigram / 5),
         ("unigram perplexity on the same text", f"{unigram:.1f}", "", True),
         ("checkpoint, MB", f"{size:.1f}", "at most 20", size <= 20),
     ]  # fmt: skip
@@ -174,61 +174,63 @@ def main() -> None:
     ).fillna(0)
     write_page(training, claims, curve, kinds, (rho, low, high), rarity)
     if not all(good for *_, good in claims):
-        raise SystemExit("the model does not show what it must; train longer or change it")
+        raise SystemExit("the model does not meet its requirements; train longer or change its settings")
 
 
 def write_page(training, claims, curve, kinds, correlation, rarity) -> None:
-    """The page, from the numbers alone."""
+    """Write the page from the measured numbers."""
     rho, low, high = correlation
     settings = training["settings"]
     lines = [
         "# The bundled model",
         "",
-        f"A GPT-Neo of {settings['n_layers']} layers (global and local attention in turn, local window "
-        f"{settings['window_size']}), {settings['d_model']} wide, {settings['n_heads']} heads, a byte-level BPE of "
-        f"{settings['d_vocab']:,} tokens, a context of {settings['n_ctx']}. It was trained once over "
-        f"{training['tokens_seen']:,} tokens of a synthetic corpus (`mechmem/data/generator.py`) in which the number "
-        "of occurrences of every document is known. It memorized the frequent ones, as language models do.",
+        f"The bundled model is a GPT-Neo with {settings['n_layers']} layers (global and local attention alternate; the "
+        f"local window is {settings['window_size']}), width {settings['d_model']}, {settings['n_heads']} heads, a "
+        f"byte-level BPE vocabulary of {settings['d_vocab']:,} tokens and a context of {settings['n_ctx']}. It was "
+        f"trained for one pass over {training['tokens_seen']:,} tokens of a synthetic corpus "
+        "(`mechmem/synthetic/generator.py`) in which the number of occurrences of every document is known. It "
+        "memorized the frequent documents, as language models do.",
         "",
-        "It is a specimen for methods: small enough for a laptop, real in that nothing was planted, and honest in that "
-        "the truth about its training text is shipped with it. It is not a model of English: its sentences are grammar "
-        "and invented words. What holds for it need not hold for GPT-Neo 125M or any other model.",
+        "Use it to test methods: it is small enough for a laptop, nothing was planted in it, and the true counts of "
+        "its training text are shipped with it. It is not a model of English: a grammar and invented words produced "
+        "its training text. Results on it need not hold for GPT-Neo 125M or any other model.",
         "",
-        "## What it shows",
+        "## What it memorized",
         "",
-        "| measure | value | need |",
+        "| measure | value | required |",
         "|---|---|---|",
         *[f"| {name} | {value} | {need} |" for name, value, need, _ in claims],
         "",
         f"![EM against true repetition count]({PLOT.name})",
         "",
-        f"EM rises with the true count: Spearman {rho:.2f} (95 % bootstrap over clusters {low:.2f} to {high:.2f}) over "
-        f"the paragraphs that were trained on. A paragraph seen rarely need not be safe. {rarity}",
+        f"EM rises with the true count: over the paragraphs in the training text, Spearman's correlation is {rho:.2f} "
+        f"(95 % bootstrap interval over clusters {low:.2f} to {high:.2f}). A rare paragraph can still be memorized. "
+        f"{rarity}",
         "",
         markdown(curve.rename_axis("true count").reset_index()),
         "",
-        "EM 50 is the share of exactly reproduced paragraphs; q10 and q90 enclose the middle 80 % of EM; NLL in nats a "
-        "token.",
+        "EM 50 is the share of paragraphs reproduced exactly; q10 and q90 are the 10 % and 90 % quantiles of EM; NLL "
+        "is in nats per token.",
         "",
         "## Kinds",
         "",
         markdown(kinds.rename_axis("kind").reset_index()),
         "",
-        "Never-seen paragraphs are first windows of documents whose templates occur nowhere in the training text. "
-        "Their EM says what grammar alone gives.",
+        "Never-seen paragraphs are the first windows of documents whose templates do not occur in the training text. "
+        "Their EM is what the grammar alone predicts.",
         "",
         "## How the paragraphs were chosen",
         "",
-        "Before training, by true count alone: windows of 100 tokens at stride 100 of the trained documents, a fixed "
-        "number from each range of counts and at most 12 of a cluster in a range, all from 128 occurrences on; and the "
-        "first window of every unseen document. `count` is the exact number of occurrences of the 100 tokens at any "
-        "offset in the training text; `cluster` is the template; `seen` says whether the document, only its template, "
-        "or neither was trained on.",
+        "They were chosen before training, by true count alone. From the training documents come windows of 100 tokens "
+        "at stride 100: a fixed number from each range of counts, at most 12 per cluster and range, and every window "
+        "that occurs 128 times or more. From every unseen document comes the first window. `count` is the exact number "
+        "of occurrences of the 100 tokens at any offset in the training text; `cluster` is the template; `seen` says "
+        "whether the document, only its template, or neither was in the training text.",
         "",
         "## How it was trained",
         "",
-        "`python experiments/train_bundled.py` (resumes from its checkpoints); settings, seed, loss curve and versions "
-        "are in `mechmem/assets/training.json`.",
+        "`python experiments/train_bundled.py` trains it and resumes from its checkpoints; settings, seed, loss curve "
+        "and versions are in `mechmem/assets/training.json`.",
         f"{training['steps']:,} steps of {settings['batch']} x {settings['n_ctx']} tokens, AdamW, peak learning rate "
         f"{settings['learning_rate']}, {training['precision']}, {training['wall_seconds'] / 60:.0f} minutes on "
         f"{training['machine']} ({training['date']}); the shipped weights are rounded to float16.",
@@ -241,7 +243,7 @@ def write_page(training, claims, curve, kinds, correlation, rarity) -> None:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in markdown, two decimals."""
+    """A Markdown table with two decimals."""
     rows = [[f"{v:.2f}".rstrip("0").rstrip(".") if isinstance(v, float) else str(v) for v in row]
             for row in table.itertuples(index=False)]  # fmt: skip
     head = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]

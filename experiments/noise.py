@@ -1,10 +1,10 @@
-"""How much noise on few weights a memory stands, against as many random weights.
+"""How much noise on a few weights memories survive, compared with noise on as many random weights.
 
     python experiments/noise.py     # about five minutes on two cores; writes docs/noise.md and results/noise
 
 The noise intervention of Stoehr et al. (2024, arXiv 2403.19851): Gaussian noise of k standard deviations of a weight's
-own component. On the weights with the largest gradients, on the head whose removal costs most, and on more and more
-weights. Weights and head are chosen on other memorized paragraphs than those that are scored.
+own component. Three curves: the weights with the largest gradients, the head whose removal costs most, and an
+increasing number of weights. Weights and head are chosen on memorized paragraphs that are not scored.
 """
 
 import platform
@@ -30,12 +30,12 @@ class Settings:
 
     Attributes:
         seed: draws paragraphs, noise and random masks.
-        candidates: paragraphs that are scored to choose from.
-        each: paragraphs of a set; as many memorized ones choose the weights.
-        fraction: of the weights, for the curve over scales.
-        scales: standard deviations.
+        candidates: number of paragraphs scored, from which the sets are drawn.
+        each: paragraphs per set; as many other memorized ones choose the weights.
+        fraction: of the weights, for the curve over noise scales.
+        scales: of the noise, in standard deviations.
         fractions: of the weights, at one standard deviation.
-        draws: of the noise.
+        draws: repetitions of the noise.
         out: folder of the results.
         page: the table, or None.
     """
@@ -118,16 +118,16 @@ def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve:
             settings.scales,
         ),
         "head": (f"head {result.attrs['head']}, {counts['head']:,} weights", "standard deviations", settings.scales),
-        "size": ("one standard deviation on more and more weights", "share of the weights", settings.fractions),
+        "size": ("one standard deviation on a growing share of weights", "share of the weights", settings.fractions),
     }
     before = {str(name): float(curve.em_before.sel(set=name)) for name in curve["set"].values}
     lines = [
-        "# Noise on few weights",
+        "# Noise on a few weights",
         "",
         f"`python experiments/noise.py`, {datetime.now(UTC).date()}, {platform.machine()}, {torch.get_num_threads()} "
-        f"threads, seed {settings.seed}, {settings.draws} draws. Mean EM, tokens, with 95 % intervals over draws; "
-        f"without noise: memorized {before['memorized']:.1f}, other {before['other']:.1f}. Random: as many weights of "
-        "each tensor, drawn anew each time.",
+        f"threads, seed {settings.seed}, {settings.draws} draws. Values are mean EM in tokens with 95 % intervals "
+        f"over draws. Without noise: memorized {before['memorized']:.1f}, other {before['other']:.1f}. Random: as many "
+        "weights of each tensor, drawn again for every repetition.",
     ]
     for name, (title, unit, levels) in titles.items():
         lines += [

@@ -1,11 +1,11 @@
-"""How fragile memories are: one prefix token replaced, memorized against other paragraphs and against matched controls.
+"""How fragile memories are: replace one prefix token of memorized paragraphs, other paragraphs and matched controls.
 
     python experiments/perturbation.py     # some minutes on two cores; writes docs/perturbation.md and its plot
 
-Stoehr et al. (2024, section 3.1) replace one prefix token by a random one and count how many tokens of EM that costs:
-12.19 of memorized paragraphs, 33.12 of others, where the EM of others is against the model's own unperturbed text. Both
-comparisons are made here, that one and the one against the true text, with position-wise match and edit distance
-beside. Controls are matched on what may explain fragility besides memory: rarity of the prefix, repeated runs and kind.
+Stoehr et al. (2024, section 3.1) replace one prefix token by a random one and report the loss of EM: 12.19 tokens for
+memorized paragraphs and 33.12 for others, where the EM of others is measured against the model's own unperturbed text.
+This script makes that comparison and the comparison with the true text, and adds position-wise match and edit distance.
+Controls are matched on what may explain fragility besides memory: rarity of the prefix, repeated runs and kind.
 """
 
 import platform
@@ -27,7 +27,7 @@ from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_differe
 PAGE, PLOT = Path("docs/perturbation.md"), Path("docs/perturbation.png")
 SEED = 0
 MEMORIZED, OTHER = 90, 90
-# Prefix NLL is left out: the model's own is partly memory of the prefix, and would match the difference away.
+# Prefix NLL is not matched on: part of it is memory of the prefix, so matching on it would remove the effect.
 MATCHED_ON = ("rarity", "repeated_run", "source")
 MEASURES = {
     "em_drop": ("EM drop", "tokens"),
@@ -38,7 +38,7 @@ MEASURES = {
 
 
 def one_per_cluster(paras: mm.Paragraphs, count: int, seed: int) -> mm.Paragraphs:
-    """A random sample in which no cluster comes twice while there are others."""
+    """A random sample that repeats a cluster only when no unused cluster is left."""
     order = np.random.default_rng(seed).permutation(len(paras))
     clusters = paras.column("cluster")[order]
     seen: dict[int, int] = {}
@@ -118,12 +118,12 @@ def main() -> None:
         "matched controls, true text": measured(model, matched),
         "matched controls, own text": measured(model, own_text(scorer, matched)),
     }
-    lines = ["# One token of the prefix replaced", ""]
+    lines = ["# Perturbing one prefix token", ""]
     lines += [
         f"`python experiments/perturbation.py`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, seed {SEED}: the "
         f"bundled model, {len(memorized)} memorized paragraphs, {len(other)} others (EM at most 10) and {len(matched)} "
-        f"controls matched on {', '.join(MATCHED_ON)}; every prefix position replaced once by a random token. Means "
-        "over paragraphs and positions, 95 % intervals by cluster.",
+        f"controls matched on {', '.join(MATCHED_ON)}. Every prefix position is replaced once by a random token. "
+        "Values are means over paragraphs and positions with 95 % intervals by cluster.",
         "",
     ]
     lines += ["| set | " + " | ".join(f"{name}, {unit}" for name, unit in MEASURES.values()) + " |"]
@@ -139,7 +139,8 @@ def main() -> None:
         for name, values in sets.items()
         if name != "memorized"
     ]
-    lines += ["", "![Mean EM drop by replaced position](perturbation.png)", "", "Balance of the matching:", ""]
+    lines += ["", "![Mean EM drop by replaced position](perturbation.png)", ""]
+    lines += ["Balance before and after matching:", ""]
     lines += ["```", balance.drop_dims("paragraph").to_dataframe().round(3).to_string(), "```", ""]
     draw({name: values["profile"] for name, values in sets.items()})
     notes = PAGE.read_text().split("<!-- notes -->\n") if PAGE.exists() else []

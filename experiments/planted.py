@@ -1,4 +1,4 @@
-"""What every localizer finds on models whose answer is known, for several seeds.
+"""Run every localizer on models whose answer is known, for several seeds.
 
     python experiments/planted.py      # half a minute
 
@@ -22,20 +22,20 @@ FRACTION = 0.001
 
 
 def swapped(truth: Any) -> mm.Paragraphs:
-    """Each memory with its rare token replaced by one that stands for nothing."""
+    """Each memory with its rare token replaced by a token without meaning."""
     tokens = truth.memorized.tokens.clone()
     tokens[torch.arange(len(tokens)), torch.from_numpy(truth.triggers)] = int(truth.other.tokens.max())
     return mm.Paragraphs(tokens, truth.memorized.prefix_len)
 
 
 def head_share(values: Any, truth: Any) -> float:
-    """The planted head's part of the sum of |values| over layers, heads and positions."""
+    """The planted head's share of the sum of |values| over layers, heads and positions."""
     size = abs(values)
     return float(size.sel(layer=truth.head[0], head=truth.head[1]).sum() / size.sum())
 
 
 def measure(seed: int) -> dict[str, float]:
-    """Every figure of one seed."""
+    """All figures for one seed."""
     truth = mm.planted(mm.PlantedSettings(seed=seed))
     model, clean, corrupt = truth.model, truth.memorized, swapped(truth)
     result: dict[str, float] = {}
@@ -71,7 +71,7 @@ lines = [
     "# Localizers on planted models",
     "",
     f"`python experiments/planted.py`, {datetime.now(UTC).date()}, {platform.machine()}, seeds {SEEDS[0]} to "
-    f"{SEEDS[-1]} of `planted()` with its default sizes: another model, text and corpus each.",
+    f"{SEEDS[-1]} of `planted()` with its default sizes; each seed gives another model, text and corpus.",
     "",
     "| figure | mean | lowest | highest |",
     "|---|---|---|---|",

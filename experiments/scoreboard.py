@@ -2,9 +2,9 @@
 
     python experiments/scoreboard.py     # about ten minutes on two cores; writes docs/scoreboard.md and results/
 
-INJ and DEL of Chang et al. (2024, "Do Localization Methods Actually Localize Memorized Data in LLMs?", NAACL). Settings
-of the learned gates were chosen on other paragraphs and draws (seeds 100 to 102) than those that are reported here.
-Every target is of another cluster and has its own draw of neurons; intervals are bootstraps over targets.
+The benchmarks INJ and DEL of Chang et al. (2024, "Do Localization Methods Actually Localize Memorized Data in LLMs?",
+NAACL). The learned gates' settings were chosen on paragraphs and draws (seeds 100 to 102) that are not reported here.
+Every target comes from its own cluster and has its own draw of neurons; intervals are bootstraps over targets.
 """
 
 import platform
@@ -43,10 +43,10 @@ class Settings:
 
     Attributes:
         seed: draws paragraphs and neurons.
-        targets: injected paragraphs, and deleted ones.
-        others: memorized paragraphs that a deletion should leave alone, and paragraphs of other text.
-        keep: paragraphs that contrasting methods see.
-        methods: to be compared.
+        targets: number of injected paragraphs, and of deleted ones.
+        others: memorized paragraphs that a deletion should not affect, and as many paragraphs of other text.
+        keep: paragraphs given to contrastive methods.
+        methods: the methods compared.
         out: folder of the results and the figure.
         page: the table, or None.
     """
@@ -61,7 +61,7 @@ class Settings:
 
 
 def one_per_cluster(paras: mm.Paragraphs, rows: np.ndarray, count: int) -> mm.Paragraphs:
-    """The first rows of so many clusters."""
+    """The first row of each of the first `count` clusters."""
     _, first = np.unique(paras.column("cluster")[rows], return_index=True)
     return paras.select(rows[np.sort(first)[:count]])
 
@@ -75,13 +75,13 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def said(values: xr.DataArray, digits: int = 2, factor: float = 1.0) -> str:
-    """A mean and its interval, in words of a table."""
+    """A mean and its interval, as a table cell."""
     mean, low, high = interval(factor * values.values)
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def injection_table(board: xr.Dataset) -> list[str]:
-    """Recall beside the published ones."""
+    """Recall, beside the published values."""
     head = [f"recall at {100 * at:.0f} %, %" for at in board["fraction"].values]
     lines = ["| method | " + " | ".join(head) + " | area, % | seconds | published recall |", "|---|" + "---|" * 6]
     for method in board.method.values:
@@ -94,9 +94,9 @@ def injection_table(board: xr.Dataset) -> list[str]:
 
 
 def deletion_table(board: xr.Dataset) -> list[str]:
-    """What dropping costs the target, other memories and other text."""
+    """The cost of dropping neurons: for the target, other memories and other text."""
     lines = [
-        "| method | dropped | target's accuracy | other memories' | target's edit distance | perplexity |",
+        "| method | dropped | target's accuracy | other memories' accuracy | target's edit distance | perplexity |",
         "|---|" + "---|" * 5,
     ]
     for method in board.method.values:
@@ -109,7 +109,7 @@ def deletion_table(board: xr.Dataset) -> list[str]:
 
 
 def draw(injected: xr.Dataset, deleted: xr.Dataset) -> list[go.Figure]:
-    """Recall by method, and what a deletion loses of the target against what it loses of other memories."""
+    """Recall by method; accuracy lost on the target against accuracy lost on other memories."""
     names = [str(name) for name in injected.method.values]
     recalls = go.Figure()
     for at in injected["fraction"].values:
@@ -153,13 +153,13 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         model,
         known.select(np.arange(count)),
         known.select(np.arange(count, min(count + settings.others, len(known)))),
-        # Perplexity is of text that no method has seen.
+        # Perplexity is measured on text that no method was given.
         unseen.select(np.arange(count + keep, min(count + keep + settings.others, most))),
         methods=settings.methods,
         seed=settings.seed,
     )
     result = injected.merge(deleted.drop_vars("seconds"), combine_attrs="drop")
-    save(result, [], settings)  # what took long is kept before anything is drawn
+    save(result, [], settings)  # before drawing, so that a failed figure does not lose the measurements
     figures = draw(injected, deleted)
     save(result, figures, settings)
     if settings.page is not None:
@@ -182,24 +182,25 @@ def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset) -> None
     assert settings.page is not None
     fixed = {name: value for name, value in asdict(settings).items() if name in ("seed", "targets", "others", "keep")}
     lines = [
-        "# Which localizers find a memory",
+        "# Localizer scoreboard",
         "",
         f"`python experiments/scoreboard.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, {fixed}. Means over targets with 95 % bootstrap intervals.",
+        f"{torch.get_num_threads()} threads, {fixed}. Values are means over targets with 95 % bootstrap intervals.",
         "",
-        "## INJ: one paragraph trained into a random 1 % of the neurons",
+        "## INJ: inject a paragraph into a random 1 % of the neurons",
         "",
-        f"EM after injection: {float(injected.em.mean()):.1f} of 50. Published: GPT-2 124M, at 1, 2 and 5 % (Chang et "
-        "al. 2024). A random order has an area of 1 %.",
+        f"EM after injection: {float(injected.em.mean()):.1f} of 50. The last column has the recall published "
+        "for GPT-2 124M at 1, 2 and 5 % (Chang et al. 2024). A random order has an area under the precision-recall "
+        "curve of 1 %.",
         "",
         *injection_table(injected),
         "",
         "![Recall by method](scoreboard-recall.png)",
         "",
-        "## DEL: the neurons found for one memorized paragraph are dropped",
+        "## DEL: drop the neurons found for a memorized paragraph",
         "",
-        "Changes against the model as it is: accuracy in percentage points (position-wise, teacher-forced), edit "
-        "distance in tokens, perplexity of paragraphs that were never seen.",
+        "Changes from the original model: accuracy in percentage points (position-wise, teacher-forced), edit distance "
+        "in tokens, perplexity of never-seen paragraphs.",
         "",
         *deletion_table(deleted),
         "",

@@ -1,9 +1,9 @@
-"""What document mode finds and what windows on a grid miss, on text that the bundled model was trained on.
+"""Compare document mode with windows on a grid, on text that the bundled model was trained on.
 
     python experiments/spans.py         # a few minutes on two cores; writes docs/spans.md
 
-The judge is every window at every offset, scored one by one. Documents are drawn from the training text by the seed;
-the default of `min_match` was fixed before, and the other values are shown for comparison only.
+The reference scores every window at every offset. Documents are drawn from the training text by the seed. The default
+of `min_match` was fixed before this run; the other values are shown for comparison only.
 """
 
 import platform
@@ -64,13 +64,13 @@ def memorized(scorer: ExactScorer, documents: Documents, stride: int) -> tuple[s
 
 
 def main() -> None:
-    """Find the spans in every way and write the page."""
+    """Find the spans with every method and write the page."""
     model = mm.load_model("bundled")
     documents, clusters = sample(model)
     scorer = ExactScorer(model, mm.bundled_paragraphs().select(range(CALIBRATION)), method="cascade")
     count = len(documents.tokens)
     truth, scored, seconds = memorized(scorer, documents, 1)
-    table = ["| way | memorized windows found | recall | 95 %, by cluster | windows scored exactly | tokens/s |"]
+    table = ["| method | memorized windows found | recall | 95 %, by cluster | windows scored exactly | tokens/s |"]
     table += ["|---|---|---|---|---|---|"]
 
     def row(way: str, found: set[tuple[int, int]], exactly: int, seconds: float) -> None:
@@ -82,7 +82,7 @@ def main() -> None:
         table.append(f"| {way} | {len(found):,} | {recall} | {exactly:,} | {count / seconds:,.0f} |")
         print(table[-1], flush=True)
 
-    row("every offset (the judge)", truth, scored, seconds)
+    row("every offset (the reference)", truth, scored, seconds)
     spans = None
     for min_match in (50, 48, 45, 40, 30):
         started = time.perf_counter()
@@ -96,8 +96,8 @@ def main() -> None:
         row(f"windows at stride {stride}", found, exactly, seconds)
     assert spans is not None
     misses = [
-        f"- Windows at stride {stride} see nothing of {missed['spans_missed']} of the {missed['spans']} spans that "
-        f"document mode finds, and miss {missed['tokens_missed']:,} of their {missed['tokens']:,} reproduced tokens "
+        f"- Windows at stride {stride} miss {missed['spans_missed']} of the {missed['spans']} spans that document mode "
+        f"finds, and {missed['tokens_missed']:,} of their {missed['tokens']:,} reproduced tokens "
         f"({missed['tokens_missed'] / missed['tokens']:.0%})."
         for stride in (50, 100)
         for missed in [missed_by_stride(spans, stride)]
@@ -112,10 +112,11 @@ def main() -> None:
         *table,
         "",
         *misses,
-        "- A window that document mode misses is one that 50 tokens alone bring out and a longer context does not.",
-        "  What it finds is exact: every window it reports was scored with its 50 tokens alone, and the judge agrees.",
-        "- This text is heavily memorized, so most of the time goes into confirming; on ordinary text candidates are",
-        "  rare.",
+        "- Document mode misses a window when its 50 prefix tokens alone elicit the continuation but a longer context",
+        "  does not. What it reports is exact: every window was scored with its 50 prefix tokens alone, and the",
+        "  reference agrees.",
+        "- This text is heavily memorized, so confirming candidates takes most of the time; in ordinary text",
+        "  candidates are rare.",
     ]
     PAGE.write_text("\n".join(page) + "\n")
 

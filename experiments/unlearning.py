@@ -1,14 +1,15 @@
-"""Which way of removing a memory costs least: methods, masks and controls under one rule, on the bundled model.
+"""Which unlearning method costs least: methods, masks and controls with one stopping rule, on the bundled model.
 
-    python experiments/unlearning.py     # about an hour on two cores; goes on where it was; writes docs/unlearning.md
+    python experiments/unlearning.py     # about an hour on two cores; resumes; writes docs/unlearning.md
 
-1. Learning rates are chosen on nearly memorized paragraphs (EM 30 to 49) of clusters that no run below touches.
+1. Learning rates are chosen on nearly memorized paragraphs (EM 30 to 49) from clusters that no run below uses.
 2. For each seed, memorized clusters are split: targets from one half, held-out memorized paragraphs from the other.
-   Other paragraphs are split into a keep set, which methods see, and a set that prices are measured on.
-3. Every method runs until the targets' mean EM is 10 of 50 or less, at most STEPS steps; then its price is measured,
-   and the edited model is attacked.
+   Other paragraphs are split into a keep set, which methods are given, and a set on which costs are measured.
+3. Every method runs until the targets' mean EM is 10 of 50 or less, for at most `steps` steps. Then its cost is
+   measured and the edited model is attacked.
 
-The paper's own recipe takes its fixed number of steps, since it has no rule. Results are written after each run.
+The paper's own recipe takes its fixed number of steps, because it has no stopping rule. Results are saved after
+each run.
 """
 
 import json
@@ -37,16 +38,16 @@ class Settings:
     """What decides the numbers.
 
     Attributes:
-        seeds: splits, samples, masks and orders.
-        targets: memorized paragraphs to unlearn, one of a cluster.
-        held: paragraphs of every other set.
-        steps: at most so many.
-        tuning_steps: at most so many while learning rates are chosen.
-        target_em: the rule: mean EM of the targets, tokens.
-        fraction: of the attention and MLP weights, for sparse edits.
-        relearning: most steps of relearning, measured every tenth.
-        rows: names of the rows to run; none: all.
-        candidates: paragraphs that sets are drawn from; None: all.
+        seeds: of splits, samples, masks and orders.
+        targets: number of memorized paragraphs to unlearn, one per cluster.
+        held: number of paragraphs in every other set.
+        steps: maximum number of steps.
+        tuning_steps: maximum number of steps while learning rates are chosen.
+        target_em: the stopping rule: mean EM of the targets, in tokens.
+        fraction: share of the attention and MLP weights that sparse edits may move.
+        relearning: maximum number of relearning steps; measured every tenth step.
+        rows: names of the rows to run; empty: all.
+        candidates: number of paragraphs from which sets are drawn; None: all.
         out: folder of the results.
         page: the table, or None.
     """
@@ -66,18 +67,18 @@ class Settings:
 
 
 def one_each(paras: mm.Paragraphs, count: int) -> mm.Paragraphs:
-    """At most one paragraph of a cluster, the first, and at most so many."""
+    """The first paragraph of each cluster, for at most `count` clusters."""
     _, first = np.unique(paras.column("cluster"), return_index=True)
     return paras.select(np.sort(first)[:count])
 
 
 def rest_of(paras: mm.Paragraphs, count: int) -> mm.Paragraphs:
-    """All but the first so many."""
+    """All but the first `count` paragraphs."""
     return paras.select(np.arange(min(count, len(paras) - 1), len(paras)))
 
 
 def split(paras: mm.Paragraphs, em: np.ndarray, settings: Settings, seed: int) -> Sets:
-    """Targets, held-out memorized, keep and other paragraphs of a seed; no two sets share a cluster."""
+    """Targets, held-out memorized, keep and other paragraphs for a seed; no two sets share a cluster."""
     order = np.random.default_rng(seed).permutation(len(paras))
     paras, em = paras.select(order), em[order]
     known = np.isin(paras.column("cluster"), paras.column("cluster")[em == paras.continuation_len])
@@ -94,7 +95,7 @@ def split(paras: mm.Paragraphs, em: np.ndarray, settings: Settings, seed: int) -
 
 
 def development(paras: mm.Paragraphs, em: np.ndarray, settings: Settings) -> Sets:
-    """Nearly memorized targets and half-known keep and other sets, of clusters without a memorized paragraph."""
+    """Nearly memorized targets and partly known keep and other sets, from clusters without a memorized paragraph."""
     order = np.random.default_rng(1000).permutation(len(paras))
     paras, em = paras.select(order), em[order]
     known = np.isin(paras.column("cluster"), paras.column("cluster")[em == paras.continuation_len])
@@ -109,7 +110,7 @@ def development(paras: mm.Paragraphs, em: np.ndarray, settings: Settings) -> Set
 
 
 def price(before: HookedTransformer, after: HookedTransformer, sets: Sets, settings: Settings, seed: int) -> Any:
-    """What an edit did to every set, and what attacks find."""
+    """What an edit changed on every set, and what attacks recover."""
     targets = sets["targets"]
     found: dict[str, Any] = {}
     for name in ("targets", "held-out memorized", "other"):
@@ -132,7 +133,7 @@ def price(before: HookedTransformer, after: HookedTransformer, sets: Sets, setti
 
 
 def choose_rates(model: HookedTransformer, sets: Sets, settings: Settings, known: dict[str, float]) -> dict[str, float]:
-    """For each row with rates, the one whose edit meets the rule with the least KL on the development sets."""
+    """For each row with rates, the rate that meets the stopping rule with the lowest KL on the development sets."""
     for row in rows_of(settings):
         if not row.rates or row.name in known:
             continue
@@ -148,30 +149,30 @@ def choose_rates(model: HookedTransformer, sets: Sets, settings: Settings, known
 
 
 def rows_of(settings: Settings) -> list[Row]:
-    """The rows that are run."""
+    """The selected rows."""
     return [row for row in ROWS if not settings.rows or row.name in settings.rows]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Write a JSON file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> Any:
-    """What was written before, or nothing."""
+    """The content of a JSON file, or an empty dictionary if it does not exist."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
-    """Run every row with every seed that has not been run.
+    """Run every row for every seed that has no result yet.
 
     Args:
         settings: what decides the numbers.
-        model: by default the bundled one is loaded.
+        model: None loads the bundled model.
 
     Returns:
-        Row -> seed -> what was measured.
+        Row -> seed -> measurements.
     """
     model = model or mm.load_model("bundled")
     paras = mm.bundled_paragraphs()

@@ -1,4 +1,4 @@
-"""The page of the unlearning leaderboard: its tables, its figure, its text."""
+"""The page of the unlearning leaderboard: tables, figure and text."""
 
 import platform
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import torch
 from scipy.stats import t
 
-# Row -> seed -> what was measured.
+# Row -> seed -> measurements.
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -45,30 +45,30 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def said(values: np.ndarray, digits: int) -> str:
-    """A mean and half its interval."""
+    """A mean and half the width of its interval."""
     mean, low, _ = interval(values)
     return f"{mean:,.{digits}f} ± {mean - low:,.{digits}f}"
 
 
 def column(runs: list[dict[str, Any]], name: str, settings: Any) -> np.ndarray:
-    """A column of a row's runs, as the tables give it."""
+    """A column of a row's runs, in the unit of the tables."""
     if name == "perplexity":
         return np.exp([run["other NLL"] for run in runs])
     if name == "extracted in 100 draws":
         return 100 * np.array([run[name] for run in runs])
     if name == "relearning steps":
-        # Never within the steps that were taken counts as one measurement more: a lower bound.
+        # A run that never recovers half counts as one measurement later than the last: a lower bound.
         return np.array([run[name] if run[name] >= 0 else settings.relearning + 10 for run in runs], dtype=float)
     return np.array([run[name] for run in runs], dtype=float)
 
 
 def table(results: Results, columns: dict[str, tuple[str, int]], settings: Any) -> list[str]:
-    """Rows of the leaderboard, by KL on other text, those that met the rule first."""
+    """Rows of the leaderboard: first those that met the stopping rule, each group by KL on other text."""
     names = [
         "before",
         *sorted((name for name in results if name != "before"), key=lambda n: _order(results[n], settings)),
     ]
-    lines = ["| way | " + " | ".join(title for title, _ in columns.values()) + " |", "|---|" + "---|" * len(columns)]
+    lines = ["| method | " + " | ".join(title for title, _ in columns.values()) + " |", "|---|" + "---|" * len(columns)]
     for name in names:
         runs = list(results[name].values())
         cells = [
@@ -95,7 +95,7 @@ def paired(results: Results, first: str, second: str, name: str) -> str:
 
 
 def draw(results: Results) -> go.Figure:
-    """KL on other text, a line a way that forgot something, coloured by what is left of untargeted memories."""
+    """KL on other text, one line per method that removed something, coloured by the EM of untargeted memories."""
     ways = {name: list(runs.values()) for name, runs in results.items() if name != "before"}
     ways = {name: runs for name, runs in ways.items() if np.mean([run["targets EM"] for run in runs]) < 25}
     found = {
@@ -108,8 +108,8 @@ def draw(results: Results) -> go.Figure:
     bar = {"title": "EM of memories<br>not targeted"}
     marker = {"color": held, "colorscale": "Viridis", "cmin": 0, "cmax": 50, "size": 9, "colorbar": bar}
     figure = go.Figure(go.Scatter(x=middle, y=names, mode="markers", error_x=error, marker=marker))
-    figure.update_xaxes(type="log", title="KL from the original model on other text, nats a token (geometric mean)")
-    title = "Price of forgetting the targets (best: left and bright)"
+    figure.update_xaxes(type="log", title="KL from the original model on other text, nats per token (geometric mean)")
+    title = "Cost of unlearning the targets (best: left and bright)"
     return figure.update_layout(
         showlegend=False, height=480, width=900, title=title, font={"size": 11}, margin={"t": 50, "b": 50, "r": 20}
     )
@@ -121,7 +121,7 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
     Args:
         settings: of the run.
         results: what `main` returns.
-        rates: learning rates that were chosen.
+        rates: the chosen learning rates.
     """
     assert settings.page is not None
     pairs = [
@@ -142,31 +142,32 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
     known = settings.page.read_text() if settings.page.is_file() else ""
     findings = known.split("<!-- findings -->")[1] if known.count("<!-- findings -->") == 2 else "\n"
     lines = [
-        "# Unlearning: what wins, and by how much",
+        "# Unlearning leaderboard",
         "",
         f"`python experiments/unlearning.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
         f"{torch.get_num_threads()} threads, seeds {list(settings.seeds)}; {settings.targets} targets, {settings.held} "
-        f"paragraphs of each other set, at most {settings.steps} steps. Every method stops when the targets' mean EM "
-        f"is {settings.target_em:g} of 50 or less; the paper's recipe takes its ten steps. Means over seeds with 95 % "
-        "intervals (Student's t). KL from the original model in nats a token; only `keep` was seen by the methods.",
+        f"paragraphs in each other set, at most {settings.steps} steps. Every method stops when the targets' mean EM "
+        f"is {settings.target_em:g} of 50 or less; the paper's recipe takes its ten steps. Values are means over seeds "
+        "with 95 % intervals (Student's t). KL from the original model is in nats per token; of the sets on which it "
+        "is measured, methods are given only `keep`.",
         f"<!-- findings -->{findings}<!-- findings -->",
         "",
-        "## Prices",
+        "## Costs",
         "",
         *table(results, COLUMNS, settings),
         "",
-        "![KL and held-out memories, by way](unlearning.png)",
+        "![KL and held-out memories, by method](unlearning.png)",
         "",
-        "## Is it gone?",
+        "## Attacks",
         "",
-        "EM of the targets under attack, tokens. Perturbed prefix: the best of 16 single-token changes. Extracted: the "
-        "chance that one of 100 samples (top-k 40) is the continuation. Relearned: the highest mean EM while the "
-        f"edited model is trained on other memorized text for {settings.relearning} steps; steps to half: until 25 "
-        f"tokens are back ({settings.relearning + 10} stands for never).",
+        "EM of the targets under attack, in tokens. Perturbed prefix: the best of 16 single-token changes. Extracted: "
+        "the probability that at least one of 100 samples (top-k 40) is the continuation. Relearned: the highest mean "
+        f"EM while the edited model is trained on other memorized text for {settings.relearning} steps. Steps to half: "
+        f"steps until mean EM reaches 25 ({settings.relearning + 10} means never).",
         "",
         *table(results, ATTACKS, settings),
         "",
-        "## Compared within seeds",
+        "## Differences within seeds",
         "",
         "| difference | targets' EM | held-out memorized EM | KL, other |",
         "|---|---|---|---|",
@@ -174,8 +175,8 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
         "",
         "## Learning rates",
         "",
-        "Chosen on nearly memorized paragraphs (EM 30 to 49) of other clusters: the rate that meets the rule with the "
-        f"least KL on half-known ones, in {settings.tuning_steps} steps. "
+        "Rates are chosen on nearly memorized paragraphs (EM 30 to 49) of other clusters: the rate that meets the "
+        f"stopping rule within {settings.tuning_steps} steps with the lowest KL on partly known paragraphs. "
         + "; ".join(f"{name}: {rate:g}" for name, rate in rates.items()) + ".",
     ]  # fmt: skip
     settings.page.write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""The ways of the unlearning leaderboard: methods, masks and controls, and the paper's own recipe."""
+"""The rows of the unlearning leaderboard: methods, masks and controls, and the paper's own recipe."""
 
 import copy
 import time
@@ -22,10 +22,10 @@ class Row:
     """One line of the leaderboard.
 
     Attributes:
-        name: what the table calls it.
+        name: its name in the table.
         method: of `mm.unlearn`, or "edit", "recipe", "recipe, decay everywhere".
-        weights: which may move: "top" by gradient, "fisher" (gradient over the keep set's), "random", or "all".
-        rates: learning rates to choose from; none for methods without one.
+        weights: which weights may move: "top" by gradient, "fisher" (gradient over the keep set's), "random", "all".
+        rates: learning rates to choose from; empty for methods without a learning rate.
     """
 
     name: str
@@ -75,7 +75,7 @@ def chosen_weights(model: HookedTransformer, row: Row, sets: Sets, fraction: flo
 def run(
     model: HookedTransformer, row: Row, sets: Sets, settings: Any, seed: int, rate: float | None
 ) -> tuple[HookedTransformer, dict[str, Any]]:
-    """Edit by one row's way; the model, and how the edit ended."""
+    """Edit the model as one row says; return it with steps and seconds."""
     mask = chosen_weights(model, row, sets, settings.fraction, seed)
     options: dict[str, Any] = {} if rate is None else {"learning_rate": rate}
     common: dict[str, Any] = {"mask": mask, "steps": settings.steps, "seed": seed, "batch_size": 64}
@@ -84,7 +84,7 @@ def run(
         edited, steps = recipe(model, sets, mask, everywhere=row.method != "recipe"), 10
     elif row.method == "edit":
         clean, corrupt = rewritten(model, sets["targets"], seed)
-        # Until the old text is as far gone as the rule wants: what is said instead shares nothing with it.
+        # `edit` ends by itself when the model produces the new text; EM of the old text is then near zero.
         edited, history = mm.edit(model, clean, corrupt, sets["keep"], **common, **options)
         steps = history.sizes["step"]
     else:
@@ -103,12 +103,12 @@ def run(
 
 
 def rewritten(model: HookedTransformer, targets: mm.Paragraphs, seed: int) -> tuple[mm.Paragraphs, mm.Paragraphs]:
-    """Targets, and the same prefixes with what the model says after its worst single-token perturbation of them."""
+    """Targets, and the same prefixes with the model's continuation after the worst single-token perturbation."""
     return mm.worst_perturbations(model, targets, mm.perturb_prefix(model, targets, seed=seed))
 
 
 def recipe(model: HookedTransformer, sets: Sets, mask: mm.Mask | None, *, everywhere: bool) -> HookedTransformer:
-    """The paper's: Adam, rate 1e-5, coupled weight decay 1.0, ten steps; its code decays unmasked weights as well."""
+    """Ten steps of Adam, rate 1e-5, coupled weight decay 1.0; the paper's code also decays unmasked weights."""
 
     def adam(values: list[torch.Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(values, lr=1e-5, weight_decay=1.0)

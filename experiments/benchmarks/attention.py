@@ -1,8 +1,8 @@
-"""Plain products in blocks against torch's fused attention on a CPU: why the lean forward has its own.
+"""Attention by plain matrix products in blocks against torch's fused kernel on a CPU: why the lean forward has its own.
 
     python experiments/benchmarks/attention.py      # a minute; writes docs/benchmarks/attention.md
 
-Both compute the same, in turn, ROUNDS times over; figures are medians.
+Both compute the same result and alternate for ROUNDS rounds; figures are medians.
 """
 
 import platform
@@ -36,13 +36,13 @@ SIZES = [
 
 @torch.no_grad()
 def main() -> None:
-    """Time both ways at every size and write the page."""
+    """Time both implementations at every size and write the page."""
     torch.manual_seed(0)
     lines = ["# Attention on a CPU", ""]
     lines += [
         f"`python experiments/benchmarks/attention.py`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {ROUNDS} rounds, milliseconds a layer. From "
-        f"{LONG + 1} keys on the fused kernel is used.",
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {ROUNDS} rounds, milliseconds per layer. "
+        f"From {LONG + 1} keys on, mechmem uses the fused kernel.",
         "",
         "| type | paragraphs x heads x d_head | queries x keys | fused | in blocks | ratio |",
         "|---|---|---|---|---|---|",

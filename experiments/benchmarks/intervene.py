@@ -1,10 +1,10 @@
-"""How fast and how small edits are, against the paper's way.
+"""Time and memory of edits, compared with the paper's implementation.
 
     python experiments/benchmarks/intervene.py      # about 16 minutes on two idle cores
 
 One repetition is ten steps on one memorized and ten keep paragraphs of 100 tokens, from a folder with a checkpoint of
-GPT-Neo 125M's shape to the edited model. The ways take turns, ROUNDS times over, in one process; figures are medians,
-ratios are taken within a round. Peak memory is that of a process which does nothing else, after the model is loaded.
+GPT-Neo 125M's shape to the edited model. The implementations alternate for ROUNDS rounds in one process; figures are
+medians, and ratios are taken within a round. Peak memory is that of a process that runs nothing else.
 Writes docs/benchmarks/intervene.md.
 """
 
@@ -37,9 +37,9 @@ SHAPE = PlantedSettings(12, 12, 768, 3072, 50257, 256, layer=1, head=2, memories
 
 
 def papers_way(folder: Path, memorized: mm.Paragraphs, keep: mm.Paragraphs, mask: mm.Mask | None) -> None:
-    """A fresh model a repetition; Adam over all parameters, gradients times a mask of whole numbers, logits of all.
+    """The paper's implementation: a new model per repetition, Adam over all parameters, integer masks, all logits.
 
-    The original model's predictions on the keep set are computed once here too, which is kinder than the public code.
+    The original model's predictions on the keep set are computed once, which is faster than in the public code.
     """
     model = mm.load_model(folder)
     device_masks = None
@@ -69,7 +69,7 @@ def papers_way(folder: Path, memorized: mm.Paragraphs, keep: mm.Paragraphs, mask
 
 
 def our_way(model: object, memorized: mm.Paragraphs, keep: mm.Paragraphs, mask: mm.Mask | None) -> None:
-    """One model for all repetitions; the proof of support is part of it."""
+    """Our implementation: one model for all repetitions; includes the check that no other weight moved."""
     mm.unlearn(model, memorized, keep, mask=mask, steps=STEPS, learning_rate=1e-5)  # pyright: ignore[reportArgumentType]
 
 
@@ -87,14 +87,14 @@ def masks(model: object, memorized: mm.Paragraphs) -> dict[str, mm.Mask | None]:
 
 
 def status(field: str) -> int:
-    """A field of this process' status, bytes."""
+    """A field of this process's status, in bytes."""
     found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
 def peak(folder: Path, way: str, kind: str) -> None:
-    """Run one way alone and print the peak above what an interpreter with its libraries takes."""
+    """Run one implementation alone and print its peak memory above that of an idle interpreter with its libraries."""
     mask = mm.Mask.load(folder / "mask.safetensors") if kind == "sparse" else None
     memorized, keep = sets(folder)
     gc.collect()
@@ -107,16 +107,16 @@ def peak(folder: Path, way: str, kind: str) -> None:
 
 
 def measured_peak(folder: Path, way: str, kind: str) -> float:
-    """In a process of its own, GB."""
+    """Peak memory in a process of its own, in GB."""
     command = [sys.executable, __file__, "peak", str(folder), way, kind]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])["peak"] / 1e9
 
 
 def main() -> None:
-    """Time both ways of both edits, measure their memory, write the page."""
+    """Time both implementations of both edits, measure their memory and write the page."""
     lines = [
-        "| edit | seconds | paper's way | ratio, median | lowest | highest | peak GB | paper's way | ratio |",
+        "| edit | seconds | paper, seconds | speed-up, median | lowest | highest | peak GB | paper, peak GB | ratio |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as temporary:
@@ -152,7 +152,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     weights = sum(p.numel() for p in editable_parameters(model).values())
     head = [
-        "# Edits against the paper's way",
+        "# Edits compared with the paper's implementation",
         "",
         f"`python experiments/benchmarks/intervene.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, seed {SEED}, {ROUNDS} rounds.",
@@ -160,14 +160,14 @@ def main() -> None:
     ]
     tail = [
         "",
-        f"{STEPS} steps on one memorized and {KEEP} keep paragraphs of 100 tokens; the model has GPT-Neo 125M's shape, "
-        f"and {FRACTION:.1%} of its {weights:,} attention and MLP weights may move, or all. Wanted: 3 times as fast, "
-        "half the memory. The paper's way loads the model anew for each repetition, keeps Adam's moments of all "
-        "parameters and masks of 64-bit numbers, and computes the logits of all columns; the original model's "
-        "predictions are computed once in both. Ours includes the proof that no other weight moved. Peak memory is "
-        "above that of an idle process, the model included. A dense edit keeps the original and a copy, the gradient, "
-        "two moments, and the best weights so far to go back to: 2.7 GB in any case; the paper's way keeps one model "
-        "and nothing to go back to.",
+        f"{STEPS} steps on one memorized and {KEEP} keep paragraphs of 100 tokens. The model has GPT-Neo 125M's shape; "
+        f"{FRACTION:.1%} (sparse) or all (dense) of its {weights:,} attention and MLP weights may move. Target: 3 "
+        "times as fast with half the memory. The paper's implementation reloads the model for each repetition, keeps "
+        "Adam's moments for all parameters and masks of 64-bit integers, and computes the logits of all columns. Both "
+        "implementations compute the original model's predictions once. mechmem's time includes the check that no "
+        "other weight moved. Peak memory is measured above that of an idle process and includes the model. A dense "
+        "edit keeps the original, a copy, the gradient, two moments and the best weights so far, which it may have to "
+        "restore: at least 2.7 GB. The paper's implementation keeps one model and can restore nothing.",
     ]
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text("\n".join([*head, *lines, *tail]) + "\n")

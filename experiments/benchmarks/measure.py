@@ -1,12 +1,13 @@
-"""How fast paragraphs are scored, and in how much memory, against the ways that others take.
+"""Speed and memory of scoring paragraphs, compared with other implementations.
 
     python experiments/benchmarks/measure.py            # both models; about half an hour on two cores
     python experiments/benchmarks/measure.py bundled    # one of them
-    python experiments/benchmarks/measure.py perturb    # every prefix position perturbed, against decoding each
-    python experiments/benchmarks/measure.py documents  # document mode against windows, in tokens a second
+    python experiments/benchmarks/measure.py perturb    # perturbing every prefix position, against decoding each
+    python experiments/benchmarks/measure.py documents  # document mode against windows, in tokens per second
     python experiments/benchmarks/measure.py memory     # peak memory of a scan against the length of the corpus
 
-Every way scores the same paragraphs, in turn, ROUNDS times over; figures are medians, ratios are taken within a round.
+All implementations score the same paragraphs and alternate for ROUNDS rounds; figures are medians, and ratios are taken
+within a round.
 Writes docs/benchmarks/measure-<what>.md.
 """
 
@@ -56,7 +57,7 @@ TARGETS = {
 
 
 def models(name: str) -> tuple[Any, Any]:
-    """The same model as HookedTransformer and as transformers has it."""
+    """The same model as a HookedTransformer and in transformers."""
     if name == "bundled":
         return mm.load_model("bundled"), AutoModelForCausalLM.from_pretrained(MODEL_FOLDER, dtype=torch.float32).eval()
     torch.manual_seed(SEED)
@@ -79,7 +80,7 @@ def models(name: str) -> tuple[Any, Any]:
 
 
 def paragraphs(name: str, model: Any, count: int, memorized: float) -> mm.Paragraphs:
-    """So many paragraphs of which a share is memorized: shipped ones, or random ids continued by the random model."""
+    """Paragraphs of which a given share is memorized: shipped ones, or random ids continued by the random model."""
     rng = np.random.default_rng(SEED)
     known = round(count * memorized)
     if name == "bundled":
@@ -100,13 +101,13 @@ def paragraphs(name: str, model: Any, count: int, memorized: float) -> mm.Paragr
 
 
 def batches(tokens: torch.Tensor, size: int = BATCH) -> tuple[torch.Tensor, ...]:
-    """Rows of ids, so many at a time."""
+    """Rows of ids in batches."""
     return tokens.split(size)
 
 
 @torch.no_grad()
 def hooked_way(model: Any, tokens: torch.Tensor) -> None:
-    """What the study's code does: decode greedily with HookedTransformer, then a forward for the NLL."""
+    """As the paper's code does: decode greedily with HookedTransformer, then a forward for the NLL."""
     for batch in batches(tokens):
         model.generate(
             batch[:, :PREFIX],
@@ -121,7 +122,7 @@ def hooked_way(model: Any, tokens: torch.Tensor) -> None:
 
 @torch.no_grad()
 def generate(reference: Any, tokens: torch.Tensor) -> None:
-    """Greedy decoding by transformers, with its cache."""
+    """Greedy decoding with transformers and its cache."""
     for batch in batches(tokens):
         prefix = batch[:, :PREFIX]
         reference.generate(
@@ -131,7 +132,7 @@ def generate(reference: Any, tokens: torch.Tensor) -> None:
 
 @torch.no_grad()
 def forward(reference: Any, tokens: torch.Tensor, precision: str = "highest") -> None:
-    """A forward of transformers with the logits of every position."""
+    """A forward in transformers with the logits of every position."""
     torch.set_float32_matmul_precision(precision)
     for batch in batches(tokens, 16):
         reference(batch)
@@ -139,7 +140,7 @@ def forward(reference: Any, tokens: torch.Tensor, precision: str = "highest") ->
 
 
 def compiled(reference: Any) -> Callable[[torch.Tensor], None]:
-    """The body of transformers, compiled, with a head for the columns that count."""
+    """The compiled body of the transformers model, with the head on the scored columns only."""
     body = torch.compile(reference.transformer, dynamic=False)
 
     @torch.no_grad()
@@ -154,7 +155,7 @@ def compiled(reference: Any) -> Callable[[torch.Tensor], None]:
 
 
 def products(name: str, count: int, dtype: torch.dtype, precision: str) -> None:
-    """The matrix products of so many paragraphs and nothing else, in batches of 16."""
+    """Only the matrix products needed for `count` paragraphs, in batches of 16."""
     layers, width, _, vocabulary = SHAPE[name]
     torch.set_float32_matmul_precision(precision)
     rows = 16 * (LENGTH - 1)
@@ -174,8 +175,8 @@ def products(name: str, count: int, dtype: torch.dtype, precision: str) -> None:
 
 
 def peak_memory(work: Callable[[], None]) -> float:
-    """MB that a call needs above what the process holds before it."""
-    # What earlier work freed goes back first: taken again, it would not count.
+    """Peak memory of a call above what the process held before, in MB."""
+    # Return freed memory to the system first: memory that is reused would not count.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
@@ -184,13 +185,13 @@ def peak_memory(work: Callable[[], None]) -> float:
 
 
 def memory(field: str) -> float:
-    """What the system says of this process, in MB."""
+    """A field of this process's status, in MB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1000
 
 
 def ways(name: str) -> dict[str, tuple[int, Callable[[], Any]]]:
-    """Each way's paragraphs and its work."""
+    """Each implementation's number of paragraphs and its work."""
     model, reference = models(name)
     few, some, many = FEW[name], SOME[name], MANY[name]
     mixed = {share: paragraphs(name, model, many, share) for share in (0.01, 0.1, 1.0)}
@@ -209,7 +210,7 @@ def ways(name: str) -> dict[str, tuple[int, Callable[[], Any]]]:
     }
     for precision, scorer in cascades.items():
         for share, paras in mixed.items():
-            # As many as a round has time for: with all memorized, nobody leaves the cascade.
+            # Fewer paragraphs when all are memorized: then none leaves the cascade early.
             chosen = paras if share < 0.5 else paras.select(range(some))
             found[f"cascade, {precision}, {share * 100:.0f} %"] = (
                 len(chosen),
@@ -227,7 +228,7 @@ def ways(name: str) -> dict[str, tuple[int, Callable[[], Any]]]:
 
 
 def measure(name: str) -> None:
-    """Time every way, round by round, and write the page."""
+    """Time every implementation, round by round, and write the page."""
     table = ways(name)
     peaks: dict[str, float] = {}
     for way, (_, work) in table.items():
@@ -247,7 +248,9 @@ def write(name: str, speeds: dict[str, list[float]], peaks: dict[str, float], co
     """The page of one model."""
     lines = [f"# Scoring: {'a random GPT-Neo of the 125M shape' if name == '125m' else 'the bundled model'}", ""]
     lines += [stamp(f"python experiments/benchmarks/measure.py {name}"), ""]
-    lines += ["| way | paragraphs | paragraphs/s, median | lowest | highest | peak memory above the model, MB |"]
+    lines += [
+        "| implementation | paragraphs | paragraphs/s, median | lowest | highest | peak memory above the model, MB |"
+    ]
     lines += ["|---|---|---|---|---|---|"]
     for way, values in speeds.items():
         low, middle, high = min(values), float(np.median(values)), max(values)
@@ -267,23 +270,23 @@ def write(name: str, speeds: dict[str, list[float]], peaks: dict[str, float], co
 
 
 def stamp(command: str) -> str:
-    """How and where the figures came about."""
+    """The command, machine and settings behind the figures."""
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return (
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {machine}, "
-        f'seed {SEED}, {ROUNDS} rounds. "medium" lets oneDNN do float32 products: still float32 arithmetic.'
+        f'seed {SEED}, {ROUNDS} rounds. "medium" lets oneDNN compute float32 products; the arithmetic is still float32.'
     )
 
 
 def save(name: str, lines: list[str]) -> None:
-    """Write and show a page."""
+    """Write and print a page."""
     PAGES.mkdir(parents=True, exist_ok=True)
     (PAGES / name).write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def documents() -> None:
-    """Tokens a second of document mode and of windows at stride 50, on text of which nothing is memorized."""
+    """Tokens per second of document mode and of windows at stride 50, on text without memorized paragraphs."""
     lines = ["# Whole documents against windows at stride 50", ""]
     lines += [stamp("python experiments/benchmarks/measure.py documents"), ""]
     lines += ["| model | precision | document mode, tokens/s | windows, tokens/s | ratio within a round |"]
@@ -316,10 +319,10 @@ def documents() -> None:
 
 
 def perturbation() -> None:
-    """Perturb every prefix position, against doing each replacement as the study's code does."""
+    """Perturb every prefix position, compared with decoding each replacement as the paper's code does."""
     lines = ["# Perturbing every position of the prefix", ""]
     lines += [stamp("python experiments/benchmarks/measure.py perturb"), ""]
-    lines += ["| model | perturbed prefixes/s | the study's way | ratio within a round, median | lowest | highest |"]
+    lines += ["| model | perturbed prefixes/s | paper's code | speed-up within a round, median | lowest | highest |"]
     lines += ["|---|---|---|---|---|---|"]
     for name, count in PERTURBED.items():
         model, _ = models(name)
@@ -340,7 +343,11 @@ def perturbation() -> None:
             f"| {name}, {count} paragraphs | {np.median(ours):.1f} | {np.median(theirs):.2f} | "
             f"{np.median(ratios):.1f} | {ratios.min():.1f} | {ratios.max():.1f} |"
         )
-    lines += ["", "Wanted: at least 8 times. EM is exact in both; the study's way gives neither match nor a profile."]
+    lines += [
+        "",
+        "Target: at least 8 times as fast. EM is exact in both; the paper's code computes neither match nor a profile "
+        "by position.",
+    ]
     save("measure-perturb.md", lines)
 
 
@@ -365,7 +372,7 @@ def scan_memory() -> None:
             answer = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=True)
         peaks.append(int(answer.stdout.split("PEAK")[1].split()[0]) / 1000)
         lines.append(f"| {count:,} | {peaks[-1]:.0f} |")
-    lines += ["", f"Ten times the corpus takes {peaks[1] / peaks[0]:.3f} times the memory; need at most 1.05."]
+    lines += ["", f"Ten times the corpus takes {peaks[1] / peaks[0]:.3f} times the memory; target: at most 1.05."]
     save("measure-memory.md", lines)
 
 
