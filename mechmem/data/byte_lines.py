@@ -1,4 +1,4 @@
-"""The lines of a plain or compressed file, in constant memory."""
+"""The bytes and lines of a plain or compressed file, in constant memory."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ class BrokenFileError(Exception):
 def byte_lines(path: Path, tally: Tally) -> Iterator[bytes]:
     """Yield a file's lines without their ends, a leading byte-order mark removed.
 
-    The suffix says the compression; several frames or members one after the other are one text. A line that a broken
-    file cuts is not yielded, since nobody knows how it goes on.
+    A line that a broken file cuts is not yielded, since nobody knows how it goes on.
+
+    Args:
+        path: as in `byte_chunks`.
+        tally: as in `byte_chunks`.
+
+    Raises:
+        BrokenFileError: the compressed stream is cut or damaged; raised after the last whole line.
+    """
+    # Joined when a line is complete, so that a line of many chunks takes linear time.
+    held: list[bytes] = []
+    for chunk in byte_chunks(path, tally):
+        head, newline, tail = chunk.rpartition(b"\n")
+        if not newline:
+            held.append(chunk)
+            continue
+        held.append(head)
+        yield from b"".join(held).split(b"\n")
+        held = [tail]
+    rest = b"".join(held)
+    if rest:
+        yield rest
+
+
+def byte_chunks(path: Path, tally: Tally) -> Iterator[bytes]:
+    """Yield a file's decompressed bytes, at most `CHUNK` at a time, a leading byte-order mark removed.
+
+    The suffix says the compression; several frames or members one after the other are one text.
 
     Args:
         path: the file.
         tally: its `position` follows the bytes read from the disk.
 
     Raises:
-        BrokenFileError: the compressed stream is cut or damaged; raised after the last whole line.
+        BrokenFileError: the compressed stream is cut or damaged; raised after all bytes before the break.
     """
-    rest, first = b"", True
-    broken: BrokenFileError | None = None
-    chunks = _chunks(path, tally)
-    while broken is None:
-        try:
-            chunk = next(chunks, None)
-        except BrokenFileError as error:
-            broken, chunk = error, error.args[1]
-        if chunk is None:
-            break
-        if first:
-            chunk, first = chunk.removeprefix(codecs.BOM_UTF8), False
-        head, newline, tail = chunk.rpartition(b"\n")
-        if not newline:
-            # Joining only when a line is complete would be faster for lines of many chunks; such lines are rare.
-            rest += chunk
-            continue
-        yield from (rest + head).split(b"\n")
-        rest = tail
-    if broken is not None:
-        raise BrokenFileError(broken.args[0]) from broken
-    if rest:
-        yield rest
-
-
-def _chunks(path: Path, tally: Tally) -> Iterator[bytes]:
-    codec = CODECS.get(path.suffix)
+    codec = CODECS.get(path.suffix.lower())
     if codec is not None and path.stat().st_size == 0:
-        raise BrokenFileError("the compressed file is empty", b"")
+        raise BrokenFileError("the compressed file is empty")
     done = 0
     with pa.OSFile(str(path)) as raw:
         stream = raw if codec is None else pa.CompressedInputStream(raw, codec)
@@ -69,12 +69,17 @@ def _chunks(path: Path, tally: Tally) -> Iterator[bytes]:
             except OSError as error:
                 if codec is None:
                     raise
-                raise BrokenFileError(str(error), _before_break(path, codec, done)) from error
+                yield _without_mark(_before_break(path, codec, done), done)
+                raise BrokenFileError(str(error)) from error
             if not chunk:
                 return
-            done += len(chunk)
             tally.position = raw.tell()
-            yield chunk
+            yield _without_mark(chunk, done)
+            done += len(chunk)
+
+
+def _without_mark(chunk: bytes, done: int) -> bytes:
+    return chunk if done else chunk.removeprefix(codecs.BOM_UTF8)
 
 
 def _before_break(path: Path, codec: str, done: int) -> bytes:

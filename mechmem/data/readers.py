@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mechmem.data.byte_lines import BrokenFileError, byte_lines
+from mechmem.data.byte_lines import BrokenFileError, byte_chunks, byte_lines
 from mechmem.data.records import Record, Tally, checked_text
 
 # A larger text file is several documents: one tokenizer call holds a whole document.
 PIECE_BYTES = 8 * 2**20
 PARQUET_ROWS = 256
-TEXT_SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet", ".txt")
+TEXT_SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet", ".txt", ".txt.zst", ".txt.gz")
 
 
 def text_suffix(path: Path) -> str | None:
@@ -29,8 +28,8 @@ def read_text(path: Path, tally: Tally, *, column: str = "text") -> Iterator[Rec
     """Yield the records of one file, in order.
 
     `.jsonl` (also `.zst`, `.gz`) has a JSON object a line with the text under `column`; blank lines are no records.
-    `.parquet` has a column of that name. A `.txt` file is one record; one of more than 8 MiB is cut at line ends. The
-    source is `meta.pile_set_name`, else `source`, else the file's name.
+    `.parquet` has a column of that name. A `.txt` (also `.zst`, `.gz`) is one record; one of more than 8 MiB is cut at
+    line ends. The source is `meta.pile_set_name`, else `source`, else the file's name.
 
     A record without usable text, and the point where a damaged file breaks off, are accounted for in the tally.
 
@@ -144,19 +143,22 @@ def _read_txt(path: Path, tally: Tally, column: str) -> Iterator[Record]:
 
 def _pieces(path: Path, tally: Tally) -> Iterator[bytes]:
     """A file's bytes, cut where a line ends, or inside a line that alone is too long."""
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        if handle.read(3) != codecs.BOM_UTF8:
-            handle.seek(0)
-        piece = handle.read(PIECE_BYTES)
-        if not piece:
-            yield b""  # an empty file is a record without text, not nothing
-        while piece:
-            cut = len(piece) if handle.tell() >= size else _cut(piece)
-            tally.position = handle.tell()
-            yield piece[:cut]
-            piece = piece[cut:]
-            piece += handle.read(PIECE_BYTES - len(piece))
+    piece, empty = b"", True
+    try:
+        for chunk in byte_chunks(path, tally):
+            piece += chunk
+            while len(piece) > PIECE_BYTES:
+                cut = _cut(piece[:PIECE_BYTES])
+                yield piece[:cut]
+                piece, empty = piece[cut:], False
+    except BrokenFileError:
+        # The last line is cut, and nobody knows how it goes on.
+        whole = piece[: piece.rfind(b"\n") + 1]
+        if whole:
+            yield whole
+        raise
+    if piece or empty:
+        yield piece  # an empty file is a record without text, not nothing
 
 
 def _cut(piece: bytes) -> int:
@@ -182,4 +184,6 @@ READERS: dict[str, Callable[[Path, Tally, str], Iterator[Record]]] = {
     ".jsonl.gz": _read_jsonl,
     ".parquet": _read_parquet,
     ".txt": _read_txt,
+    ".txt.zst": _read_txt,
+    ".txt.gz": _read_txt,
 }

@@ -26,7 +26,7 @@ def append(path):
 CHANGES = {
     "content": lambda path: append(path / "part" / "b.jsonl"),
     "content of the same size and time": lambda path: _same_size(path / "a.txt"),
-    "a file more": lambda path: (path / "d.txt").write_text("x"),
+    "a file more": lambda path: (path / "d.txt.gz").write_bytes(b"x"),
     "a file less": lambda path: (path / "a.txt").unlink(),
     "a name": lambda path: (path / "a.txt").rename(path / "z.txt"),
     "ids": lambda path: np.save(path / "c.npy", np.arange(200).reshape(2, 100) + 1),
