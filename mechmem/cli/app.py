@@ -23,7 +23,7 @@ Corpus = Annotated[
     typer.Option(
         "--corpus",
         "--paragraphs",
-        help="Text (.txt .jsonl, also .gz .zst; .parquet), token ids (.npy, .parquet), a folder of these, or a dataset.",
+        help="Text (.txt .jsonl, also .gz .zst, .parquet), ids (.npy, .parquet), a folder of these, or a dataset.",
     ),
 ]
 Out = Annotated[Path, typer.Option(help="The study's folder.")]

@@ -20,6 +20,7 @@ from mechmem.data.fingerprint import fingerprint
 from mechmem.data.inputs import Input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
+from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.shards import Corpus
 from mechmem.data.tokenizing import ReportingTally, input_account, refuse_changed, tokenizer_digest
 from mechmem.data.windows import WindowSettings, index_windows
@@ -109,16 +110,11 @@ def _agree_on_plan(folder: Path, inputs: list[Input], settings: dict[str, Any]) 
             temporary.write_text(json.dumps({"settings": settings, "inputs": now}))
         return
     plan = json.loads(path.read_text())
-    for name, value in settings.items():
-        if plan["settings"].get(name) != value:
-            raise InputError(
-                f"{folder}: was begun with {name} {plan['settings'].get(name)} and {value} came; need the same: "
-                "choose another folder, or remove this one"
-            )
+    refuse_other_settings(folder, plan["settings"], settings, advice="choose another folder, or remove this one")
     if len(plan["inputs"]) != len(now):
         raise InputError(
-            f"{folder}: was begun with {len(plan['inputs'])} inputs and {len(now)} came; need the same: choose "
-            "another folder, or remove this one"
+            f"{folder}: was begun with {len(plan['inputs'])} inputs, now {len(now)}; need the same: choose another "
+            "folder, or remove this one"
         )
     for was, entry in zip(plan["inputs"], inputs, strict=True):
         refuse_changed(was, entry, folder)

@@ -22,6 +22,7 @@ from mechmem.data.files import replacing
 from mechmem.data.filters import distinct_enough, without_keywords
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
+from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.shards import Corpus, Documents
 from mechmem.data.tokenizing import tokenizer_digest
 
@@ -208,11 +209,7 @@ def _agree(folder: Path, described: dict[str, Any]) -> None:
     if not path.is_file():
         raise InputError(f"{folder}: holds files that are no index of windows; need an empty folder: choose another")
     stored = json.loads(path.read_text())["described"]
-    if stored != described:
-        raise InputError(
-            f"{folder}: holds an index of another corpus or other settings ({stored['settings']}); need one of "
-            f"{described['settings']}: choose another folder, or remove this one"
-        )
+    refuse_other_settings(folder, stored, described, advice="choose another folder, or remove this one")
 
 
 def _opened(corpus: Corpus, settings: WindowSettings, folder: Path) -> WindowIndex:

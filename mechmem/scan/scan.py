@@ -17,6 +17,7 @@ import numpy as np
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import remove_partials, replacing
+from mechmem.data.settings_match import refuse_other_settings
 from mechmem.model.load import HookedTransformer, load_model, provenance
 from mechmem.scan.scan_output import write_output
 from mechmem.scan.scan_parts import PartScorer, account_path
@@ -25,6 +26,7 @@ from mechmem.scan.scan_settings import ScanSettings
 
 PACKAGES = ("mechmem", "torch", "transformer-lens", "transformers")
 FORMAT = 1
+ADVICE = "choose another output, or remove this one"
 
 
 def scan(
@@ -72,7 +74,7 @@ def scan(
     manifest_path, folder = out.with_suffix(".scan.json"), out.with_suffix(".scan")
     if out.exists() and manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text())
-        _refuse_other(out, manifest.get("described", {}), described)
+        refuse_other_settings(out, manifest.get("described", {}), described, advice=ADVICE)
         shutil.rmtree(folder, ignore_errors=True)
         return manifest
     started = time.monotonic()
@@ -170,7 +172,7 @@ def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
     if folder.is_dir():
         remove_partials(folder)
     if path.is_file():
-        _refuse_other(folder, json.loads(path.read_text()), described)
+        refuse_other_settings(folder, json.loads(path.read_text()), described, advice=ADVICE)
     elif out.exists():
         raise InputError(f"{out}: is there and was written by something else; choose another output, or remove it")
     elif folder.exists() and any(folder.iterdir()):
@@ -184,24 +186,6 @@ def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
     (folder / "parts").mkdir(exist_ok=True)
     remove_partials(folder / "parts")
     return new
-
-
-def _refuse_other(path: Path, was: dict[str, Any], described: dict[str, Any]) -> None:
-    """Refuse to go on with, or to take for the result, a scan of another model, corpus or other settings."""
-    flat_was, flat_now = _flat(was), _flat(described)
-    different = [name for name in sorted({*flat_was, *flat_now}) if flat_was.get(name) != flat_now.get(name)]
-    if different:
-        changes = ", ".join(f"{name} was {flat_was.get(name)!r}, now {flat_now.get(name)!r}" for name in different)
-        raise InputError(
-            f"{path}: holds a scan with another model, corpus or other settings ({changes}); choose another output, or "
-            "remove this one"
-        )
-
-
-def _flat(described: dict[str, Any]) -> dict[str, Any]:
-    settings = dict(described.get("settings", {}))
-    windows = settings.pop("windows", {})
-    return {key: value for key, value in described.items() if key != "settings"} | settings | windows
 
 
 @contextmanager

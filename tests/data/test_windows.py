@@ -206,7 +206,7 @@ def test_an_index_is_used_again_and_another_is_refused(tmp_path, documents, monk
     corpus = corpus_of(documents, tmp_path)
     settings = WindowSettings(5, 2, 2)
     rows = found(index_windows(corpus, settings, tmp_path / "i"))
-    with pytest.raises(InputError, match="holds an index of another corpus or other settings"):
+    with pytest.raises(InputError, match="was begun with other settings"):
         index_windows(corpus, WindowSettings(5, 2, 3), tmp_path / "i")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")

@@ -1,4 +1,5 @@
 import errno
+import importlib
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from mechmem.model.load import load_model
 from mechmem.scan.scan import scan
 from mechmem.scan.scan_settings import ScanSettings
 
+# `mechmem.scan` is the function as soon as it was asked for, so the module is found by its name alone.
+SCAN = importlib.import_module("mechmem.scan.scan")
 SMALL: dict[str, Any] = {"shard_tokens": 700}
 
 
@@ -199,7 +202,7 @@ def test_a_full_disk_leaves_nothing_half_written(scanned, corpus, tmp_path, monk
 
 def test_work_of_other_settings_is_refused_and_not_mixed(scanned, corpus, tmp_path, monkeypatch):
     out = tmp_path / "paragraphs.parquet"
-    monkeypatch.setattr("mechmem.scan.scan.write_output", lambda *_, **__: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(SCAN, "write_output", lambda *_, **__: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         scan(ScanSettings(corpus=str(corpus), **SMALL), out)
     monkeypatch.undo()
@@ -208,9 +211,9 @@ def test_work_of_other_settings_is_refused_and_not_mixed(scanned, corpus, tmp_pa
         ({"method": "cascade"}, "method was 'full', now 'cascade'"),
     ]
     for changed, named in changes:
-        with pytest.raises(InputError, match=f"paragraphs.scan: holds a scan with another .*{named}"):
+        with pytest.raises(InputError, match=f"paragraphs.scan: was begun with other settings .*{named}"):
             scan(ScanSettings(corpus=str(corpus), **SMALL, **changed), out)
-    monkeypatch.setattr("mechmem.scan.scan.provenance", lambda _: type("P", (), {"weight_hash": "other"}))
+    monkeypatch.setattr(SCAN, "provenance", lambda _: type("P", (), {"weight_hash": "other"}))
     with pytest.raises(InputError, match="weights was .* now 'other'"):
         scan(ScanSettings(corpus=str(corpus), **SMALL), out)
     monkeypatch.undo()
@@ -221,7 +224,7 @@ def test_work_of_other_settings_is_refused_and_not_mixed(scanned, corpus, tmp_pa
 def test_a_finished_scan_is_not_done_again_and_no_other_takes_its_place(scanned, corpus, tmp_path, monkeypatch):
     out, manifest = scanned
     with monkeypatch.context() as patched:
-        patched.setattr("mechmem.scan.scan.open_rows", lambda *_: pytest.fail("it was to be left alone"))
+        patched.setattr(SCAN, "open_rows", lambda *_: pytest.fail("it was to be left alone"))
         assert scan(ScanSettings(corpus=str(corpus), **SMALL), out) == manifest
     with pytest.raises(InputError, match="min_em was 0, now 5"):
         scan(ScanSettings(corpus=str(corpus), min_em=5, **SMALL), out)
