@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= study
+# Two workers of one thread are faster on two cores than one worker of two.
+WORKERS ?= 2
 
 .PHONY: run test check clean
 
@@ -14,7 +16,7 @@ run: .venv/ready
 	$(BIN)/mechmem run --out $(OUT)
 
 test: .venv/ready
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

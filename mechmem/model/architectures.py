@@ -46,7 +46,6 @@ class Architecture:
         layers: prefix of the layers' names.
         inputs: names of the embeddings, converted one at a time.
         output: names of the final norm and the unembedding, converted together; the unembedding is last.
-        pads_vocabulary: whether published models round the vocabulary up beyond the tokenizer.
     """
 
     config_class: type[PreTrainedConfig]
@@ -57,7 +56,6 @@ class Architecture:
     layers: str
     inputs: tuple[str, ...]
     output: tuple[str, ...]
-    pads_vocabulary: bool = False
 
 
 def _neo(config: Any) -> dict[str, Any]:
@@ -130,7 +128,6 @@ ARCHITECTURES = {
         "gpt_neox.layers.",
         ("gpt_neox.embed_in.weight",),
         _NEOX_OUTPUT,
-        pads_vocabulary=True,
     ),
     "gpt2": Architecture(
         GPT2Config,

@@ -1,4 +1,4 @@
-"""Is the loaded model the model? Compared with transformers' own, loaded from the same folder."""
+"""Compare a loaded model with transformers' own, loaded from the same folder."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mechmem.model.architectures import Converter
 from mechmem.model.checkpoint import find_folder, read_config
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.model.sample_text import TEXT
+from mechmem.model.vocabulary import vocabulary
 
 # Largest difference that rounding in float32 explains. A gradient's is relative to the largest gradient.
 TOLERANCE = 1e-4
@@ -28,7 +29,7 @@ SIZES = {"short": (4, 100), "long": (2, 384)}
 UNITS = {
     "logit_difference": "logits",
     "log_prob_difference": "nats",
-    "nll_difference": "nats a token",
+    "nll_difference": "nats per token",
     "gradient_difference": "share of the largest gradient",
 }
 # Folding shifts logits by a constant a position and gives other parameters, so neither is compared.
@@ -42,17 +43,17 @@ def check_model(
 
     Args:
         name: "bundled", a folder or a hub name.
-        tokens: ids to compare on, strung together row after row; by default the bundled paragraphs for the bundled
+        tokens: ids to compare on, concatenated row after row; by default the bundled paragraphs for the bundled
             model, else a text of several kinds, else (no tokenizer) random ids: `attrs["tokens"]` says which.
         device: where both models run; by default a GPU if there is one.
 
     Returns:
         Dataset [processing, text] with processing "raw" and "folded" and text "short" (100 positions) and "long"
         (384, or the model's context): the largest absolute differences `logit_difference` (after folding logits
-        differ by design), `log_prob_difference` over positions and vocabulary, `nll_difference` over positions, and
-        `gradient_difference` of the mean NLL over parameters, as a share of the largest gradient (raw only); 0 means
-        equal. `ok` is true where everything compared is at most 1e-4; logits and gradients after folding are shown or
-        NaN, and not compared. `attrs["verdict"]` is a sentence.
+        differ by design), `log_prob_difference` over positions and the tokenizer's ids, `nll_difference` over
+        positions, and `gradient_difference` of the mean NLL over parameters, as a share of the largest gradient (raw
+        only); 0 means equal. `ok` is true where everything compared is at most 1e-4; logits and gradients after folding
+        are shown or NaN, and not compared. `attrs["verdict"]` is a sentence.
 
     Raises:
         InputError: whatever `load_model` refuses, fewer than two tokens, or ids beyond the vocabulary.
@@ -79,7 +80,7 @@ def check_model(
 def _stream(
     name: str, model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"] | None
 ) -> tuple[Int[Tensor, " stream_pos"], str]:
-    vocabulary = model.cfg.d_vocab
+    known = vocabulary(model)
     if tokens is not None:
         stream, origin = tokens.flatten(), "given"
     elif name == "bundled":
@@ -89,13 +90,17 @@ def _stream(
         stream, origin = torch.tensor(ids), "a text of several kinds"
     else:
         generator = torch.Generator().manual_seed(0)
-        stream, origin = torch.randint(0, vocabulary, (768,), generator=generator), "random ids: no tokenizer"
-    if len(stream) < 2 or not 0 <= int(stream.min()) <= int(stream.max()) < vocabulary:
+        stream, origin = torch.randint(0, known, (768,), generator=generator), "random ids: no tokenizer"
+    if len(stream) < 2 or not 0 <= int(stream.min()) <= int(stream.max()) < known:
         raise InputError(
-            f"{len(stream)} tokens came, with ids from {list(stream.aminmax()) if len(stream) else 'nowhere'}; need "
-            f"at least 2, with ids from 0 to {vocabulary - 1}: encode a longer text with this model's tokenizer"
+            f"got {len(stream)} tokens{_range(stream)}; need at least 2, with ids from 0 to {known - 1}: encode a "
+            "longer text with this model's tokenizer"
         )
     return stream.long(), origin
+
+
+def _range(stream: Int[Tensor, " stream_pos"]) -> str:
+    return f" with ids from {int(stream.min())} to {int(stream.max())}" if len(stream) else ""
 
 
 def _cut(stream: Int[Tensor, " stream_pos"], rows: int, length: int) -> Int[Tensor, "row row_pos"]:
@@ -119,7 +124,7 @@ def _reference(folder: Path, device: str) -> torch.nn.Module:
 def _compare(model: HookedTransformer, reference: torch.nn.Module, ids: Int[Tensor, "row pos"]) -> dict[str, float]:
     ids = ids.to(str(model.cfg.device))
     with torch.no_grad():
-        ours, theirs = _logits(model, ids), reference(ids).logits
+        ours, theirs = _logits(model, ids), _reference_logits(reference, ids, vocabulary(model))
         differences = {"logit_difference": _largest(ours - theirs)}
         ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
         differences["log_prob_difference"] = _largest(ours - theirs)
@@ -127,6 +132,7 @@ def _compare(model: HookedTransformer, reference: torch.nn.Module, ids: Int[Tens
     return differences
 
 
+@torch.enable_grad()
 def _gradient_difference(
     model: HookedTransformer, reference: torch.nn.Module, converter: Converter, ids: Int[Tensor, "row pos"]
 ) -> float:
@@ -138,7 +144,7 @@ def _gradient_difference(
     for module in (model, reference):
         module.zero_grad(set_to_none=True)
     _token_nll(_logits(model, ids).log_softmax(-1), ids).mean().backward()
-    _token_nll(reference(ids).logits.log_softmax(-1), ids).mean().backward()
+    _token_nll(_reference_logits(reference, ids, vocabulary(model)).log_softmax(-1), ids).mean().backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     theirs = _converted_gradients(reference, converter, model.cfg.n_layers)
     if "unembed.W_U" not in theirs:
@@ -168,7 +174,14 @@ def _converted_gradients(
 
 def _logits(model: HookedTransformer, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
     # Right padding: a leading padding token is text here and must not be masked.
-    return model(ids, padding_side="right")
+    return model(ids, padding_side="right")[..., : vocabulary(model)]
+
+
+def _reference_logits(
+    reference: torch.nn.Module, ids: Int[Tensor, "row pos"], known: int
+) -> Float[Tensor, "row pos d_vocab"]:
+    """Transformers' logits of the ids that the tokenizer has tokens for: `load_model` gives the others none."""
+    return reference(ids).logits[..., :known]
 
 
 def _token_nll(

@@ -44,21 +44,21 @@ def find_folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise InputError(f"{folder}: a file came; need the folder it lies in, with config.json beside the weights")
+        raise InputError(f"{folder} is a file; need the folder it lies in, with config.json beside the weights")
     if folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 2:
         raise InputError(f"{folder}: no such folder; need a folder with config.json and model.safetensors")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError) as error:
         raise InputError(
-            f"'{name}' is no folder here and no model that the hub gives out ({_first_line(error)}); need "
+            f"'{name}' is neither a folder nor a model that the hub gives access to ({first_line(error)}); need "
             "'bundled', a folder or a hub name such as EleutherAI/gpt-neo-125m: check the spelling"
-        ) from error
+        ) from None
     except (LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"'{name}' is no folder here, and the hub cannot be reached ({_first_line(error)}) nor is the model in "
-            "the local cache; connect once to download it, or give a folder"
-        ) from error
+            f"'{name}' is neither a folder nor in the local cache, and the hub cannot be reached "
+            f"({first_line(error)}); connect to the network to download it once, or give a folder"
+        ) from None
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -76,7 +76,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); write or fetch it again") from error
+        raise InputError(f"{path}: not readable as JSON ({error}); write or fetch it again") from None
     family = settings.get("model_type") if isinstance(settings, dict) else None
     if family not in ARCHITECTURES:
         raise InputError(
@@ -86,7 +86,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         return ARCHITECTURES[family].config_class.from_dict(settings)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise InputError(f"{path}: not a usable {family} configuration ({_first_line(error)}); correct it") from error
+        raise InputError(f"{path}: not a usable {family} configuration ({first_line(error)}); correct it") from None
 
 
 class Checkpoint:
@@ -198,8 +198,8 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not a readable index of safetensors files; fetch it again") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{index}: not a readable index of safetensors files; fetch it again") from None
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise InputError(f"{index}: it lists '{name}', which is not in the folder; fetch the missing file")
@@ -212,16 +212,16 @@ def _names_in(file: Path) -> list[str]:
             return list(opened.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{file}: not a whole safetensors file ({error}; {file.stat().st_size} bytes came), it may have been cut "
-            "off: fetch or write it again"
-        ) from error
+            f"{file}: not a whole safetensors file ({error}; it has {file.stat().st_size} bytes), it may have "
+            "been cut off: fetch or write it again"
+        ) from None
 
 
 def _check_slice(file: Path, name: str, stored: Any, shape: tuple[int, ...]) -> None:
-    came = tuple(stored.get_shape())
-    if came != shape:
+    found = tuple(stored.get_shape())
+    if found != shape:
         raise InputError(
-            f"{file}: tensor '{name}' has shape {list(came)}; config.json describes {list(shape)}: take weights and "
+            f"{file}: tensor '{name}' has shape {list(found)}; config.json describes {list(shape)}: take weights and "
             "configuration of one model"
         )
     if stored.get_dtype() not in FLOATING:
@@ -231,5 +231,6 @@ def _check_slice(file: Path, name: str, stored: Any, shape: tuple[int, ...]) -> 
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error's kind and the beginning of what it says, for a sentence of our own."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)

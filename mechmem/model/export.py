@@ -17,15 +17,19 @@ from transformers import GPTNeoConfig
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer, Provenance
+from mechmem.model.public import public, refuse_hooks
 from mechmem.model.tokenizer import TOKENIZER_FILES
+from mechmem.model.vocabulary import vocabulary
 
 
+@public("refuse")
 def export(model: HookedTransformer, folder: str | Path, *, card: str | None = None) -> None:
     """Write `model.safetensors` (float32), `config.json` and the tokenizer's files, whole or not at all.
 
     transformers' AutoModelForCausalLM and `load_model` read the folder and give the same logits. Tensors that an edit
     left alone are bit for bit those of the source as float32, if the model was loaded as float32. Embedding and
-    unembedding stay tied only while they are equal; otherwise both are written and `tie_word_embeddings` is false.
+    unembedding stay tied only while they are equal; otherwise both are written and `tie_word_embeddings` is false. An
+    embedding that is padded beyond the tokenizer is written with its padding.
 
     Args:
         model: GPT-Neo with raw weights, such as `load_model` gives and the interventions return.
@@ -33,13 +37,12 @@ def export(model: HookedTransformer, folder: str | Path, *, card: str | None = N
         card: text of a `README.md` beside the weights, such as `edit_card` writes.
 
     Raises:
-        InputError: another family, folded weights, a bias that GPT-Neo does not have, a weight that is NaN or
-            infinite, or a folder with files in it.
+        InputError: hooks on the model, another family, folded weights, a bias that GPT-Neo does not have, a weight
+            that is NaN or infinite, or a folder with files in it. `check_exportable` says so before an edit.
     """
     folder = Path(folder)
-    known = getattr(model, "mechmem_provenance", None)
-    source = known if isinstance(known, Provenance) else None
-    _check(model, source, folder)
+    check_exportable(model, folder)
+    source = _source(model)
     tensors = _neo_tensors(model)
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
@@ -57,11 +60,22 @@ def export(model: HookedTransformer, folder: str | Path, *, card: str | None = N
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def _check(model: HookedTransformer, source: Provenance | None, folder: Path) -> None:
+def check_exportable(model: HookedTransformer, folder: str | Path | None = None) -> None:
+    """Refuse what `export` would refuse because of the model's kind, its hooks or the folder, before any work is done.
+
+    Args:
+        model: what is to be edited and then exported.
+        folder: where it is to be written; None: not known yet.
+
+    Raises:
+        InputError: as `export`, except for NaN and infinite weights; the sentence says what to change.
+    """
+    refuse_hooks(model, "export")
+    source = _source(model)
     if model.cfg.original_architecture != "GPTNeoForCausalLM":
         raise InputError(
             f"the model's family is {model.cfg.original_architecture}; need GPTNeoForCausalLM, the only one that can "
-            "be exported: keep other models as TransformerLens' state_dict"
+            "be exported: save other models as TransformerLens' state_dict"
         )
     if model.cfg.normalization_type != "LN" or (source is not None and source.processing != "raw"):
         raise InputError(
@@ -70,13 +84,25 @@ def _check(model: HookedTransformer, source: Provenance | None, folder: Path) ->
         )
     absent = ["unembed.b_U", *(f"blocks.{i}.attn.b_{x}" for i in range(model.cfg.n_layers) for x in "QKV")]
     for name in absent:
-        if bool(model.get_parameter(name).any()):
+        # Surplus ids have a bias here that keeps them from being chosen; it stays out of the checkpoint.
+        parameter = model.get_parameter(name)
+        if bool((parameter[: vocabulary(model)] if name == "unembed.b_U" else parameter).any()):
             raise InputError(
                 f"'{name}' is not zero and GPT-Neo has no such bias, so transformers could not compute the same; leave "
                 "this parameter out of the edit"
             )
+    if folder is not None:
+        _check_folder(Path(folder))
+
+
+def _check_folder(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not empty; need a new or empty folder: choose another or remove it")
+
+
+def _source(model: HookedTransformer) -> Provenance | None:
+    known = getattr(model, "mechmem_provenance", None)
+    return known if isinstance(known, Provenance) else None
 
 
 def _neo_tensors(model: HookedTransformer) -> dict[str, Float[Tensor, " ..."]]:

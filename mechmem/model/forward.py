@@ -11,6 +11,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.fingerprint import fingerprint, vocabulary_size
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.tokenizer import MOST_PADDING
+from mechmem.model.vocabulary import vocabulary
 
 
 def check_fit(model: HookedTransformer, paras: Paragraphs) -> None:
@@ -23,11 +24,11 @@ def check_fit(model: HookedTransformer, paras: Paragraphs) -> None:
     if len(paras) == 0:
         raise InputError("got 0 paragraphs; need at least 1: look at the mask or filter that chose them")
     _check_tokenizer(model, paras)
-    largest, vocabulary = int(paras.tokens.max()), model.cfg.d_vocab
-    if largest >= vocabulary:
+    largest, known = int(paras.tokens.max()), vocabulary(model)
+    if largest >= known:
         raise InputError(
-            f"got the token id {largest} for a model with a vocabulary of {vocabulary} tokens; need ids below "
-            f"{vocabulary}: encode the text with this model's tokenizer"
+            f"got the token id {largest} for a model with a vocabulary of {known} tokens; need ids below "
+            f"{known}: encode the text with this model's tokenizer"
         )
     if paras.tokens.shape[1] > model.cfg.n_ctx:
         raise InputError(
@@ -40,15 +41,15 @@ def _check_tokenizer(model: HookedTransformer, paras: Paragraphs) -> None:
     """Refuse ids of another tokenizer, where both are known: scores of such ids would mean nothing."""
     if paras.tokenizer is None:
         return
-    size, vocabulary = vocabulary_size(paras.tokenizer), model.cfg.d_vocab
+    size, known = vocabulary_size(paras.tokenizer), model.cfg.d_vocab
     if model.tokenizer is not None:
         fits = fingerprint(model.tokenizer) == paras.tokenizer
     else:
         # Without a tokenizer only the size tells, and models may be padded beyond it.
-        fits = size <= vocabulary < size + MOST_PADDING
+        fits = size <= known < size + MOST_PADDING
     if not fits:
         raise InputError(
-            f"the paragraphs' ids belong to another tokenizer ({size:,} tokens) than the model's ({vocabulary:,}); "
+            f"the paragraphs' ids belong to another tokenizer ({size:,} tokens) than the model's ({known:,}); "
             "need text encoded by the model's own: mechmem.read_corpus(file, model.tokenizer)"
         )
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,11 +19,13 @@ from transformer_lens import HookedTransformer as HookedTransformer
 from transformer_lens import HookedTransformerConfig as HookedTransformerConfig
 from transformers import PreTrainedConfig
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
-from mechmem.model.architectures import ARCHITECTURES, Converter, hooked_settings
-from mechmem.model.checkpoint import Checkpoint, find_folder, read_config
+from mechmem.model.architectures import Converter, hooked_settings
+from mechmem.model.checkpoint import Checkpoint, find_folder, first_line, read_config
 from mechmem.model.folding import fold_input, fold_layer, fold_output
-from mechmem.model.tokenizer import load_tokenizer
+from mechmem.model.tokenizer import known_ids, load_tokenizer
+from mechmem.model.vocabulary import exclude_surplus
 
 Processing = Literal["raw", "folded"]
 DEPRECATION = (
@@ -60,38 +62,44 @@ def load_model(
 
     A folder needs `config.json`, `model.safetensors` (or its parts with `model.safetensors.index.json`) and, to read
     text, `tokenizer.json` or `vocab.json` with `merges.txt`; without a tokenizer one warning says so and the model
-    works on ids. Nothing outside the folder is asked. No BOS token is ever prepended. The tokenizer must have a token
-    for every id of the model and no other; only GPT-NeoX may have up to 1,023 more ids than tokens if their number is
-    a multiple of 128, since its published models are padded so.
+    works on ids. Nothing outside the folder is read. No BOS token is ever prepended.
+
+    The model may have up to 1,023 ids more than its tokenizer: published GPT-NeoX models and many fine-tuned ones are
+    padded. These surplus ids get probability 0, so that they are never chosen; the other probabilities sum to 1.
+    transformers counts surplus ids in, so its NLL is higher by -log(1 - their share of the probability). `export`
+    writes the padded checkpoint as it was.
 
     Args:
         name: "bundled", a folder, or a hub name such as "EleutherAI/gpt-neo-125m".
         processing: "raw" keeps the checkpoint's weights; "folded" folds LayerNorm into the next weights, centres
             what writes to the residual stream and the unembedding, and moves value biases into output biases: the
             same log-probabilities, other logits and weights.
-        device: where the weights go; by default a GPU if there is one.
+        device: where the weights go, "cpu" or "cuda" for example; None: a GPU if there is one.
         dtype: of the weights; folding is done in float32.
 
     Returns:
         A model in evaluation mode; `provenance` tells where it came from.
 
     Raises:
-        InputError: an unknown processing; no such folder or hub model, or no network; no or unsupported `config.json`;
-            pickled weights (never opened); damaged, missing, surplus, misshapen, NaN or infinite tensors; a tokenizer
-            that does not fit the vocabulary.
+        InputError: an unknown processing; a device that torch cannot use here; a dtype that is not floating-point; no
+            such folder or hub model, or no network; no or unsupported `config.json`; pickled weights (never opened);
+            damaged, missing, surplus, misshapen, NaN or infinite tensors; a tokenizer that does not fit the
+            vocabulary.
     """
-    if processing not in get_args(Processing):
-        raise InputError(f"processing is {processing!r}; need one of {', '.join(get_args(Processing))}")
+    check_choice("processing", processing, Processing)
+    _check_device(device)
+    _check_dtype(dtype)
     folder = find_folder(str(name))
     config = read_config(folder)
     cfg = _hooked_config(folder, config, processing, device, dtype)
     converter = Converter(config, cfg)
     checkpoint = Checkpoint(folder, config, converter)
-    padded = ARCHITECTURES[config.model_type].pads_vocabulary
-    tokenizer = load_tokenizer(folder, vocabulary=cfg.d_vocab, padded=padded)
+    tokenizer = load_tokenizer(folder, vocabulary=cfg.d_vocab)
     cfg.model_name = Path(name).name  # a hub model's folder is named by its commit
     model = empty_model(cfg)
     _fill(model, _parts(checkpoint, converter, cfg, folded=processing == "folded"))
+    if tokenizer is not None:
+        exclude_surplus(model, known_ids(tokenizer))
     model.tokenizer = tokenizer
     # Not set_tokenizer: it loads a second tokenizer, one that adds BOS, and asks the network for it.
     model.cfg.tokenizer_prepends_bos = tokenizer is not None and len(tokenizer.encode("")) > 0
@@ -112,13 +120,31 @@ def provenance(model: HookedTransformer) -> Provenance:
     return known
 
 
+def _check_device(device: str | torch.device | None) -> None:
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:  # AssertionError: torch was built without the device
+        usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise InputError(
+            f"got the device {str(device)!r}, which torch cannot use here ({first_line(error)}); usable are "
+            f"{', '.join(usable)}: choose one of them, or omit device to take a GPU if there is one"
+        ) from None
+
+
+def _check_dtype(dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"got the dtype {dtype!r}; need a floating-point one: torch.float32, float16 or bfloat16")
+
+
 def _hooked_config(
     folder: Path, config: PreTrainedConfig, processing: str, device: str | torch.device | None, dtype: torch.dtype
 ) -> HookedTransformerConfig:
     try:
         settings: dict[str, Any] = hooked_settings(config)
     except ValueError as error:
-        raise InputError(f"{folder / 'config.json'}: {error}; load a model without it") from error
+        raise InputError(f"{folder / 'config.json'}: {error}; load a model without it") from None
     settings |= {
         "device": None if device is None else str(device),
         "dtype": dtype,

@@ -21,20 +21,20 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# Published GPT-NeoX models round the vocabulary up to a multiple of 128, or of 128 a part when split over up to 8.
-PADDED_TO, MOST_PADDING = 128, 1024
+# Published GPT-NeoX models round the vocabulary up to a multiple of 128 for each of up to 8 parts; fine-tuners of any
+# family add padding tokens and round up to a multiple of 8 or more. A larger difference is another model's tokenizer.
+MOST_PADDING = 1024
 
 
-def load_tokenizer(folder: Path, *, vocabulary: int, padded: bool) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path, *, vocabulary: int) -> PreTrainedTokenizerBase | None:
     """Read `tokenizer.json`, or `vocab.json` with `merges.txt`; None and one warning where there is neither.
 
     Args:
         folder: the checkpoint's folder; nothing outside it is asked.
-        vocabulary: how many ids the model has.
-        padded: whether the model's family rounds its vocabulary up, so that it may exceed the tokenizer's.
+        vocabulary: how many ids the model has; up to 1,023 more than the tokenizer has.
 
     Raises:
-        InputError: unreadable files, ids that the model does not have, or ids of the model without a token.
+        InputError: unreadable files, ids that the model does not have, or too many ids of the model without a token.
     """
     whole, parts = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
     if not whole.is_file() and not all(part.is_file() for part in parts):
@@ -51,7 +51,7 @@ def load_tokenizer(folder: Path, *, vocabulary: int, padded: bool) -> PreTrained
         raise InputError(
             f"{folder}: its tokenizer files cannot be read ({error}); fetch or write them again"
         ) from error
-    _check_vocabulary(folder, tokenizer, vocabulary, padded)
+    _check_vocabulary(folder, tokenizer, vocabulary)
     _name_special_tokens(tokenizer)
     return tokenizer
 
@@ -68,20 +68,23 @@ def _read(folder: Path, whole: Path, parts: tuple[Path, Path]) -> PreTrainedToke
     return PreTrainedTokenizerFast(**source, **special)
 
 
-def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int, padded: bool) -> None:
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= vocabulary:
+def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    known = known_ids(tokenizer)
+    if known > vocabulary:
         raise InputError(
-            f"{folder}: its tokenizer gives ids up to {largest} and the model's vocabulary has {vocabulary}; need "
+            f"{folder}: its tokenizer gives ids up to {known - 1} and the model's vocabulary has {vocabulary}; need "
             f"ids below {vocabulary}: put the tokenizer beside the model it was trained with"
         )
-    surplus = vocabulary - largest - 1
-    if surplus and not (padded and vocabulary % PADDED_TO == 0 and surplus < MOST_PADDING):
+    if vocabulary - known >= MOST_PADDING:
         raise InputError(
-            f"{folder}: the model's vocabulary has {vocabulary} ids and its tokenizer only {largest + 1}; need one "
-            "token for every id (only GPT-NeoX models are known to pad, to a multiple of 128): put the tokenizer "
-            "beside the model it was trained with"
+            f"{folder}: the model's vocabulary has {vocabulary} ids and its tokenizer only {known}; need fewer than "
+            f"{MOST_PADDING} ids without a token: put the tokenizer beside the model it was trained with"
         )
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids a tokenizer gives, tokens added later included: one more than the largest."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _name_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -75,8 +75,8 @@ def test_gradients_flow_to_the_body(tiny_model, tiny_paragraphs):
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
     [
-        (torch.zeros(0, 20, dtype=torch.long), "no paragraph came; need at least one"),
-        (torch.full((2, 20), 61), "a token id is 61 and the model's vocabulary has 61 tokens; need ids below 61"),
+        (torch.zeros(0, 20, dtype=torch.long), "got 0 paragraphs; need at least 1"),
+        (torch.full((2, 20), 61), "got the token id 61 for a model with a vocabulary of 61 tokens; need ids below 61"),
         (torch.zeros(2, 129, dtype=torch.long), "paragraphs have 129 tokens and the model's context is 128"),
     ],
 )
