@@ -20,7 +20,8 @@ from measure_bundled import photograph
 
 import mechmem as mm
 from mechmem.measure.decode import greedy_continuations
-from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.tolerance import CALIBRATION
 from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_difference
 
 # Settings -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import torch
 
 import mechmem as mm
 from mechmem.data.shards import Documents
-from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.tolerance import CALIBRATION
 from mechmem.scan.spans import SpanSettings, find_spans, missed_by_stride
 from mechmem.stats.bootstrap import cluster_bootstrap
 from mechmem.synthetic.generator import generate

@@ -32,7 +32,8 @@ import mechmem as mm
 from mechmem.data.assets import MODEL_FOLDER
 from mechmem.data.shards import Documents
 from mechmem.measure.decode import greedy_continuations
-from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.tolerance import CALIBRATION
 from mechmem.model.lean.model import LeanModel
 from mechmem.scan.spans import SpanSettings, find_spans
 

@@ -1,4 +1,4 @@
-"""Exact match that does not depend on how it was computed: fast where the answer is certain, wide where it is not."""
+"""Exact match that does not depend on how it was computed: float32 where that is certain, else float64."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
-from mechmem.measure.margins import margins, uncertain
-from mechmem.measure.scores import leading_matches
+from mechmem.data.progress import Progress, batches
+from mechmem.measure.margins import leading_matches, margins, uncertain
+from mechmem.measure.tolerance import tolerance
 from mechmem.model.lean.model import KeyValues, LeanModel, fast_float32
 from mechmem.model.load import HookedTransformer
 
@@ -24,14 +24,8 @@ Method = Literal["full", "cascade"]
 Precision = Literal["float32", "bfloat16"]
 # Continuation tokens after which the cascade looks who is left; at the end of the last, all.
 STAGES = (4, 14)
-# How much larger than the largest error seen a margin must be to count as certain.
-SAFETY = 4.0
-# Paragraphs that are enough to measure the tolerance on: each has as many margins as its continuation tokens.
-CALIBRATION = 16
 # Activations of one MLP held at once, in bytes: larger blocks go back to the operating system after every operation.
 BLOCK = 8e6
-# Float32 products whose NLL is further from float64 than this are not float32: nats a token.
-FLOAT32_ERROR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -52,11 +46,27 @@ class Scores:
     rival: Int[np.ndarray, " paragraph"]
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """What the model makes of every continuation token given the true ones before it, [paragraph, column].
+
+    Attributes:
+        match: whether the token is the argmax; the leading matches are those of greedy decoding, near-ties settled.
+        token_nll: -log p(token), nats.
+        greedy: the argmax.
+    """
+
+    match: Bool[Tensor, "paragraph column"]
+    token_nll: Float[Tensor, "paragraph column"]
+    greedy: Int[Tensor, "paragraph column"]
+
+
 class ExactScorer:
     """Scores paragraphs in one precision and settles near-ties in a wider one.
 
     1. A margin is the true token's logit minus the largest other. Calibration measures how far the margins of a few
-       paragraphs lie from float64's; four times the largest error is the tolerance.
+       paragraphs lie from float64's; several times the largest error is the tolerance. It is measured once for a
+       model, as long as its weights stay as they are.
     2. A paragraph whose EM could change within the tolerance is scored again: after bfloat16 in float32, after float32
        in float64. What float64 says stands, and of equal logits the lowest id: EM does not depend on batch size,
        precision, cascade or thread count.
@@ -89,20 +99,21 @@ class ExactScorer:
         _check_sizes(calibration, batch_size, stages)
         self.method, self.precision, self._batch_size, self._stages = method, precision, batch_size, stages
         self.lean = LeanModel(model)
-        self._fast = fast_float32 if self.lean.dtype == torch.float32 else lambda _: nullcontext()
         self.first = LeanModel(model, torch.bfloat16) if precision == "bfloat16" else self.lean
         self.settled = {"float32": 0, "float64": 0}
-        self.tolerance: dict[str, float] = {}
-        self._calibrate(calibration)
+        found = {"float32": tolerance(model, self.lean, calibration, fast_float32)}
+        # oneDNN changes products of float32 alone; where its products are not float32, they are left.
+        self._fast = self.lean.dtype == torch.float32 and found["float32"].fast
+        if precision == "bfloat16":
+            found["bfloat16"] = tolerance(model, self.first, calibration, fast_float32)
+        self.tolerance = {name: each.margin for name, each in found.items()}
 
     def score(self, paras: Paragraphs, progress: Progress | None = None) -> Scores:
         """Score paragraphs, in the order given; `progress` is called with (paragraphs done, paragraphs)."""
-        parts = []
-        size = self.batch_size(paras)
-        for start in range(0, len(paras), size):
-            parts.append(self._batch(paras.tokens[start : start + size], paras.prefix_len))
-            if progress is not None:
-                progress(min(start + size, len(paras)), len(paras))
+        parts = [
+            self._batch(paras.tokens[rows], paras.prefix_len)
+            for rows in batches(len(paras), self.batch_size(paras), progress)
+        ]
         if not parts:
             return Scores(np.zeros(0, int), np.zeros(0), np.zeros(0), np.zeros(0, int))
         values = [torch.cat([part[i] for part in parts]).cpu().numpy() for i in range(4)]
@@ -122,32 +133,38 @@ class ExactScorer:
         tokens = tokens.to(self.lean.device)
         return (self._whole if self.method == "full" else self._cascade)(tokens, prefix_len)
 
-    def _whole(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
-        """EM, NLL, share of matches and rival from all columns in float32, near-ties in float64."""
+    def tokens(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> TokenScores:
+        """Score every continuation token of some paragraphs: in the model's type, near-ties of EM in float64."""
+        tokens = tokens.to(self.lean.device)
         true = tokens[:, prefix_len:]
         with self.fast():
             result = margins(self.lean, self.lean.forward(tokens[:, :-1])[:, prefix_len - 1 :], true)
         assert result.token_nll is not None
-        match = result.matches(true)
-        em, rival = leading_matches(match), result.rival
+        match, greedy = result.matches(true), result.greedy(true)
         near, _ = uncertain(result.margin, self.tolerance["float32"])
         if bool(near.any()):
             rows = near.nonzero().squeeze(1)
-            em[rows], rival[rows] = self.settle(tokens[rows], prefix_len)
-        share = match.to(result.token_nll.dtype).mean(-1)
-        return em, result.token_nll.mean(-1), share, _at_mismatch(rival, em)
+            match[rows], greedy[rows] = self.settle(tokens[rows], prefix_len)
+        return TokenScores(match, result.token_nll, greedy)
 
     def fast(self) -> AbstractContextManager[None]:
         """The fastest float32 products that are float32 here."""
-        return self._fast(self.lean.device)
+        return fast_float32(self.lean.device) if self._fast else nullcontext()
 
     def settle(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, Tensor]:
-        """EM, [paragraph], and the rival of each column, [paragraph, column], in float64."""
+        """Whether each continuation token is the argmax, and the argmax, [paragraph, column], in float64."""
         self.settled["float64"] += len(tokens)
-        true = tokens[:, prefix_len:]
+        true = tokens[:, prefix_len:].to(self.lean.device)
         hidden = self.lean.forward(tokens[:, :-1], dtype=torch.float64)[:, prefix_len - 1 :]
         result = margins(self.lean, hidden, true, nll=False)
-        return leading_matches(result.matches(true)), result.rival
+        return result.matches(true), result.greedy(true)
+
+    def _whole(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
+        """EM, NLL, share of matches and rival from all columns."""
+        found = self.tokens(tokens, prefix_len)
+        em = leading_matches(found.match)
+        share = found.match.to(found.token_nll.dtype).mean(-1)
+        return em, found.token_nll.mean(-1), share, _at_mismatch(found.greedy, em)
 
     def _cascade(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
         """The same, stage by stage, for those that are not certainly lost."""
@@ -188,31 +205,18 @@ class ExactScorer:
                 self.settled["float32"] += len(rows)
                 em[rows], nll[rows], share[rows], rival[rows] = self._whole(tokens[rows], prefix_len)
             else:
-                em[rows], rivals = self.settle(tokens[rows], prefix_len)
-                rival[rows] = _at_mismatch(rivals, em[rows]).where(~nll[rows].isnan(), -1)
+                match_64, greedy_64 = self.settle(tokens[rows], prefix_len)
+                em[rows] = leading_matches(match_64)
+                rival[rows] = _at_mismatch(greedy_64, em[rows]).where(~nll[rows].isnan(), -1)
         return em, nll, share, rival
-
-    def _calibrate(self, paras: Paragraphs) -> None:
-        """Measure the margins' largest error; refuse oneDNN's products if they are not float32."""
-        tokens, start = paras.tokens.to(self.lean.device), paras.prefix_len
-        true = tokens[:, start:]
-        exact = margins(self.lean, self.lean.forward(tokens[:, :-1], dtype=torch.float64)[:, start - 1 :], true)
-        for name, lean in {"float32": self.lean, self.precision: self.first}.items():
-            with self._fast(lean.device):
-                found = margins(lean, lean.forward(tokens[:, :-1])[:, start - 1 :], true)
-            assert found.token_nll is not None and exact.token_nll is not None
-            if name == "float32" and float((found.token_nll - exact.token_nll).abs().max()) > FLOAT32_ERROR:
-                self._fast = lambda _: nullcontext()
-                found = margins(lean, lean.forward(tokens[:, :-1])[:, start - 1 :], true)
-            self.tolerance[name] = SAFETY * float((found.margin - exact.margin).abs().max())
 
 
 def _at_mismatch(
-    rival: Int[Tensor, "paragraph column"], matched: Int[Tensor, " paragraph"]
+    greedy: Int[Tensor, "paragraph column"], matched: Int[Tensor, " paragraph"]
 ) -> Int[Tensor, " paragraph"]:
-    """The rival at the first mismatch; -1 where every column matched."""
-    last = rival.shape[1] - 1
-    found = rival.gather(1, matched.clamp(max=last)[:, None]).squeeze(1)
+    """The argmax at the first mismatch; -1 where every column matched."""
+    last = greedy.shape[1] - 1
+    found = greedy.gather(1, matched.clamp(max=last)[:, None]).squeeze(1)
     return found.where(matched <= last, -1)
 
 
@@ -225,14 +229,14 @@ def check_method(method: str, precision: str) -> None:
         )
     if method == "full" and precision == "bfloat16":
         raise InputError(
-            "bfloat16 came with the method 'full'; it only decides which paragraphs to confirm in float32: need the "
-            "method 'cascade' with it"
+            "got precision 'bfloat16' with method 'full'; bfloat16 only chooses the paragraphs to confirm in float32: "
+            "need the method 'cascade' with it"
         )
 
 
 def _check_sizes(calibration: Paragraphs, batch_size: int | None, stages: tuple[int, ...]) -> None:
     if not len(calibration):
-        raise InputError("no paragraph came to calibrate on; need at least one: give some of those to be scored")
+        raise InputError("got 0 paragraphs to calibrate on; need at least 1: give some of those to be scored")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; need at least 1 paragraph, or None for as many as fit the cache")
     if not stages or any(stop <= start for start, stop in pairwise((0, *stages))):

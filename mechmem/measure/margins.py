@@ -13,6 +13,7 @@ from mechmem.model.lean.model import LeanModel
 
 # Logits held at once. Blocks of this size stay near the cache, and malloc keeps them instead of asking for new pages.
 LOGITS_AT_ONCE = 2**22
+NOT_FINITE = "the model gave NaN or infinite logits; need finite ones: check its weights, or load it in float32"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Margins:
         """Whether the argmax is the true token; of equal logits the lowest id wins."""
         return (self.margin > 0) | ((self.margin == 0) & (true < self.rival))
 
+    def greedy(self, true: Int[Tensor, "paragraph column"]) -> Int[Tensor, "paragraph column"]:
+        """The argmax of each column."""
+        return torch.where(self.matches(true), true, self.rival)
+
 
 def margins(
     lean: LeanModel,
@@ -50,7 +55,7 @@ def margins(
         nll: compute token_nll as well.
 
     Raises:
-        InputError: a logit is NaN.
+        InputError: a logit is NaN or infinite.
     """
     rows, columns = hidden.shape[0] * hidden.shape[1], hidden.flatten(0, 1)
     flat = true.to(hidden.device).reshape(-1, 1)
@@ -67,10 +72,15 @@ def margins(
         logits.scatter_(1, flat[part], -torch.inf)
         best = logits.max(-1)
         margin[part], rival[part] = own - best.values, best.indices
-    if bool(margin.isnan().any()):
-        raise InputError("the model gave NaN logits; need finite ones: check its weights, or compute in float32")
+    if not bool(margin.isfinite().all()):
+        raise InputError(NOT_FINITE)
     shape = true.shape
     return Margins(margin.view(shape), rival.view(shape), token_nll.view(shape) if nll else None)
+
+
+def leading_matches(match: Bool[Tensor, "*batch pos"]) -> Int[Tensor, "*batch"]:
+    """How many positions match before the first that does not."""
+    return match.long().cumprod(-1).sum(-1)
 
 
 def uncertain(

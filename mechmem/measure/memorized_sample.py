@@ -9,7 +9,8 @@ from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.tolerance import calibration_sample
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 
@@ -41,7 +42,7 @@ def memorized_sample(
     paras = bundled_paragraphs() if source is None else read_corpus(source, model.tokenizer)
     check_fit(model, paras)
     need = paras.continuation_len if min_em is None else min_em
-    scores = ExactScorer(model, paras.select(np.arange(min(CALIBRATION, len(paras))))).score(paras, progress)
+    scores = ExactScorer(model, calibration_sample(paras)).score(paras, progress)
     known = np.flatnonzero(scores.em >= need)
     if not len(known):
         raise InputError(

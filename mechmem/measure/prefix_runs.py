@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure.decode import greedy_continuations
-from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.exact import ExactScorer
 from mechmem.measure.margins import margins, uncertain
 from mechmem.measure.scores import leading_matches, score_logits
+from mechmem.measure.tolerance import calibration_sample
 from mechmem.model.forward import continuation_logits
-from mechmem.model.lean.model import KeyValues
-from mechmem.model.lean.weights import unsupported
+from mechmem.model.lean.model import KeyValues, runs_lean
 from mechmem.model.load import HookedTransformer
 
 # Rows of one forward of the hooked model while it decodes.
@@ -62,9 +62,9 @@ class PrefixRuns(Protocol):
 
 def prefix_runs(model: HookedTransformer, paras: Paragraphs) -> Callable[[Tensor], PrefixRuns]:
     """How rows of these paragraphs are best run: with kept keys and values, or whole where hooks must act."""
-    if unsupported(model) or any(point.fwd_hooks for point in model.hook_dict.values()):
+    if not runs_lean(model):
         return lambda tokens: _WholeRuns(model, tokens, paras.prefix_len)
-    scorer = ExactScorer(model, paras.select(np.arange(min(CALIBRATION, len(paras)))))
+    scorer = ExactScorer(model, calibration_sample(paras))
     return lambda tokens: _KeptRuns(scorer, tokens, paras.prefix_len)
 
 
@@ -83,14 +83,13 @@ class _KeptRuns:
             true = changed[:, prefix_len:].to(hidden.device)
             result = margins(lean, hidden, true)
         assert result.token_nll is not None
-        match = result.matches(true)
-        em, rivals = leading_matches(match), result.rival
+        match, predicted = result.matches(true), result.greedy(true)
         near, _ = uncertain(result.margin, self._scorer.tolerance["float32"])
         if bool(near.any()):
             rows = near.nonzero().squeeze(1)
-            em[rows], rivals[rows] = self._scorer.settle(changed[rows], prefix_len)
-        rival = rivals.gather(1, em.clamp(max=true.shape[1] - 1)[:, None]).squeeze(1)
-        predicted = torch.where(match, true, result.rival)
+            match[rows], predicted[rows] = self._scorer.settle(changed[rows], prefix_len)
+        em = leading_matches(match)
+        rival = predicted.gather(1, em.clamp(max=true.shape[1] - 1)[:, None]).squeeze(1)
         return PrefixRun(em.cpu(), result.token_nll.cpu(), match.cpu(), predicted.cpu(), rival.cpu())
 
     def decode(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import xarray as xr
@@ -13,7 +15,11 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
-from mechmem.model.forward import check_fit, continuation_logits
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.margins import NOT_FINITE, leading_matches
+from mechmem.measure.tolerance import calibration_sample
+from mechmem.model.forward import check_fit, continuation_logits, continuation_reader, paragraphs_at_once, token_nll
+from mechmem.model.lean.model import runs_lean
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 
@@ -30,25 +36,32 @@ ATTRIBUTES = {
 HIGHER = {"em": "more memorized", "nll": "less memorized", "match": "more memorized", "token_nll": "less memorized"}
 
 
+# Called with tokens [paragraph, pos]; gives what `score` describes, [paragraph] or [paragraph, continuation_pos].
+Reader = Callable[[Int[Tensor, "paragraph pos"]], dict[str, Tensor]]
+
+
 @public("run", renamed={"paras": "paragraphs"})
 def score(
     model: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Exact match and NLL of every paragraph's continuation, from one forward pass.
 
     Exact match (EM) and NLL are those of Stoehr et al. 2024 (arXiv 2403.19851, section 3). Until the first mismatch
     the model that decodes greedily sees exactly the true tokens, so the leading matches of the teacher-forced argmax
-    are the leading matches of greedy decoding, without a decoding step. Of equal logits the lowest id is taken;
-    logits that are nearly equal may change places between batch sizes, devices and precisions.
+    are the leading matches of greedy decoding, without a decoding step. Of equal logits the lowest id is taken.
+
+    GPT-Neo, GPT-2 and GPT-NeoX without hooks are scored by `ExactScorer`: EM is what the weights give in float64,
+    whatever the batch size, device and number of threads. Other architectures, and models with hooks on them, run as
+    they are; there, logits that are nearly equal may change places between batch sizes, devices and precisions.
 
     Args:
         model: any HookedTransformer; hooks on it act as usual.
         paragraphs: those whose ids the model knows; logit columns prefix_len - 1 ... n - 2 score their continuation.
-        batch_size: paragraphs of one forward.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
@@ -59,17 +72,16 @@ def score(
         only up to and including the first mismatch, later ones continue the true text).
 
     Raises:
-        InputError: no paragraph, an id beyond the vocabulary, or paragraphs longer than the model's context.
+        InputError: no paragraph, an id beyond the vocabulary, paragraphs longer than the model's context, or a model
+            that gives NaN or infinite values.
     """
     check_fit(model, paragraphs)
     parts: dict[str, list[Tensor]] = {}
     with torch.no_grad():
-        for batch in batches(len(paragraphs), batch_size, progress):
-            logits = continuation_logits(model, paragraphs.tokens[batch], paragraphs.prefix_len)
-            for name, values in score_logits(logits, paragraphs.continuation[batch]).items():
+        reader, size = _reader(model, paragraphs, batch_size)
+        for batch in batches(len(paragraphs), size, progress):
+            for name, values in reader(paragraphs.tokens[batch]).items():
                 parts.setdefault(name, []).append(values.cpu())
-            # Freed before the next batch's logits come, or two batches' would stand in memory together.
-            del logits
     positions = np.arange(paragraphs.prefix_len, paragraphs.tokens.shape[1])
     data = {}
     for name, values in parts.items():
@@ -80,29 +92,44 @@ def score(
     return xr.Dataset(data, coords, {"prefix_len": paragraphs.prefix_len, "ties": "lowest id"})
 
 
+def _reader(model: HookedTransformer, paragraphs: Paragraphs, batch_size: int | None) -> tuple[Reader, int]:
+    """How a batch is scored, and paragraphs of one."""
+    prefix_len = paragraphs.prefix_len
+    if runs_lean(model):
+        scorer = ExactScorer(model, calibration_sample(paragraphs), batch_size=batch_size)
+
+        def lean(tokens: Tensor) -> dict[str, Tensor]:
+            found = scorer.tokens(tokens, prefix_len)
+            return _summary(found.match, found.token_nll, found.greedy)
+
+        return lean, scorer.batch_size(paragraphs)
+    size = paragraphs_at_once(model, paragraphs, batch_size)
+    return lambda tokens: score_logits(continuation_logits(model, tokens, prefix_len), tokens[:, prefix_len:]), size
+
+
 def score_logits(
     logits: Float[Tensor, "paragraph pos d_vocab"], continuation: Int[Tensor, "paragraph pos"]
 ) -> dict[str, Tensor]:
     """`em`, `nll`, `match`, `token_nll` and `greedy` of a batch, as `score` describes them, on the logits' device."""
     continuation = continuation.to(logits.device)
-    # Sixteen-bit logits are summed in 32 bits: an NLL of three digits could not be averaged.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    greedy = logits.argmax(-1)
-    match = greedy == continuation
-    token_nll = functional.cross_entropy(logits.flatten(0, 1), continuation.flatten(), reduction="none")
-    token_nll = token_nll.view_as(continuation)
+    greedy, nll = logits.argmax(-1), token_nll(logits, continuation)
+    if not bool(nll.isfinite().all()):
+        raise InputError(NOT_FINITE)
+    return _summary(greedy == continuation, nll, greedy)
+
+
+def _summary(
+    match: Bool[Tensor, "paragraph pos"],
+    nll: Float[Tensor, "paragraph pos"],
+    greedy: Int[Tensor, "paragraph pos"],
+) -> dict[str, Tensor]:
     return {
         "em": leading_matches(match),
-        "nll": token_nll.mean(-1),
+        "nll": nll.mean(-1),
         "match": match,
-        "token_nll": token_nll,
+        "token_nll": nll,
         "greedy": greedy,
     }
-
-
-def leading_matches(match: Bool[Tensor, "*batch pos"]) -> Int[Tensor, "*batch"]:
-    """How many positions match before the first that does not."""
-    return match.long().cumprod(-1).sum(-1)
 
 
 def memorized_other(
@@ -146,16 +173,16 @@ def kl(
     edited: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: ProgressLike = None,
 ) -> xr.DataArray:
-    """KL(p_0 || p) of two models' next-token distributions, mean over each continuation.
+    """KL divergence KL(p_original || p_edited) of two models' next-token distributions, mean over each continuation.
 
     Args:
-        original: the model of p_0.
-        edited: the model of p, of the same vocabulary.
+        original: the reference model; hooks on it and on `edited` act as usual.
+        edited: the model that is compared with it, of the same vocabulary.
         paragraphs: both models see the true tokens; columns prefix_len - 1 ... n - 2 are compared.
-        batch_size: paragraphs of one forward.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
@@ -171,19 +198,21 @@ def kl(
             f"the models have {original.cfg.d_vocab_out} and {edited.cfg.d_vocab_out} output tokens; need one "
             "vocabulary: compare a model with an edited copy of it"
         )
+    size = paragraphs_at_once(original, paragraphs, batch_size)
     values = []
     with torch.no_grad():
-        for batch in batches(len(paragraphs), batch_size, progress):
-            values.append(_batch_kl(original, edited, paragraphs.tokens[batch], paragraphs.prefix_len).cpu())
+        readers = [continuation_reader(model, paragraphs.prefix_len) for model in (original, edited)]
+        for batch in batches(len(paragraphs), size, progress):
+            first, second = (reader(paragraphs.tokens[batch]) for reader in readers)
+            values.append(kl_of_logits(first, second.to(first.device)).cpu())
     attrs = {"units": "nats per token", "higher": "the models differ more", "long_name": "KL(original || edited)"}
     return xr.DataArray(torch.cat(values).numpy(), {"paragraph": paragraphs.ids}, ("paragraph",), "kl", attrs)
 
 
-def _batch_kl(
-    before: HookedTransformer, after: HookedTransformer, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
+def kl_of_logits(
+    first: Float[Tensor, "paragraph pos d_vocab"], second: Float[Tensor, "paragraph pos d_vocab"]
 ) -> Float[Tensor, " paragraph"]:
-    first = continuation_logits(before, tokens, prefix_len)
-    second = continuation_logits(after, tokens, prefix_len).to(first.device)
+    """KL(p_first || p_second) of each paragraph, mean over its columns, nats per token; at least in float32."""
     wide = torch.promote_types(first.dtype, torch.float32)
     reference, other = first.to(wide).log_softmax(-1), second.to(wide).log_softmax(-1)
     return functional.kl_div(other, reference, reduction="none", log_target=True).sum(-1).mean(-1)

@@ -2,48 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 from transformer_lens import HookedTransformer
 from transformer_lens.utilities.activation_functions import apply_softcap
 
 from mechmem.data.errors import InputError
 from mechmem.data.fingerprint import fingerprint, vocabulary_size
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.model.lean.model import LeanModel, fast_float32, runs_lean
 from mechmem.model.tokenizer import MOST_PADDING
 from mechmem.model.vocabulary import vocabulary
 
+# Paragraphs of one forward where the caller names no number, and the logits that may be held for them.
+BATCH = {"cpu": 32, "cuda": 128}
+LOGITS_BYTES = 2**29
 
-def check_fit(model: HookedTransformer, paras: Paragraphs) -> None:
+
+def check_fit(model: HookedTransformer, paragraphs: Paragraphs) -> None:
     """Refuse paragraphs that this model cannot read.
 
     Raises:
         InputError: no paragraph, ids of another tokenizer or beyond the vocabulary, or more tokens than the model's
             context.
     """
-    if len(paras) == 0:
+    if len(paragraphs) == 0:
         raise InputError("got 0 paragraphs; need at least 1: look at the mask or filter that chose them")
-    _check_tokenizer(model, paras)
-    largest, known = int(paras.tokens.max()), vocabulary(model)
+    _check_tokenizer(model, paragraphs)
+    largest, known = int(paragraphs.tokens.max()), vocabulary(model)
     if largest >= known:
         raise InputError(
             f"got the token id {largest} for a model with a vocabulary of {known} tokens; need ids below "
             f"{known}: encode the text with this model's tokenizer"
         )
-    if paras.tokens.shape[1] > model.cfg.n_ctx:
+    if paragraphs.tokens.shape[1] > model.cfg.n_ctx:
         raise InputError(
-            f"paragraphs have {paras.tokens.shape[1]} tokens and the model's context is {model.cfg.n_ctx}; need at "
-            "most the context: cut the paragraphs"
+            f"got paragraphs of {paragraphs.tokens.shape[1]} tokens for a model with a context of {model.cfg.n_ctx}; "
+            "need at most the context: cut the paragraphs"
         )
 
 
-def _check_tokenizer(model: HookedTransformer, paras: Paragraphs) -> None:
+def paragraphs_at_once(model: HookedTransformer, paragraphs: Paragraphs, batch_size: int | None = None) -> int:
+    """Paragraphs of one forward whose continuation logits are held: what the caller asked for, or what fits.
+
+    Raises:
+        InputError: a batch size below 1.
+    """
+    if batch_size is not None:
+        if batch_size < 1:
+            raise InputError(f"got batch_size {batch_size}; need at least 1, or None to have it chosen")
+        return batch_size
+    one = paragraphs.continuation_len * model.cfg.d_vocab * 4
+    return max(1, min(BATCH.get(model.W_E.device.type, 32), LOGITS_BYTES // one))
+
+
+def _check_tokenizer(model: HookedTransformer, paragraphs: Paragraphs) -> None:
     """Refuse ids of another tokenizer, where both are known: scores of such ids would mean nothing."""
-    if paras.tokenizer is None:
+    if paragraphs.tokenizer is None:
         return
-    size, known = vocabulary_size(paras.tokenizer), model.cfg.d_vocab
+    size, known = vocabulary_size(paragraphs.tokenizer), model.cfg.d_vocab
     if model.tokenizer is not None:
-        fits = fingerprint(model.tokenizer) == paras.tokenizer
+        fits = fingerprint(model.tokenizer) == paragraphs.tokenizer
     else:
         # Without a tokenizer only the size tells, and models may be padded beyond it.
         fits = size <= known < size + MOST_PADDING
@@ -125,3 +148,32 @@ def continuation_logits(
     """
     residual = residual_before(model, tokens.to(model.cfg.device), model.cfg.n_layers)
     return unembed_continuation(model, residual, prefix_len)
+
+
+def continuation_reader(model: HookedTransformer, prefix_len: int) -> Callable[[Tensor], Tensor]:
+    """The fastest way from tokens [paragraph, pos] to what `continuation_logits` gives, without gradients.
+
+    It takes the weights as they are now; a model with hooks, or of an architecture that the forward without hooks does
+    not know, runs as it is.
+    """
+    if not runs_lean(model):
+        return torch.no_grad()(lambda tokens: continuation_logits(model, tokens, prefix_len))
+    lean = LeanModel(model)
+
+    def read(tokens: Tensor) -> Tensor:
+        with fast_float32(lean.device):
+            return lean.unembed(lean.forward(tokens[:, :-1])[:, prefix_len - 1 :])
+
+    return read
+
+
+def token_nll(
+    logits: Float[Tensor, "paragraph pos d_vocab"], true: Int[Tensor, "paragraph pos"]
+) -> Float[Tensor, "paragraph pos"]:
+    """-log p of each true token, nats, from the logits that score it; gradients flow.
+
+    Sixteen-bit logits are summed in 32 bits: an NLL of three digits could not be averaged.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    true = true.to(logits.device)
+    return functional.cross_entropy(wide.flatten(0, 1), true.flatten(), reduction="none").view(true.shape)

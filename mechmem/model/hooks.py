@@ -39,8 +39,24 @@ def with_hooks(model: HookedTransformer, hooks: Mapping[str, Hook]) -> Iterator[
 
 
 def hooked_points(model: HookedTransformer) -> list[str]:
-    """Names of hook points that have forward or backward hooks on them."""
-    return [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    """Names of modules that have forward or backward hooks on them, TransformerLens' own or PyTorch's."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [name or "the model" for name, module in model.named_modules() if any(getattr(module, k) for k in kinds)]
+
+
+def refuse_hooks(model: HookedTransformer, name: str) -> None:
+    """Refuse a model that has hooks on it, in the name of what would not run them.
+
+    Raises:
+        InputError: there are forward or backward hooks; the sentence says how to go on.
+    """
+    points = hooked_points(model)
+    if points:
+        more = "" if len(points) == 1 else f" and {len(points) - 1} more"
+        raise InputError(
+            f"the model has hooks on {points[0]}{more}, and {name} would not run them; remove them with "
+            "model.reset_hooks(), or make the change one of weights (mechmem.Edit, edit.apply(model))"
+        )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from transformer_lens import HookedTransformer
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import as_callback
-from mechmem.model.hooks import hooked_points
+from mechmem.model.hooks import refuse_hooks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,21 +57,6 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
         return checked
 
     return decorate
-
-
-def refuse_hooks(model: HookedTransformer, name: str) -> None:
-    """Refuse a model that has hooks on it, in the name of what would not run them.
-
-    Raises:
-        InputError: there are forward or backward hooks; the sentence says how to go on.
-    """
-    points = hooked_points(model)
-    if points:
-        more = "" if len(points) == 1 else f" and {len(points) - 1} more"
-        raise InputError(
-            f"the model has hooks on {points[0]}{more}, and {name} would not run them; remove them with "
-            "model.reset_hooks(), or make the change one of weights (mechmem.Edit, edit.apply(model))"
-        )
 
 
 def check_model(name: str, model: Any) -> None:

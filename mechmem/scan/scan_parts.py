@@ -16,7 +16,8 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.data.shards import Documents
 from mechmem.measure.decode import edit_distances, greedy_continuations
-from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.tolerance import CALIBRATION
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.scan.scan_rows import DocumentRows, ScanRows, reopen_rows

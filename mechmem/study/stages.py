@@ -17,9 +17,10 @@ from mechmem.localize.gradients import layer_shares, parameter_gradients
 from mechmem.localize.heads import head_patterns, rare_token_attention
 from mechmem.localize.patching import patch
 from mechmem.measure.decode import edit_distances, greedy_continuations
-from mechmem.measure.exact import CALIBRATION, ExactScorer
+from mechmem.measure.exact import ExactScorer
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.scores import memorized_other
+from mechmem.measure.tolerance import CALIBRATION
 from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.model.load import HookedTransformer
 from mechmem.study.folder import SETS, StudyFolder

@@ -37,10 +37,11 @@ def test_of_equal_logits_the_lowest_id_matches():
     assert tie.matches(torch.tensor([[4, 6]])).tolist() == [[True, False]]
 
 
-def test_nan_is_refused(lean, tiny_paragraphs):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_refused(lean, tiny_paragraphs, value):
     hidden = lean.forward(tiny_paragraphs.tokens[:, :-1])[:, 12:]
-    hidden[2, 3, 4] = torch.nan
-    with pytest.raises(InputError, match="NaN logits"):
+    hidden[2, 3, 4] = value
+    with pytest.raises(InputError, match="NaN or infinite logits"):
         margins(lean, hidden, tiny_paragraphs.continuation)
 
 

@@ -225,7 +225,7 @@ def test_what_cannot_be_perturbed_is_refused(tiny_model, small_model, memorized,
     for arguments, sentence in refused:
         with pytest.raises(InputError, match=sentence):
             perturb_prefix(tiny_model, memorized, **arguments)
-    with pytest.raises(InputError, match="a token id is 61"):
+    with pytest.raises(InputError, match="got the token id 61"):
         perturb_prefix(tiny_model, Paragraphs(torch.full((2, 9), 61), 5))
     with pytest.raises(InputError, match="need at least 2"):
         allowed_ids(small_model(d_vocab=1))

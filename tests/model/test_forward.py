@@ -77,7 +77,7 @@ def test_gradients_flow_to_the_body(tiny_model, tiny_paragraphs):
     [
         (torch.zeros(0, 20, dtype=torch.long), "got 0 paragraphs; need at least 1"),
         (torch.full((2, 20), 61), "got the token id 61 for a model with a vocabulary of 61 tokens; need ids below 61"),
-        (torch.zeros(2, 129, dtype=torch.long), "paragraphs have 129 tokens and the model's context is 128"),
+        (torch.zeros(2, 129, dtype=torch.long), "got paragraphs of 129 tokens for a model with a context of 128"),
     ],
 )
 def test_paragraphs_that_do_not_fit_are_refused(tiny_model, tokens, sentence):

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformer_lens import HookedTransformer
 
 from mechmem.data.errors import InputError
+from mechmem.model.hooks import hooked_points, refuse_hooks
 from mechmem.model.lean.attention import attend
 from mechmem.model.lean.weights import Affine, Layer, layer_weights, norm_weights, unsupported
 
@@ -63,6 +64,11 @@ class KeyValues:
         return chosen
 
 
+def runs_lean(model: HookedTransformer) -> bool:
+    """Whether a `LeanModel` computes what the model does: a known architecture without hooks on it."""
+    return not unsupported(model) and not hooked_points(model)
+
+
 class LeanModel:
     """A HookedTransformer's weights, as they are now, ready to run without hooks or gradients.
 
@@ -70,13 +76,14 @@ class LeanModel:
     queries, keys and values are a copy.
 
     Raises:
-        InputError: an architecture whose forward is not one of these.
+        InputError: an architecture whose forward is not one of these, or a model with hooks, which would not run.
     """
 
     def __init__(self, model: HookedTransformer, dtype: torch.dtype | None = None):
         reason = unsupported(model)
         if reason:
             raise InputError(f"{reason}; need a GPT-Neo, GPT-2 or GPT-NeoX: score this model with mechmem.score")
+        refuse_hooks(model, "the forward without hooks")
         cfg = model.cfg
         self.dtype, self.device = dtype or model.W_E.dtype, model.W_E.device
         self.n_heads, self.d_head, self.d_vocab, self.n_ctx = cfg.n_heads, cfg.d_head, cfg.d_vocab, cfg.n_ctx

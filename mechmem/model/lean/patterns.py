@@ -11,8 +11,7 @@ from torch import Tensor
 from mechmem.model.forward import residual_before
 from mechmem.model.hooks import recording
 from mechmem.model.lean.attention import attend
-from mechmem.model.lean.model import LeanModel, fast_float32
-from mechmem.model.lean.weights import unsupported
+from mechmem.model.lean.model import LeanModel, fast_float32, runs_lean
 from mechmem.model.load import HookedTransformer
 
 # Called with tokens [paragraph, pos]; gives each layer's pattern [paragraph, head, query_pos, key_pos], from layer 0.
@@ -30,8 +29,7 @@ def pattern_reader(model: HookedTransformer, dtype: torch.dtype | None = None) -
         dtype: of the lean forward's products; patterns are float32 or the model's own type in any case. The model
             itself runs in its own.
     """
-    hooked = any(point.fwd_hooks for point in model.hook_dict.values())
-    if hooked or unsupported(model):
+    if not runs_lean(model):
         return lambda tokens: _hooked(model, tokens)
     lean = LeanModel(model, dtype)
     return lambda tokens: _lean(lean, tokens)

@@ -60,6 +60,8 @@ def unsupported(model: HookedTransformer) -> str:
         return f"the model's MLP (activation {cfg.act_fn}) is of another kind"
     if cfg.attention_dir != "causal" or cfg.n_key_value_heads:
         return "the model's attention is of another kind"
+    if cfg.num_experts or cfg.load_in_4bit or cfg.n_devices > 1:
+        return "the model has experts, 4-bit weights or several devices"
     if cfg.output_logits_soft_cap > 0 or cfg.attn_scores_soft_cap > 0 or cfg.post_embedding_ln:
         return "the model caps its logits or normalizes its embedding"
     return ""
