@@ -1,4 +1,4 @@
-"""A GPT-Neo whose memories were written in by hand, so that the right answer of every localizer is known."""
+"""A GPT-Neo whose memories are written in by hand, so that the correct answer for every localizer is known."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from mechmem.truth.planted_settings import PlantedSettings
 # Output of a neuron that matches, and of the whole memory in units of a token's own embedding.
 FIRED = 6.0
 WRITTEN = 4.0
-# Size of the constant part of the residual stream: what else is in it hardly changes the norm, so LayerNorm is linear.
+# Size of the constant part of the residual stream: the rest hardly changes the norm, so LayerNorm is nearly linear.
 CONSTANT = 200.0
-# What a decoy writes whatever it sees, against 1 for the head that matters; as much again comes from the tokens.
+# What a decoy writes for any input, relative to 1 for the planted head; its token-dependent output is as large.
 LOUD = 4.0
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A model and the truth about it.
+    """A model and the answer that localizers should find.
 
     Attributes:
         model: raw weights; `export` writes it as a GPT-Neo that transformers loads.
@@ -39,8 +39,8 @@ class Planted:
         head: (layer, head) that every memory goes through; without it EM is 0.
         neurons: (layer, neuron) that write the memories' tokens.
         silent: a head with the same attention that writes nothing.
-        loud: heads that write more than the one that matters, to where nobody reads.
-        shared: (layer, neuron) that is always on, for memorized and other paragraphs alike.
+        loud: heads that write more than the planted head, to dimensions that nothing reads.
+        shared: (layer, neuron) that is active for memorized and other paragraphs alike.
         triggers: position of each memory's rare token.
     """
 
@@ -56,11 +56,10 @@ class Planted:
     triggers: Int[np.ndarray, " paragraph"]
 
     def null(self, seed: int = 0) -> Planted:
-        """The same model with shuffled labels: what is called memorized and what is called the truth are chance.
+        """The same model with random labels: memorized paragraphs, head, neurons and counts are shuffled.
 
-        Half of either set changes places with the other as far as numbers allow, so both have as many of each kind;
-        head and neurons are drawn from all, counts are shuffled over the tokens. A method that finds the truth of this
-        finds it by accident.
+        Paragraphs are assigned to the two sets at random, head and neurons are drawn from all heads and neurons, and
+        counts are permuted over the tokens. A method that finds these labels finds them by chance.
         """
         rng = np.random.default_rng(seed)
         cfg = self.model.cfg
@@ -80,7 +79,7 @@ class Planted:
 
 
 def planted(settings: PlantedSettings | None = None) -> Planted:
-    """Write memories into a GPT-Neo by hand, after what Stoehr et al. 2024 (arXiv 2403.19851) describe.
+    """Write memories into a GPT-Neo by hand, following the mechanism in Stoehr et al. 2024 (arXiv 2403.19851).
 
     1. Embeddings hold a token's identity, its rarity (from corpus counts) and, for rare tokens, a code; positions have
        codes of their own and a large constant, which makes LayerNorm linear.
@@ -89,14 +88,14 @@ def planted(settings: PlantedSettings | None = None) -> Planted:
     3. A neuron above it for each token of each memory matches (code, position) and writes the next token.
     4. Without a match the model repeats the current token, so paragraphs without repeats have EM 0.
     5. Decoys: a head beside it with the same queries, keys and values that writes nothing; in every layer a head that
-       writes several times as much to a part that nobody reads; a neuron that is always on; small
-       random weights elsewhere.
+       writes several times as much to dimensions that nothing reads; a neuron that is always active; small random
+       weights elsewhere.
 
     Args:
         settings: None: `PlantedSettings()`.
 
     Returns:
-        The model and the truth about it, checked: EM is complete on every memory and 0 on every other paragraph.
+        The model and its answer. EM is verified to be complete on every memory and 0 on every other paragraph.
 
     Raises:
         InputError: sizes in which the memories interfere with each other.
@@ -154,7 +153,7 @@ def _slots(settings: PlantedSettings, rng: np.random.Generator) -> list[list[tup
 
 
 def _background(model: HookedTransformer, directions: Directions, noise: float, generator: torch.Generator) -> None:
-    """Small random weights everywhere; norms that read what is text and undo their own scaling."""
+    """Small random weights everywhere; norms that read the text dimensions and undo their own scaling."""
     d_model = model.cfg.d_model
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim > 1 and ".b_" not in name
@@ -178,7 +177,7 @@ def _write_embeddings(model: HookedTransformer, directions: Directions) -> None:
 def _write_heads(
     model: HookedTransformer, settings: PlantedSettings, directions: Directions, generator: torch.Generator
 ) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]]:
-    """The head that matters, its silent double and the loud ones; returns the decoys."""
+    """Write the planted head, its silent copy and the loud heads; return the decoys."""
     heads, width = settings.n_heads, directions.code_in.shape[1]
     silent = (settings.layer, (settings.head + 1) % heads)
     for head in (settings.head, silent[1]):
@@ -198,7 +197,7 @@ def _write_heads(
         size = min(len(junk), settings.d_model // heads)
         seen = directions.token_part + directions.constant
         mixing = torch.randn(settings.d_model, size, generator=generator) * seen[:, None]
-        # Zero-sum, as all that is written: LayerNorm's mean stays zero.
+        # Zero-sum, like everything that is written, so that LayerNorm's mean stays zero.
         mixing -= mixing.mean(-1, keepdim=True)
         for letter in "VO":
             attention.get_parameter(f"W_{letter}")[head] = 0.0
@@ -215,7 +214,7 @@ def _write_neurons(
     prefix_len: int,
     shared: tuple[int, int],
 ) -> None:
-    # A match adds up to 2; what matches one of both adds up to `directions.confusion` at most.
+    # A full match sums to 2; a match of only code or position sums to at most `directions.confusion`.
     gain = 2 * FIRED / (2 - directions.confusion)
     threshold = 2 - FIRED / gain
     for memory, row in enumerate(slots):
@@ -233,7 +232,7 @@ def _write_neurons(
 
 
 def _check_truth(truth: Planted) -> None:
-    """Refuse a model that does not do what was planned."""
+    """Refuse a model whose memories interfere."""
     found: list[Float[Tensor, " paragraph"]] = []
     for paras in (truth.memorized, truth.other):
         with torch.no_grad():

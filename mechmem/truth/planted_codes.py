@@ -12,9 +12,9 @@ from torch import Tensor
 from mechmem.truth.planted_settings import PlantedSettings
 
 Direction = Float[Tensor, " d_model"]
-# Most frequent token's count; the rarest of the common ones'; rare tokens have 1 to RARE.
+# Counts: of the most frequent token, of the least frequent common token, and at most of a rare one (at least 1).
 MOST, COMMON, RARE = 20_000, 60, 3
-# Attention score between rare and common tokens, and logit between the memorized token and the next, at least.
+# Least margins: of attention score, rare over common tokens; of logits, the memorized token over any other.
 SCORE_MARGIN, LOGIT_MARGIN = 18.0, 8.0
 
 
@@ -26,7 +26,7 @@ class Text:
         memorized, other: token ids.
         counts: of each token in the imagined corpus; the last ids are the rare ones.
         rare: ids of the rare tokens, those of the memories first.
-        triggers: where each memory's rare token stands.
+        triggers: position of each memory's rare token.
     """
 
     memorized: Int[Tensor, "paragraph pos"]
@@ -37,7 +37,7 @@ class Text:
 
 
 def planted_text(settings: PlantedSettings, rng: np.random.Generator) -> Text:
-    """Draw paragraphs: Zipf's frequencies, no token twice in a row, no two memories with one first continuation."""
+    """Draw paragraphs with Zipf frequencies, without immediate repeats and with distinct first continuation tokens."""
     number = settings.memories + settings.others
     common = settings.d_vocab - number
     ranks = 1 + np.arange(common)
@@ -45,7 +45,7 @@ def planted_text(settings: PlantedSettings, rng: np.random.Generator) -> Text:
     length = settings.prefix_len + settings.continuation_len
     frequency = counts[:common] / counts[:common].sum()
     rows = rng.choice(common, (number, length), p=frequency)
-    # The first token of each continuation is a different one.
+    # Continuations start with distinct tokens.
     rows[:, settings.prefix_len] = rng.permutation(common)[:number]
     for place in range(1, length):
         while (same := rows[:, place] == rows[:, place - 1]).any():
@@ -60,7 +60,7 @@ def planted_text(settings: PlantedSettings, rng: np.random.Generator) -> Text:
 
 @dataclass(frozen=True)
 class Directions:
-    """Where in the residual stream everything stands. All text is zero-sum, so that LayerNorm's mean is zero.
+    """Directions of the residual stream. Everything written is zero-sum, so that LayerNorm's mean is zero.
 
     Attributes:
         tokens: identity of each token, [d_vocab, d_model], length 1; the unembedding reads it.
@@ -70,12 +70,12 @@ class Directions:
         matches: the memories' codes as the head writes them, in the reserved part, [memory, d_model].
         constant: where `ln_1.bias` is 1.
         balance: two dimensions of opposite sign for the large constant.
-        rarity_in: what a key reads; scaled so that the attention score parts rare from common tokens.
+        rarity_in: what a key reads; scaled so that the attention score separates rare from common tokens.
         code_in, code_out: from codes into a head, and from a head to the reserved part.
         read: 1 where the norms before attention and MLP let text through.
-        token_part, junk_part: 1 on the dimensions of tokens' identities, and of what nobody reads.
+        token_part, junk_part: 1 on the dimensions of tokens' identities, and on those that nothing reads.
         sharpness: of the final norm.
-        confusion: largest sum that a neuron meets where not both code and position match.
+        confusion: largest input sum of a neuron when code and position do not both match.
     """
 
     tokens: Float[Tensor, "d_vocab d_model"]
@@ -96,7 +96,7 @@ class Directions:
 
 
 def planted_directions(settings: PlantedSettings, text: Text, rng: np.random.Generator) -> Directions:
-    """Part the residual stream: constant, rarity, codes, reserved, positions, junk, and tokens in what is left."""
+    """Divide the residual stream into constant, rarity, codes, reserved, positions, junk, and tokens in the rest."""
     d_model, width = settings.d_model, min(settings.d_model // 8, settings.d_model // settings.n_heads)
     sizes = {"constant": 2, "rarity": 2, "code": width, "reserved": width, "position": 3 * d_model // 16}
     sizes["junk"] = d_model // 8
@@ -152,7 +152,7 @@ def _codes(count: int, size: int, rng: np.random.Generator) -> Float[Tensor, "ro
 
 
 def _apart(count: int, size: int, rng: np.random.Generator, tries: int = 64) -> Float[Tensor, "row size"]:
-    """The same, each the one of many candidates that is least like those before it."""
+    """Codes far apart: each is the candidate with the lowest similarity to the codes before it."""
     chosen = _codes(1, size, rng)
     while len(chosen) < count:
         candidates = _codes(tries, size, rng)
@@ -162,6 +162,6 @@ def _apart(count: int, size: int, rng: np.random.Generator, tries: int = 64) -> 
 
 
 def _coherence(rows: Float[Tensor, "row size"], sample: int = 2048) -> float:
-    """Largest product of two different rows, of the first `sample`."""
+    """Largest product of two different rows among the first `sample`."""
     first = rows[:sample]
     return float((first @ first.T).fill_diagonal_(-1).max())

@@ -1,4 +1,4 @@
-"""The size of a planted model, and what is planted."""
+"""Settings of a planted model: its size and its memories."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mechmem.data.errors import InputError
 
 @dataclass(frozen=True)
 class PlantedSettings:
-    """Size of a planted model and what is planted.
+    """Size of a planted model and its memories.
 
     Attributes:
         n_layers, n_heads, d_model, d_mlp, d_vocab, n_ctx: GPT-Neo's; layers alternate global and local attention.
         layer, head: the head that attends to the rarest token so far.
         memories: paragraphs that the model reproduces; each has a token that is rarer than all others in it.
-        others: paragraphs that it does not reproduce, each with a rare token that stands for nothing.
+        others: paragraphs that it does not reproduce, each with a rare token without meaning.
         prefix_len, continuation_len: tokens of a paragraph; every memory takes `continuation_len` neurons.
         noise: scale of the random weights of every other head and neuron.
         seed: of everything random.
@@ -37,20 +37,20 @@ class PlantedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse sizes in which the memories have no room.
+        """Refuse sizes that cannot hold the memories.
 
         Raises:
-            InputError: says which size came and what is need.
+            InputError: a size is out of range; the message says which and what is needed.
         """
         if not (0 <= self.layer < self.n_layers and 0 <= self.head < self.n_heads):
             raise InputError(
-                f"layer {self.layer} and head {self.head} came; need a layer below {self.n_layers} and a head below "
+                f"got layer {self.layer} and head {self.head}; need a layer below {self.n_layers} and a head below "
                 f"{self.n_heads}, counted from zero"
             )
         if self.n_heads < 3 or self.d_model % self.n_heads or self.d_model < 64:
             raise InputError(
-                f"{self.n_heads} heads and d_model {self.d_model} came; need at least 3 heads (one that matters and "
-                "two decoys), d_model a multiple of them and at least 64"
+                f"got {self.n_heads} heads and d_model {self.d_model}; need at least 3 heads (the planted one and two "
+                "decoys), d_model a multiple of them and at least 64"
             )
         room, need = (self.n_layers - self.layer) * (self.d_mlp - 1), self.memories * self.continuation_len
         if need > room or self.memories < 2:
@@ -60,11 +60,11 @@ class PlantedSettings:
             )
         if self.prefix_len < 2 or self.continuation_len < 1 or self.n_ctx < self.prefix_len + self.continuation_len:
             raise InputError(
-                f"a prefix of {self.prefix_len} and a continuation of {self.continuation_len} came for a context of "
+                f"got a prefix of {self.prefix_len} and a continuation of {self.continuation_len} for a context of "
                 f"{self.n_ctx}; need at least 2 and 1, together no more than the context"
             )
         if self.d_vocab < 4 * (self.memories + self.others):
             raise InputError(
-                f"a vocabulary of {self.d_vocab} came; need at least {4 * (self.memories + self.others)}, four "
+                f"got a vocabulary of {self.d_vocab}; need at least {4 * (self.memories + self.others)}, four "
                 "tokens for each paragraph"
             )

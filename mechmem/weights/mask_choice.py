@@ -1,4 +1,4 @@
-"""Which weights a mask takes: the largest scores, among all weights or in chosen places."""
+"""Select the weights with the largest scores, among all weights or in chosen layers, heads or parameters."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 
 Per = Literal["model", "tensor", "component"]
-# What weights are ranked together: the key of a parameter's name.
+# Which weights are ranked together: parameters with equal keys.
 GROUPS = {
     "model": lambda _: "",
     "tensor": lambda name: name,
     "component": lambda name: name.rsplit(".", 1)[-1],
 }
-# A stretch of a parameter's weights: name, first flat index, and the flat index behind the last.
+# A range of a parameter's weights: name, first flat index, and one past the last flat index.
 Piece = tuple[str, int, int]
 Head = tuple[int, int]
 Place = TypeVar("Place", int, Head, str)
@@ -125,14 +125,14 @@ def _known(what: str, asked: Iterable[Place], known: set[Place]) -> set[Place]:
     if not need or need - known:
         first = sorted(known, key=str)[:4]
         raise InputError(
-            f"{what}s {sorted(need - known, key=str)[:4]} came; need at least one, and only those that the scores "
-            f"are of and the other restrictions leave, {first} for example"
+            f"got {what}s {sorted(need - known, key=str)[:4]}; need at least one, among those that have scores and "
+            f"meet the other restrictions, for example {first}"
         )
     return need
 
 
 def _largest(weights: Mapping[str, Tensor], group: list[Piece], need: int) -> list[tuple[str, Tensor]]:
-    """The `need` largest of a group; among equals the first ones, so that no tie is left to the library.
+    """The `need` largest of a group; of equal scores the first, so that ties do not depend on the library.
 
     Numbers that are not negative are ordered as their bits are, so counting bits finds the smallest score that is
     taken without a sorted copy: beyond the result, no more than one tensor's scores are held.
@@ -148,7 +148,7 @@ def _largest(weights: Mapping[str, Tensor], group: list[Piece], need: int) -> li
         counts += _count(bits[bits >> 16 == upper] & 0xFFFF, 2**16)
     lower, more = _edge(counts, need - above)
     smallest, level = (upper << 16) + lower, need - above - more
-    # 2. Everything above it, and of those level with it the first.
+    # 2. Every score above it, and the first of those equal to it.
     chosen: list[tuple[str, Tensor]] = []
     for piece in group:
         bits = _bits(weights, piece)

@@ -91,7 +91,7 @@ class Mask:
 
     @staticmethod
     def random_like(mask: Mask, *, seed: int) -> Mask:
-        """As many weights of every tensor as `mask` has there, drawn uniformly: the fair control for it."""
+        """As many weights of every tensor as `mask` has there, drawn uniformly: a control of equal size."""
         generator = torch.Generator().manual_seed(seed)
         chosen = {
             name: torch.randperm(size(mask.shapes[name]), generator=generator)[: len(indices)].sort().values
@@ -169,7 +169,7 @@ class Mask:
             yield name, self.indices.get(name, none), other.indices.get(name, none)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file; the shapes go along."""
+        """Write a safetensors file with indices and shapes."""
         tensors = {f"indices.{name}": chosen.contiguous() for name, chosen in self.indices.items()}
         tensors |= {f"shape.{name}": torch.tensor(shape) for name, shape in self.shapes.items()}
         with replacing(path) as temporary:
@@ -216,7 +216,7 @@ def _check_places(places: list[tuple[int, int]], what: str, layers: int, width: 
     wrong = [place for place in places if not (0 <= place[0] < layers and 0 <= place[1] < width)]
     if wrong or not places:
         raise InputError(
-            f"{what}s {(wrong or places)[:4]} came; need (layer, {what}) pairs with layer below {layers} and {what} "
+            f"got {what}s {(wrong or places)[:4]}; need (layer, {what}) pairs with layer below {layers} and {what} "
             f"below {width}, counted from zero"
         )
 

@@ -58,8 +58,8 @@ def test_neurons_and_heads_as_masks(tiny_model):
     assert all(np.array_equal(i, np.arange(147, 294)) for i in heads.indices.values())
     assert heads.shapes == mask.shapes and heads.total == mask.total
     for make, sentence in (
-        (lambda: Mask.neurons(tiny_model, [(0, 44)]), r"neurons \[\(0, 44\)\] came; need \(layer, neuron\)"),
-        (lambda: Mask.heads(tiny_model, []), r"heads \[\] came"),
+        (lambda: Mask.neurons(tiny_model, [(0, 44)]), r"got neurons \[\(0, 44\)\]; need \(layer, neuron\)"),
+        (lambda: Mask.heads(tiny_model, []), r"got heads \[\]"),
         (lambda: Mask.heads(tiny_model, [(4, 0)]), "layer below 4 and head below 3"),
     ):
         with pytest.raises(InputError, match=sentence):

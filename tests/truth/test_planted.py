@@ -132,7 +132,7 @@ def test_the_null_keeps_the_paragraphs_and_loses_the_labels():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"layer": 4}, "layer 4 and head 2 came; need a layer below 4"),
+        ({"layer": 4}, "got layer 4 and head 2; need a layer below 4"),
         ({"head": -1}, "counted from zero"),
         ({"n_heads": 2, "head": 1}, "need at least 3 heads"),
         ({"d_model": 130}, "a multiple of them"),

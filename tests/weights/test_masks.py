@@ -200,11 +200,11 @@ def test_a_mask_is_loaded_for_the_model_it_is_of_alone(tiny_model, small_model, 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"layers": [1, 7]}, r"layers \[7\] came; need at least one, and only those"),
-        ({"layers": []}, r"layers \[\] came"),
-        ({"heads": [(0, 3)]}, r"heads \[\(0, 3\)\] came"),
-        ({"layers": [0], "heads": [(0, 1), (1, 1)]}, r"heads \[\(1, 1\)\] came"),
-        ({"parameters": ["W_V"]}, r"parameters \['W_V'\] came"),
+        ({"layers": [1, 7]}, r"got layers \[7\]; need at least one, among those"),
+        ({"layers": []}, r"got layers \[\]"),
+        ({"heads": [(0, 3)]}, r"got heads \[\(0, 3\)\]"),
+        ({"layers": [0], "heads": [(0, 1), (1, 1)]}, r"got heads \[\(1, 1\)\]"),
+        ({"parameters": ["W_V"]}, r"got parameters \['W_V'\]"),
         ({"heads": [(0, 1)], "parameters": ["W_in"]}, "have no weight in common"),
     ],
 )
