@@ -46,10 +46,10 @@ def main() -> None:
                     model,
                     targets,
                     keep,
+                    method="contrastive",
                     mask=mask,
-                    steps=STUDY.steps,
+                    training=mm.Training(steps=STUDY.steps, learning_rate=rate),
                     seed=SEED,
-                    learning_rate=rate,
                     stop=lambda row: row["memorized_nll"] >= STUDY.forgotten_nll,
                 )
             except FloatingPointError:

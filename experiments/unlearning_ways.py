@@ -2,8 +2,8 @@
 
 import copy
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
@@ -77,26 +77,27 @@ def run(
 ) -> tuple[HookedTransformer, dict[str, Any]]:
     """Edit the model as one row says; return it with steps and seconds."""
     mask = chosen_weights(model, row, sets, settings.fraction, seed)
-    options: dict[str, Any] = {} if rate is None else {"learning_rate": rate}
-    common: dict[str, Any] = {"mask": mask, "steps": settings.steps, "seed": seed, "batch_size": 64}
+    training = mm.Training(steps=settings.steps)
+    if rate is not None:
+        training = replace(training, learning_rate=rate, batch_size=64)
+    common: dict[str, Any] = {"mask": mask, "training": training, "seed": seed}
     started = time.perf_counter()
     if row.method.startswith("recipe"):
         edited, steps = recipe(model, sets, mask, everywhere=row.method != "recipe"), 10
     elif row.method == "edit":
         clean, corrupt = rewritten(model, sets["targets"], seed)
         # `edit` ends by itself when the model produces the new text; EM of the old text is then near zero.
-        edited, history = mm.edit(model, clean, corrupt, sets["keep"], **common, **options)
+        edited, history = mm.edit(model, clean, corrupt, sets["keep"], **common)
         steps = history.sizes["step"]
     else:
         edited, history = mm.unlearn(
             model,
             sets["targets"],
             sets["keep"],
-            method=row.method,
+            method=cast(Any, row.method),
             stop=mm.Stop(target_em=settings.target_em),
             check_targets=False,
             **common,
-            **options,
         )
         steps = history.sizes["step"]
     return edited, {"steps": int(steps), "seconds": time.perf_counter() - started}
@@ -115,8 +116,14 @@ def recipe(model: HookedTransformer, sets: Sets, mask: mm.Mask | None, *, everyw
 
     if not everywhere:
         return mm.unlearn(
-            model, sets["targets"], sets["keep"], mask=mask, steps=10, batch_size=64, optimizer=adam
-        )[0]  # fmt: skip
+            model,
+            sets["targets"],
+            sets["keep"],
+            method="contrastive",
+            mask=mask,
+            training=mm.Training(steps=10, batch_size=64, optimizer=adam),
+            stop=mm.Stop(),
+        )[0]
     assert mask is not None
     edited = copy.deepcopy(model)
     parameters = editable_parameters(edited)

@@ -55,5 +55,6 @@ from .truth.planted import planted as planted
 from .truth.planted_settings import PlantedSettings as PlantedSettings
 from .weights.masks import Mask as Mask
 from .weights.support import verify_support as verify_support
+from .weights.training import Training as Training
 
 __all__: list[str]

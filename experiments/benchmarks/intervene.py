@@ -70,7 +70,8 @@ def papers_way(folder: Path, memorized: mm.Paragraphs, keep: mm.Paragraphs, mask
 
 def our_way(model: object, memorized: mm.Paragraphs, keep: mm.Paragraphs, mask: mm.Mask | None) -> None:
     """Our implementation: one model for all repetitions; includes the check that no other weight moved."""
-    mm.unlearn(model, memorized, keep, mask=mask, steps=STEPS, learning_rate=1e-5)  # pyright: ignore[reportArgumentType]
+    training = mm.Training(steps=STEPS, learning_rate=1e-5)
+    mm.unlearn(model, memorized, keep, method="contrastive", mask=mask, training=training, stop=mm.Stop())  # pyright: ignore[reportArgumentType]
 
 
 def sets(folder: Path) -> tuple[mm.Paragraphs, mm.Paragraphs]:

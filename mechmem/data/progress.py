@@ -22,6 +22,18 @@ def part_of(progress: ProgressLike, number: int, count: int) -> Progress:
     return report
 
 
+def between(progress: ProgressLike, start: int, stop: int, total: int) -> Progress | None:
+    """A callback for work, in any units of its own, that takes the whole from `start` to `stop` of `total`."""
+    whole = as_callback(progress, "progress")
+    if whole is None:
+        return None
+
+    def report(done: int, units: int) -> None:
+        whole(start + (stop - start) * done // max(units, 1), total)
+
+    return report
+
+
 def batches(total: int, size: int, progress: ProgressLike = None) -> Iterator[slice]:
     """Yield slices of at most `size` rows of `total`, and report after each (rows done, rows)."""
     report = as_callback(progress, "progress")

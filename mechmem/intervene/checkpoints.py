@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
-from mechmem.data.paragraphs import Paragraphs
-from mechmem.intervene.descent import Descent
+from mechmem.intervene.descent import Descent, Task
 from mechmem.intervene.loop import Row
 from mechmem.model.load import HookedTransformer
 from mechmem.weights.masked_weights import MaskedWeights
@@ -48,7 +48,7 @@ class EditLog:
         self._written, self._took = -math.inf, 0.0
         if self._path.exists() and not resume:
             raise InputError(
-                f"{path}: holds an interrupted edit; go on with it by resume=True (--resume), or remove the file"
+                f"{path}: holds an interrupted edit; continue it with resume=True (--resume), or remove the file"
             )
 
     def read(self) -> tuple[list[Row], int, list[Tensor]] | None:
@@ -99,14 +99,31 @@ class EditLog:
 
 
 @torch.no_grad()
-def edit_key(
-    model: HookedTransformer, mask: Mask | None, sets: tuple[Paragraphs, ...], settings: dict[str, Any]
-) -> str:
-    """A digest of everything that decides an edit: weights, mask, paragraphs, settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+def edit_key(model: HookedTransformer, mask: Mask | None, task: Task, settings: dict[str, Any]) -> str:
+    """A digest of everything that decides an edit: weights, mask, paragraphs, both terms, the rule and the settings."""
+    decides = settings | {
+        "terms": [identity(term) for term in (task.objective.target, task.objective.keep)],
+        "name": task.name,
+        "prefixes": [task.targets.prefix_len, task.keep.prefix_len],
+        "weights": "all" if mask is None else "masked",
+    }
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=identity).encode())
     for name, tensor in [*model.state_dict().items(), *(mask.indices.items() if mask is not None else ())]:
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    for paras in sets:
-        digest.update(paras.tokens.contiguous().numpy().tobytes() + bytes([paras.prefix_len % 256]))
+    for paragraphs in (task.targets, task.keep):
+        digest.update(f"{list(paragraphs.tokens.shape)}".encode())
+        digest.update(paragraphs.tokens.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def identity(value: Any) -> str:
+    """What a function or a rule does, as a text that is the same in another process: code, defaults and closure."""
+    code = getattr(value, "__code__", None)
+    if code is None:
+        # The text of an object without a repr of its own is an address, which differs between processes.
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    enclosed = [identity(cell.cell_contents) for cell in value.__closure__ or ()]
+    constants = [constant for constant in code.co_consts if not hasattr(constant, "co_code")]
+    body = hashlib.sha256(code.co_code + repr((constants, code.co_names)).encode()).hexdigest()
+    return f"{value.__module__}.{value.__qualname__} {body} {enclosed} {value.__defaults__}"

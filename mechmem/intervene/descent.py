@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mechmem.measure.scores import leading_matches
 from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.load import HookedTransformer
 from mechmem.weights.masked_weights import MaskedWeights
+from mechmem.weights.training import Training
 
 # Paragraphs of one forward and backward: a batch is gone through in such parts, so that memory does not grow with it.
 CHUNK = 4
@@ -24,6 +26,26 @@ CHUNK = 4
 REFERENCE_BYTES = 2**29
 
 Batch = tuple[int, Paragraphs]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What descent shall do to which paragraphs.
+
+    Attributes:
+        objective: what is minimized.
+        targets: paragraphs that shall change.
+        keep: paragraphs that shall not.
+        name: prefix of the targets' values in the history: "memorized" where text is removed, "target" where it is
+            learned.
+        done: the rule that ends training where no other was given.
+    """
+
+    objective: Objective
+    targets: Paragraphs
+    keep: Paragraphs
+    name: str
+    done: Callable[[Row], bool]
 
 
 class Reference:
@@ -63,18 +85,15 @@ class Descent:
         self,
         weights: MaskedWeights,
         reference: Reference,
-        objective: Objective,
-        targets: Paragraphs,
-        keep: Paragraphs,
-        *,
-        keep_weight: float,
-        batch_size: int,
+        task: Task,
+        training: Training,
         seed: int,
-        name: str,
     ) -> None:
-        self._weights, self._reference, self._objective = weights, reference, objective
-        self._keep_weight, self._name = keep_weight, name
-        self._batches = zip(_batches(targets, batch_size, seed), _batches(keep, batch_size, seed + 1), strict=False)
+        self._weights, self._reference, self._objective = weights, reference, task.objective
+        settings = training.settings()
+        self._keep_weight, self._name = settings["keep_weight"], task.name
+        size = settings["batch_size"]
+        self._batches = zip(_batches(task.targets, size, seed), _batches(task.keep, size, seed + 1), strict=False)
         self._latest: dict[tuple[str, int], np.ndarray] = {}
         self._moved = False
 

@@ -29,12 +29,17 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Stop:
-    """When unlearning ends, the same for every method, so that methods can be compared.
+    """When an edit ends, the same for every method, so that methods can be compared; no bound: after all steps.
+
+    Unlearning ends as soon as one of the targets' bounds is met. `edit` and `memorize` teach their targets, so they end
+    when both bounds are met from the other side.
 
     Attributes:
-        target_em: mean EM of the targets, in tokens: ends when it is as low as this.
-        target_nll: mean NLL of the targets, nats a token: ends when it is as high as this.
-        keep_kl: mean KL from the original model on the keep set, nats a token: a budget. The first weights that pass
+        target_em: mean EM of the targets, tokens: unlearning ends when it is this low or lower, `edit` and `memorize`
+            when it is this high or higher.
+        target_nll: mean NLL of the targets, nats per token: unlearning ends when it is this high or higher, `edit` and
+            `memorize` when it is this low or lower.
+        keep_kl: mean KL from the original model on the keep set, nats per token: a budget. The first weights that pass
             it are given up for the best before them.
 
     Raises:
@@ -48,12 +53,22 @@ class Stop:
     def __post_init__(self) -> None:
         negative = {name: value for name, value in vars(self).items() if value is not None and value < 0}
         if negative:
-            raise InputError(f"the stop rule has negative bounds {negative}; need zero or more")
+            raise InputError(f"got a stop rule with negative bounds {negative}; need zero or more")
 
     def __call__(self, row: Row) -> bool:
-        """Whether the targets are gone."""
-        low = self.target_em is not None and row["memorized_em"] <= self.target_em
-        return low or (self.target_nll is not None and row["memorized_nll"] >= self.target_nll)
+        """Whether the targets are gone, or learned where they were to be learned."""
+        if "memorized_em" in row:
+            low = self.target_em is not None and row["memorized_em"] <= self.target_em
+            return low or (self.target_nll is not None and row["memorized_nll"] >= self.target_nll)
+        if not self.targets:
+            return False
+        high = self.target_em is None or row["target_em"] >= self.target_em
+        return high and (self.target_nll is None or row["target_nll"] <= self.target_nll)
+
+    @property
+    def targets(self) -> bool:
+        """Whether there is a bound of the targets."""
+        return self.target_em is not None or self.target_nll is not None
 
     def exceeded(self, row: Row) -> bool:
         """Whether the budget is spent."""

@@ -4,115 +4,90 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import xarray as xr
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike
+from mechmem.intervene.descent import Task
 from mechmem.intervene.edit import learned
 from mechmem.intervene.loop import Row
 from mechmem.intervene.objectives import Objective, hold_kl, lower_nll
-from mechmem.intervene.unlearn import check_sets, descend
+from mechmem.intervene.train import check_sets, train_copy, warn_unchanged
 from mechmem.measure.scores import score
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 from mechmem.model.sites import editable_parameters
-from mechmem.weights.masked_weights import MakeOptimizer, check_mask
+from mechmem.weights.masked_weights import check_mask
 from mechmem.weights.masks import Mask
+from mechmem.weights.training import Training, old_keywords
 
 
+@old_keywords
+@public("refuse", renamed={"paras": "paragraphs", "other": "keep"})
 def memorize(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     keep: Paragraphs,
     *,
     mask: Mask | None = None,
-    steps: int = 200,
-    seed: int = 0,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    keep_weight: float = 1.0,
-    batch_size: int = 16,
-    optimizer: MakeOptimizer | None = None,
-    max_norm: float | None = None,
+    training: Training | None = None,
     stop: Callable[[Row], bool] | None = None,
-    checkpoint: str | Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
+    seed: int = 0,
+    progress: ProgressLike = None,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     """Return a copy of the model that has memorized some paragraphs, through the masked weights alone.
 
-    Making a model memorize at will is what Stoehr et al. 2024 (arXiv 2403.19851, section 7) leave for later work. AdamW
-    minimizes NLL(paragraphs) + keep_weight * KL(p_0 || p on keep). What it displaced is for `evaluate` to say, with
-    the model's other memorized paragraphs as a set. `inject` does the same without a keep set, to make known answers.
+    Making a model memorize at will is what Stoehr et al. 2024 (arXiv 2403.19851, section 7) leave for later work.
+    Descent minimizes NLL(paragraphs) + keep_weight * KL(p_0 || p on keep). What it displaced is for `evaluate` to say,
+    with the model's other memorized paragraphs as a set. `inject` does the same without a keep set, to make models
+    whose answer is known.
 
     Args:
         model: left as it is.
-        paras: paragraphs that it does not reproduce.
+        paragraphs: paragraphs that it does not reproduce.
         keep: paragraphs whose predictions are held.
         mask: weights that may move; None for all attention and MLP weights.
-        steps: at most this many updates.
+        training: as in `edit`.
+        stop: as in `edit`.
         seed: order of the batches.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW, decoupled.
-        keep_weight: of the KL term.
-        batch_size: paragraphs of each set in a step.
-        optimizer: as in `unlearn`.
-        max_norm: as in `unlearn`.
-        stop: any function of a step's values; None: ends when every paragraph is said whole and its NLL is 0.3.
-        checkpoint: as in `unlearn`.
-        resume: as in `unlearn`.
-        progress: called with (steps done, steps).
+        progress: called with (steps done, steps), the search of a rate included.
 
     Returns:
-        The model, and a Dataset [step] of the values before each update: `target_nll` (nats a token), `target_em`
+        The model, and a Dataset [step] of the values before each update: `target_nll` (nats per token), `target_em`
         (tokens), `keep_kl`, `objective` (lower is better). Attributes as in `unlearn`, and `learned` (1 or 0: whether
-        all is reproduced), `weights_allowed`, and `weights_needed`: with so many of the largest changes alone all is
-        reproduced still (`weights_needed`; 0 if it was not learned).
+        all is reproduced), `weights_allowed`, and `weights_needed`: so many of the largest changes are enough to
+        reproduce all (see `weights_needed`; 0 if it was not learned).
 
     Raises:
         InputError: paragraphs that are all reproduced already, and as `unlearn`.
 
     Warns:
-        RuntimeWarning: the objective diverged; the best weights are returned.
+        RuntimeWarning: the objective diverged, and the best weights are returned; or nothing was learned.
     """
-    check_sets(model, paras, keep, "paragraphs")
+    check_sets(model, paragraphs, keep, "paragraphs")
     if mask is not None:
         check_mask(model, mask)
-    if bool((score(model, paras).em == paras.continuation_len).all()):
-        raise InputError(f"the model reproduces all {len(paras)} paragraphs already; need some that it does not")
-    edited, history = descend(
-        model,
-        Objective(lower_nll, hold_kl),
-        paras,
-        keep,
-        mask=mask,
-        steps=steps,
-        seed=seed,
-        keep_weight=keep_weight,
-        batch_size=batch_size,
-        stop=stop or learned(paras),
-        name="target",
-        settings={
-            "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "optimizer": optimizer,
-            "max_norm": max_norm,
-        },
-        checkpoint=checkpoint,
-        resume=resume,
-        progress=progress,
+    before = score(model, paragraphs).em.values
+    if bool((before == paragraphs.continuation_len).all()):
+        raise InputError(f"the model reproduces all {len(paragraphs)} paragraphs already; need some that it does not")
+    task = Task(Objective(lower_nll, hold_kl), paragraphs, keep, "target", learned(paragraphs))
+    edited, history = train_copy(
+        model, task, mask=mask, training=training or Training(), stop=stop, seed=seed, progress=progress
     )
-    whole = _reproduces(edited, paras)
-    needed = weights_needed(model, edited, paras) if whole else 0
+    after = score(edited, paragraphs).em.values
+    said = warn_unchanged("the paragraphs", (before, after), history, mask, falls=False)
+    whole = bool((after == paragraphs.continuation_len).all())
+    needed = weights_needed(model, edited, paragraphs) if whole else 0
     parameters = editable_parameters(model).values()
     allowed = mask.count if mask is not None else sum(parameter.numel() for parameter in parameters)
-    return edited, history.assign_attrs(learned=int(whole), weights_allowed=allowed, weights_needed=needed)
+    counts = {"learned": int(whole), "weights_allowed": allowed, "weights_needed": needed}
+    return edited, history.assign_attrs(seed=seed, **said, **counts)
 
 
-def weights_needed(model: HookedTransformer, edited: HookedTransformer, paras: Paragraphs) -> int:
+def weights_needed(model: HookedTransformer, edited: HookedTransformer, paragraphs: Paragraphs) -> int:
     """How many of an edit's largest changes are enough to reproduce paragraphs, to within one part in a hundred.
 
     Changes are taken back from the smallest on; the number is found by halving, which is right if what a number of
@@ -121,7 +96,7 @@ def weights_needed(model: HookedTransformer, edited: HookedTransformer, paras: P
     Raises:
         InputError: the edited model does not reproduce the paragraphs.
     """
-    if not _reproduces(edited, paras):
+    if not _reproduces(edited, paragraphs):
         raise InputError("the edited model does not reproduce the paragraphs; need one that does: edit further")
     before, after = editable_parameters(model), editable_parameters(edited)
     change = {name: (after[name] - before[name]).detach() for name in before}
@@ -134,9 +109,9 @@ def weights_needed(model: HookedTransformer, edited: HookedTransformer, paras: P
         with torch.no_grad():
             for name, values in change.items():
                 parameters[name].copy_(before[name] + values * (values.abs() >= sizes[middle - 1]))
-        low, high = (low, middle) if _reproduces(trial, paras) else (middle, high)
+        low, high = (low, middle) if _reproduces(trial, paragraphs) else (middle, high)
     return high
 
 
-def _reproduces(model: HookedTransformer, paras: Paragraphs) -> bool:
-    return bool((score(model, paras).em == paras.continuation_len).all())
+def _reproduces(model: HookedTransformer, paragraphs: Paragraphs) -> bool:
+    return bool((score(model, paragraphs).em == paragraphs.continuation_len).all())

@@ -18,7 +18,8 @@ from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
-from mechmem.weights.mask_choice import Per, check_shapes
+from mechmem.weights.mask_choice import Per
+from mechmem.weights.masked_weights import check_mask
 from mechmem.weights.masks import Mask
 
 ABOUT = {
@@ -43,7 +44,7 @@ def add_noise(model: HookedTransformer, mask: Mask, *, scale: float, seed: int) 
     Raises:
         InputError: a scale that is negative or not finite, an empty mask, or one of another model.
     """
-    _check_mask(model, mask)
+    check_mask(model, mask, all_allowed=True)
     _check_scales([scale])
     noisy = copy.deepcopy(model)
     _put_noise(model, noisy, mask, scale, seed)
@@ -88,7 +89,7 @@ def noise_curve(
         InputError: no set or an empty one, paragraphs that do not fit, no scale or draw, a scale that is negative or
             not finite, or a mask that is empty or of another model.
     """
-    _check_mask(model, mask)
+    check_mask(model, mask, all_allowed=True)
     _check_scales(scales)
     _check_sets(model, sets)
     if draws < 1:
@@ -156,7 +157,7 @@ def noise_by_size(
         raise InputError("no fraction came; need at least one, for example 0.001 for one weight in a thousand")
     masks = [Mask.top(scores, fraction=fraction, per=per) for fraction in fractions]
     for mask in masks:
-        _check_mask(model, mask)
+        check_mask(model, mask, all_allowed=True)
     curves = [
         noise_curve(
             model,
@@ -206,12 +207,6 @@ def _deviations(name: str, parameter: Tensor) -> Tensor:
 def _means(model: HookedTransformer, sets: Mapping[str, Paragraphs], batch_size: int) -> np.ndarray:
     scored = [score(model, paragraphs, batch_size=batch_size) for paragraphs in sets.values()]
     return np.array([[float(each[name].mean(skipna=False)) for name in ABOUT] for each in scored])
-
-
-def _check_mask(model: HookedTransformer, mask: Mask) -> None:
-    if mask.count == 0:
-        raise InputError("the mask is empty, so no weight would get noise; choose a larger fraction")
-    check_shapes({name: mask.shapes[name] for name in mask.indices}, model)
 
 
 def _check_scales(scales: Sequence[float]) -> None:

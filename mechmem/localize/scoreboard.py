@@ -20,9 +20,11 @@ from mechmem.model.lean.model import LeanModel
 from mechmem.model.load import HookedTransformer
 from mechmem.truth.injected import inject, random_neurons
 from mechmem.weights.masks import Mask
+from mechmem.weights.training import Training
 
 RECALL_AT = (0.01, 0.02, 0.05)
 DROPPED = (0.001, 0.005)
+INJECTING = Training(steps=400, learning_rate=1e-3)
 # Called with what is done and how much there is.
 Steps = Callable[[str, int, int], None]
 
@@ -77,7 +79,7 @@ def injection_board(
     for number in range(len(targets)):
         target = targets.select(np.array([number]))
         truth = random_neurons(model, fraction, seed + number)
-        injected, history = inject(model, target, Mask.neurons(model, truth))
+        injected, history = inject(model, target, Mask.neurons(model, truth), training=INJECTING)
         ems.append(float(history.em[-1]))
         row = []
         for method in methods:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,8 @@ from mechmem.intervene.edit import edit, with_continuation
 from mechmem.intervene.evaluate import evaluate
 from mechmem.intervene.loop import Stop
 from mechmem.intervene.memorize import memorize
-from mechmem.intervene.unlearn import unlearn
+from mechmem.intervene.objectives import OBJECTIVES
+from mechmem.intervene.unlearn import Method, unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.localize.paragraph_gradients import contrastive_gradients
 from mechmem.measure.perturb import perturb_prefix
@@ -34,6 +35,7 @@ from mechmem.study.folder import StudyFolder
 from mechmem.study.unlearning import evaluation_sets
 from mechmem.weights.masks import Mask
 from mechmem.weights.sparse_edit import load_edit, save_edit
+from mechmem.weights.training import Training
 
 Kind = Literal["unlearn", "edit", "memorize"]
 Weights = Literal["top", "fisher", "random", "all"]
@@ -61,7 +63,7 @@ class EditSettings:
     """
 
     kind: Kind = "unlearn"
-    method: str = "contrastive"
+    method: Method = "contrastive"
     weights: Weights = "top"
     mask: str | None = None
     fraction: float = 0.001
@@ -119,16 +121,17 @@ def make_edit(
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(begun) as temporary:
         temporary.write_text(written)
-    common: dict[str, Any] = {
-        "mask": mask,
-        "steps": settings.steps,
-        "seed": settings.seed,
-        "learning_rate": settings.learning_rate,
-        "keep_weight": settings.keep_weight,
-        "checkpoint": folder / "checkpoint.safetensors",
-        "resume": resume,
-        "progress": progress,
-    }
+    dropping = settings.kind == "unlearn" and settings.method not in OBJECTIVES
+    training = Training(steps=settings.steps)
+    if not dropping:
+        training = replace(
+            training,
+            learning_rate=settings.learning_rate,
+            keep_weight=None if settings.method == "ascent" else settings.keep_weight,
+            checkpoint=folder / "checkpoint.safetensors",
+            resume=resume,
+        )
+    common: dict[str, Any] = {"mask": mask, "training": training, "seed": settings.seed, "progress": progress}
     if settings.kind == "unlearn":
         stop = Stop(target_em=settings.target_em, keep_kl=settings.keep_kl)
         edited, history = unlearn(run.model, targets, keep, method=settings.method, stop=stop, **common)

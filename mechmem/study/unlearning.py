@@ -19,6 +19,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters, reduce_by_component
 from mechmem.study.folder import StudyFolder
 from mechmem.weights.masks import Mask
+from mechmem.weights.training import Training
 
 NAMES = {"targets": "targeted memorized", "memorized": "held-out memorized"}
 # Updates of the attack by relearning.
@@ -48,14 +49,15 @@ def removal_stage(run: StudyFolder) -> None:
     objectives: dict[str, np.ndarray] = {}
     attacked: dict[str, xr.Dataset] = {}
     for number, (name, mask) in enumerate(masks.items()):
+        rate = settings.dense_learning_rate if mask is None else settings.learning_rate
         edited, history = unlearn(
             run.model,
             targets,
             keep,
+            method="contrastive",
             mask=mask,
-            steps=settings.steps,
+            training=Training(steps=settings.steps, learning_rate=rate),
             seed=settings.seed,
-            learning_rate=settings.dense_learning_rate if mask is None else settings.learning_rate,
             stop=lambda row: row["memorized_nll"] >= settings.forgotten_nll,
             progress=part_of(run.progress, number, len(masks)),
         )

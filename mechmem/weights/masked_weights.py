@@ -14,10 +14,9 @@ from mechmem.data.errors import InputError
 from mechmem.model.lean.trainable import TrainableModel
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
+from mechmem.weights.mask_choice import check_shapes
 from mechmem.weights.masks import Mask
-
-# Makes an optimizer of the vectors of chosen weights.
-MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+from mechmem.weights.training import Training
 
 
 class MaskedWeights:
@@ -27,37 +26,22 @@ class MaskedWeights:
     are as small as the mask, so neither momentum nor weight decay nor clipping can reach another weight.
     """
 
-    def __init__(
-        self,
-        model: HookedTransformer,
-        mask: Mask | None,
-        *,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        optimizer: MakeOptimizer | None = None,
-        max_norm: float | None = None,
-    ) -> None:
+    def __init__(self, model: HookedTransformer, mask: Mask | None, training: Training) -> None:
         """Choose the weights; the model's are written in place.
 
         Args:
-            model: to be edited; hooks on it do not take part in `continuation_logits`.
+            model: to be edited; it must have no hooks, as `continuation_logits` does not run them.
             mask: weights that may move; None for all attention and MLP weights.
-            learning_rate: of AdamW.
-            weight_decay: of AdamW, decoupled.
-            optimizer: another optimizer, made from the list of tensors to optimize.
-            max_norm: clip the gradient to this Euclidean norm, over all chosen weights together.
+            training: the optimizer, its learning rate and weight decay, and the norm to clip to.
 
         Raises:
-            InputError: an architecture that has no lean forward.
+            InputError: an architecture that has no lean forward, or AdamW without a learning rate.
         """
         names = list(editable_parameters(model)) if mask is None else list(mask.indices)
         self._forward = TrainableModel(model, names, None if mask is None else mask.indices)
         self._values = list(self._forward.values.values())
-        make = optimizer or (
-            lambda values: torch.optim.AdamW(values, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        )
-        self._optimizer = make(self._values)
-        self._max_norm = max_norm
+        self._optimizer = training.make_optimizer(self._values)
+        self._max_norm = training.max_norm
 
     def continuation_logits(
         self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
@@ -118,6 +102,12 @@ class MaskedWeights:
             value.copy_(before)
         self._forward.write()
 
+    def optimizer_settings(self) -> list[Any]:
+        """The optimizer's class and the settings of its groups: whatever decides how weights move."""
+        kind = type(self._optimizer)
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
+        return [f"{kind.__module__}.{kind.__qualname__}", groups]
+
     def state(self) -> tuple[dict[str, Tensor], str]:
         """Everything that going on later needs: tensors, and the rest as JSON.
 
@@ -150,22 +140,22 @@ class MaskedWeights:
         self._optimizer.load_state_dict({"state": state, "param_groups": read["groups"]})
 
 
-def check_mask(model: HookedTransformer, mask: Mask) -> None:
-    """Refuse a mask that this model cannot be edited through.
+def check_mask(model: HookedTransformer, mask: Mask, *, all_allowed: bool = False) -> None:
+    """Refuse a mask through which this model cannot be changed.
+
+    Args:
+        model: whose weights.
+        mask: weights that may move.
+        all_allowed: whether the mask may choose every weight; an edit through such a mask proves nothing.
 
     Raises:
         InputError: it is empty, chooses every weight, or is of another model.
     """
     if mask.count == 0:
         raise InputError("the mask is empty, so no weight could move; choose a larger fraction")
-    shapes = {name: tuple(parameter.shape) for name, parameter in editable_parameters(model).items()}
-    for name in mask.indices:
-        if shapes.get(name) != tuple(mask.shapes[name]):
-            raise InputError(
-                f"the mask's '{name}' has shape {mask.shapes[name]} and the model's {shapes.get(name)}; "
-                "the mask is of another model: make it from this model's gradients"
-            )
-    if mask.count == sum(torch.Size(shape).numel() for shape in shapes.values()):
+    check_shapes({name: mask.shapes[name] for name in mask.indices}, model)
+    total = sum(parameter.numel() for parameter in editable_parameters(model).values())
+    if mask.count == total and not all_allowed:
         raise InputError(
             f"the mask chooses all {mask.count} attention and MLP weights, so it proves nothing; give mask=None for an "
             "edit of all of them, or a smaller fraction"

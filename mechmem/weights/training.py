@@ -2,74 +2,132 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from mechmem.data.errors import InputError
 
+P = ParamSpec("P")
+R = TypeVar("R")
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+BATCH_SIZE, KEEP_WEIGHT = 16, 1.0
 
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of gradient descent on the weights that may move.
+    """Settings of gradient descent on the weights that may move; None always means "not set".
 
     Attributes:
-        steps: at most this many updates.
-        learning_rate: of AdamW; None lets the caller choose: unlearning and editing search one on other clusters of
-            the paragraphs to keep, and say so in the history.
-        batch_size: paragraphs of each set in one update.
-        weight_decay: of AdamW: decoupled, on the weights that may move alone.
+        steps: at most this many updates; most edits end before, by their rule.
+        learning_rate: of AdamW; None: one is searched on part of the targets, and the history says how.
+        batch_size: paragraphs of each set in one update; None: 16.
+        keep_weight: weight of the term that holds the keep set; None: 1.
+        weight_decay: of AdamW: decoupled, on the weights that may move alone; None: no decay.
         max_norm: clip the gradient, over all weights that may move, to this Euclidean norm; None: no clipping.
-        optimizer: makes another optimizer from the list of tensors to train; then learning_rate and weight_decay are
-            its own affair.
-        checkpoint: a safetensors file that is written while training runs and removed at its end; None: none.
-        resume: go on from that file; the result equals that of training that was not interrupted.
+        optimizer: makes another optimizer from the list of tensors to train; it has its own learning rate and decay.
+        checkpoint: a safetensors file that is written during training and removed at its end; None: none.
+        resume: continue from that file; the result equals that of training that was not interrupted.
 
     Raises:
-        InputError: a setting that is out of range or not finite.
+        InputError: a setting that is out of range or not finite, or one that another setting makes useless.
     """
 
-    steps: int = 30
+    steps: int = 100
     learning_rate: float | None = None
-    batch_size: int = 16
-    weight_decay: float = 0.0
+    batch_size: int | None = None
+    keep_weight: float | None = None
+    weight_decay: float | None = None
     max_norm: float | None = None
     optimizer: MakeOptimizer | None = None
     checkpoint: str | Path | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1)):
+        for name in ("steps", "batch_size"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}; need an integer of at least {least}")
+            missing = value is None and name == "batch_size"
+            if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"got {name} {value!r}; need an integer of at least 1")
         for name in ("learning_rate", "max_norm"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} is {value!r}; need a finite number above 0, or None")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay is {self.weight_decay!r}; need a finite number of at least 0")
+                raise InputError(f"got {name} {value!r}; need a finite number above 0, or None")
+        for name in ("keep_weight", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"got {name} {value!r}; need a finite number of at least 0, or None")
         if self.resume and self.checkpoint is None:
-            raise InputError("resume=True came without a checkpoint; name the file to go on from with checkpoint=")
+            raise InputError("got resume=True and no checkpoint; name the file to continue from with checkpoint=")
+        useless = [name for name in ("learning_rate", "weight_decay") if getattr(self, name) is not None]
+        if self.optimizer is not None and useless:
+            raise InputError(
+                f"got an optimizer and {' and '.join(useless)}, which only AdamW uses; set them in the optimizer: "
+                "lambda tensors: torch.optim.SGD(tensors, lr=0.1)"
+            )
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were set, without steps; a method refuses those that it does not use."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "steps"}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, with defaults filled in; the optimizer is left to its own description."""
+        return {
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size or BATCH_SIZE,
+            "keep_weight": KEEP_WEIGHT if self.keep_weight is None else self.keep_weight,
+            "weight_decay": self.weight_decay or 0.0,
+            "max_norm": self.max_norm,
+        }
 
     def with_rate(self, learning_rate: float) -> Training:
         """The same with a learning rate, where none was set."""
         return self if self.learning_rate is not None else replace(self, learning_rate=learning_rate)
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the result, for histories and keys: everything but the checkpoint."""
-        return {
-            "steps": self.steps,
-            "learning_rate": self.learning_rate,
-            "batch_size": self.batch_size,
-            "weight_decay": self.weight_decay,
-            "max_norm": self.max_norm,
-            "optimizer": "AdamW" if self.optimizer is None else getattr(self.optimizer, "__qualname__", "custom"),
-        }
+    def make_optimizer(self, tensors: list[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer of these tensors.
+
+        Raises:
+            InputError: AdamW without a learning rate.
+        """
+        if self.optimizer is not None:
+            return self.optimizer(tensors)
+        if self.learning_rate is None:
+            raise InputError("got no learning rate; set one, Training(learning_rate=1e-3) for example")
+        return torch.optim.AdamW(tensors, lr=self.learning_rate, weight_decay=self.weight_decay or 0.0, fused=True)
+
+
+def old_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Take the settings of `Training` as keywords of the function, as the release before did, with a warning."""
+    names = {field.name for field in fields(Training)}
+
+    @functools.wraps(function)
+    def gathered(*args: P.args, **kwargs: P.kwargs) -> R:
+        plain: dict[str, Any] = dict(kwargs)
+        old = {name: plain.pop(name) for name in names & plain.keys()}
+        if old:
+            shown = ", ".join(f"{name}=..." for name in sorted(old))
+            warnings.warn(
+                f"{function.__name__}: {shown} as keywords go with the next release; write "
+                f"training=mechmem.Training({shown})",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            # Nothing may be said twice: the object's own value would be lost.
+            training: Training = plain.get("training") or Training()
+            twice = sorted(old.keys() & training.given().keys())
+            if twice:
+                raise InputError(f"{function.__name__} got {', '.join(twice)} twice; keep the one in training=")
+            plain["training"] = replace(training, **old)
+        return function(*args, **plain)  # pyright: ignore[reportCallIssue]
+
+    return gathered

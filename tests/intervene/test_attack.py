@@ -20,6 +20,7 @@ from mechmem.measure.scores import score
 from mechmem.stats.bootstrap import cluster_bootstrap
 from mechmem.truth.injected import inject
 from mechmem.weights.masks import Mask
+from mechmem.weights.training import Training
 
 # Of 8 continuation tokens.
 OPTIONS = {"steps": 40, "learning_rate": 1e-3, "draws": 4, "samples": 10}
@@ -38,7 +39,7 @@ def case(small_model) -> SimpleNamespace:
     tokens[20, [1, 9]] = (tokens[0, [1, 9]] + 1) % 61
     paras = Paragraphs(tokens, 6).with_columns(cluster=[0, 1, 1, 2, 3, *range(4, 19), 0])
     mask = Mask.neurons(never, [(layer, neuron) for layer in range(3) for neuron in range(192)])
-    knows, history = inject(never, paras.select(np.arange(20)), mask, learning_rate=0.01, steps=250)
+    knows, history = inject(never, paras.select(np.arange(20)), mask, training=Training(learning_rate=0.01, steps=250))
     assert history.em[-1] == 8
     hidden, half_hidden = (_shifted(knows, size) for size in (0.3, 0.1))
     targets, other, near = (paras.select(rows) for rows in (np.arange(5), np.arange(5, 20), [20]))

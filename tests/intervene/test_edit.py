@@ -6,11 +6,13 @@ from jaxtyping import TypeCheckError
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.edit import edit, learned, with_continuation
+from mechmem.intervene.loop import Stop
 from mechmem.intervene.memorize import memorize, weights_needed
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
 from mechmem.weights.masks import Mask
 from mechmem.weights.support import changed_weights, verify_support
+from mechmem.weights.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,9 @@ def mask(tiny_model, paras):
 def test_a_rewritten_memory_says_the_new_text_after_the_old_prefix(tiny_model, paras, corrupt, mask):
     clean, keep = paras
     said = lambda row: row["target_em"] == 6  # noqa: E731
-    edited, history = edit(tiny_model, clean, corrupt, keep, mask=mask, steps=300, learning_rate=2e-2, stop=said)
+    edited, history = edit(
+        tiny_model, clean, corrupt, keep, mask=mask, training=Training(steps=300, learning_rate=2e-2), stop=said
+    )
     tokens = clean.prefix.clone()
     for _ in range(6):
         with torch.no_grad():
@@ -57,9 +61,10 @@ def test_training_ends_when_all_is_said_and_no_token_of_it_just_so(paras):
     assert not rule({"target_em": 6.0, "target_nll": 0.31}) and not rule({"target_em": 5.9, "target_nll": 0.1})
 
 
+@pytest.mark.filterwarnings("ignore:the edit taught nothing")
 def test_the_perturbed_variant_trains_the_corrupt_paragraph_itself(tiny_model, paras, corrupt, mask):
     clean, keep = paras
-    settings = {"mask": mask, "steps": 12, "learning_rate": 1e-2, "stop": lambda _: False}
+    settings = {"mask": mask, "training": Training(steps=12, learning_rate=1e-2), "stop": Stop()}
     edited, history = edit(tiny_model, clean, corrupt, keep, variant="perturbed", **settings)
     own, _ = edit(tiny_model, clean, corrupt, keep, variant="rewrite", **settings)
     rewritten = with_continuation(clean, corrupt.continuation)
@@ -81,7 +86,7 @@ def test_any_text_can_be_the_new_continuation(paras):
 def test_a_memorized_paragraph_is_said_and_its_weights_are_counted(tiny_model, paras, mask):
     known, new = paras
     few = new.select(np.arange(2))
-    model, history = memorize(tiny_model, few, known, mask=mask, steps=300, learning_rate=2e-2)
+    model, history = memorize(tiny_model, few, known, mask=mask, training=Training(steps=300, learning_rate=2e-2))
     assert history.learned == 1 and bool((score(model, few).em == 6).all())
     verify_support(tiny_model, model, mask)
     needed = history.weights_needed
@@ -112,7 +117,9 @@ def test_holding_the_keep_set_costs_less_of_it(tiny_model, paras, mask):
         float(
             kl(
                 tiny_model,
-                memorize(tiny_model, few, known, mask=mask, steps=300, learning_rate=1e-2, keep_weight=w)[0],
+                memorize(
+                    tiny_model, few, known, mask=mask, training=Training(steps=300, learning_rate=1e-2, keep_weight=w)
+                )[0],
                 known,
             ).mean()
         )
@@ -135,3 +142,25 @@ def test_bad_input_is_refused(tiny_model, paras, corrupt, mask):
         edit(tiny_model, clean, corrupt, keep, mask=Mask({}, mask.shapes))
     with pytest.raises(InputError, match="reproduces all 4 paragraphs already"):
         memorize(tiny_model, clean, keep)
+
+
+def test_a_stop_rule_ends_what_is_learned_when_it_is_learned(tiny_model, paras, corrupt, mask):
+    """Bounds of the targets are met from the other side than in unlearning."""
+    clean, keep = paras
+    training = Training(steps=200, learning_rate=2e-2)
+    _, history = edit(tiny_model, clean, corrupt, keep, mask=mask, training=training, stop=Stop(target_em=3.0))
+    assert history.ended == "stop rule" and history.target_em.values[-1] >= 3.0 > history.target_em.values[-2]
+    _, history = memorize(tiny_model, keep, clean, mask=mask, training=training, stop=Stop(target_nll=2.0))
+    assert history.ended == "stop rule" and history.target_nll.values[-1] <= 2.0 < history.target_nll.values[-2]
+    with pytest.warns(RuntimeWarning, match="the edit taught nothing"):
+        _, history = edit(
+            tiny_model, clean, corrupt, keep, mask=mask, training=Training(steps=2, learning_rate=1e-6), stop=Stop()
+        )
+    assert history.ended == "steps" and history.sizes["step"] == 2
+
+
+def test_a_rate_is_searched_for_what_is_taught_too(tiny_model, paras, corrupt):
+    clean, keep = paras
+    _, history = edit(tiny_model, clean, corrupt, keep, training=Training(steps=60))
+    assert history.em_after > history.em_before + 1 and history.learning_rate in history.rates_tried
+    assert len(history.rates_tried) == 3 and history.rate_choice.startswith("searched")

@@ -14,6 +14,7 @@ from mechmem.truth.injected import inject, random_neurons
 from mechmem.truth.planted import planted
 from mechmem.truth.planted_settings import PlantedSettings
 from mechmem.weights.masks import Mask
+from mechmem.weights.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,9 @@ def test_neurons_drawn_afterwards_are_found_by_chance_alone(tiny_model, tiny_par
 def test_injected_neurons_are_found_better_than_by_chance(tiny_model, keep):
     target = Paragraphs(torch.randint(0, 61, (1, 23), generator=torch.Generator().manual_seed(9)), 13)
     truth = random_neurons(tiny_model, 0.1, 4)
-    injected, history = inject(tiny_model, target, Mask.neurons(tiny_model, truth), learning_rate=1e-2)
+    injected, history = inject(
+        tiny_model, target, Mask.neurons(tiny_model, truth), training=Training(steps=400, learning_rate=1e-2)
+    )
     assert float(history.em[-1]) == 10
     scores = localize_neurons(injected, target, keep, method="zero_out")
     assert recall(scores, truth, 0.1) > 0.3

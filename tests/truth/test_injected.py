@@ -8,6 +8,7 @@ from mechmem.measure.scores import score
 from mechmem.truth.injected import inject, random_neurons
 from mechmem.weights.masks import Mask
 from mechmem.weights.support import changed_weights, verify_support
+from mechmem.weights.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,12 @@ def test_what_is_injected_is_memorized_and_sits_in_the_mask(tiny_model, paras):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     seen = []
     injected, history = inject(
-        tiny_model, paras, mask, learning_rate=0.01, learned_nll=0.8, progress=lambda *done: seen.append(done)
+        tiny_model,
+        paras,
+        mask,
+        training=Training(steps=400, learning_rate=0.01),
+        learned_nll=0.8,
+        progress=lambda *done: seen.append(done),
     )
     assert (score(injected, paras).em == 8).all() and (score(tiny_model, paras).em < 8).all()
     assert history.em.values[-1] == 8 and history.nll.values[-1] <= 0.8 < history.nll.values[0]
@@ -34,7 +40,7 @@ def test_what_is_injected_is_memorized_and_sits_in_the_mask(tiny_model, paras):
 
 def test_too_few_steps_are_said_by_the_history(tiny_model, paras):
     mask = Mask.neurons(tiny_model, [(0, 3)])
-    _, history = inject(tiny_model, paras, mask, steps=2)
+    _, history = inject(tiny_model, paras, mask, training=Training(steps=2))
     assert history.sizes["step"] == 3 and history.em.values[-1] < 8
 
 
@@ -71,4 +77,4 @@ def test_a_mask_of_another_model_is_refused(tiny_model, small_model, paras):
     with pytest.raises(InputError, match="the mask is of another model"):
         inject(tiny_model, paras, other)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        inject(tiny_model, paras, Mask.neurons(tiny_model, [(0, 1)]), learning_rate=1e30)
+        inject(tiny_model, paras, Mask.neurons(tiny_model, [(0, 1)]), training=Training(learning_rate=1e30))

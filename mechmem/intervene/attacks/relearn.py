@@ -20,6 +20,7 @@ from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.weights.masked_weights import MaskedWeights
+from mechmem.weights.training import Training
 
 
 def relearning_attack(
@@ -74,7 +75,7 @@ def relearning_attack(
     rows: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     batches = _batches(other_memorized, batch_size, seed)
     with frozen(relearned):
-        weights = MaskedWeights(relearned, None, learning_rate=learning_rate)
+        weights = MaskedWeights(relearned, None, Training(learning_rate=learning_rate))
         for step in range(steps + 1):
             if step % every == 0 or step == steps:
                 found, trained = score(relearned, paras), score(relearned, other_memorized)

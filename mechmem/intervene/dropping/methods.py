@@ -25,6 +25,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.masks import Mask
+from mechmem.weights.training import Training
 
 # Shares at strength 1: of all neurons, and of all heads. More leaves no language model to compare with.
 NEURONS, HEADS = 0.05, 0.5
@@ -110,7 +111,7 @@ def task_arithmetic(
     """
     tuned = copy.deepcopy(model)
     with frozen(tuned), torch.enable_grad():
-        weights = MaskedWeights(tuned, mask, learning_rate=TUNING_RATE)
+        weights = MaskedWeights(tuned, mask, Training(learning_rate=TUNING_RATE))
         for _ in range(TUNING_STEPS):
             for start in range(0, len(memorized), CHUNK):
                 part = memorized.select(np.arange(start, min(start + CHUNK, len(memorized))))

@@ -16,9 +16,9 @@ from mechmem.intervene.dropping.gradual import Schedule, dropped_rows
 from mechmem.localize.neuron_gates import HIGH, LOW, TEMPERATURE, chance_open, gated_nll, open_gates
 from mechmem.model.hooks import frozen
 from mechmem.model.lean.model import fast_float32
+from mechmem.model.lean.trainable import TrainableModel
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
-from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.masks import Mask
 
 # Both: updates; rate of Adam; NLL of memorized text beyond which raising it earns no more, nats a token.
@@ -57,15 +57,15 @@ def balanced_subnet(
     count = round(SHARE * sum(int(each.sum()) for each in allowed.values()))
     batches = _batches(memorized, seed), _batches(keep, seed + 1)
     with frozen(trial), torch.enable_grad():
-        weights = MaskedWeights(trial, None, learning_rate=0.0)
         parameters = editable_parameters(trial)
+        forward = TrainableModel(trial, list(parameters), None)
         optimizer = torch.optim.Adam(list(scores.values()), lr=SCORE_RATE)
         for step in range(STEPS):
             with torch.no_grad():
                 threshold = _smallest(scores, count)
                 for name, parameter in parameters.items():
                     parameter.copy_(original[name] * (scores[name] > threshold))
-            loss = _nll(weights, next(batches[1])) - _nll(weights, next(batches[0])).clamp(max=CAP)
+            loss = _nll(forward, next(batches[1])) - _nll(forward, next(batches[0])).clamp(max=CAP)
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             for (name, score), gradient in zip(scores.items(), gradients, strict=True):
                 score.grad = (gradient * original[name]).masked_fill(~allowed[name], 0)
@@ -113,8 +113,8 @@ def hard_concrete(
     return dropped_rows(model, "mlp.W_out", -chance_open(odds.detach()), NEURONS)
 
 
-def _nll(weights: MaskedWeights, paras: Paragraphs) -> Float[Tensor, ""]:
-    logits = weights.continuation_logits(paras.tokens, paras.prefix_len)
+def _nll(forward: TrainableModel, paras: Paragraphs) -> Float[Tensor, ""]:
+    logits = forward.continuation_logits(paras.tokens, paras.prefix_len)
     return functional.cross_entropy(logits.flatten(0, 1), paras.continuation.to(logits.device).flatten())
 
 

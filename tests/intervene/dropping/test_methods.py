@@ -20,6 +20,7 @@ from mechmem.truth.planted import planted
 from mechmem.truth.planted_settings import PlantedSettings
 from mechmem.weights.masks import Mask
 from mechmem.weights.support import verify_support
+from mechmem.weights.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,9 @@ def test_rows_go_in_the_order_of_their_gain(tiny_model):
 @pytest.mark.parametrize("name", ["neuron_drop", "head_drop"])
 def test_a_planted_memory_is_lost_with_its_neurons_or_its_head_and_not_with_others(truth, name):
     model, memorized, other = truth.model, truth.memorized, truth.other
-    edited, history = unlearn(model, memorized, other, method=name, steps=10, stop=Stop(target_em=20.0))
+    edited, history = unlearn(
+        model, memorized, other, method=name, training=Training(steps=10), stop=Stop(target_em=20.0)
+    )
     assert history.ended == "stop rule" and float(score(edited, memorized).em.mean()) <= 20
     # The control: as many rows, none of them among those that were dropped.
     kind = "mlp.W_out" if name == "neuron_drop" else "attn.W_O"
@@ -187,7 +190,7 @@ def test_the_task_vector_is_taken_back_in_proportion(tiny_model, sets):
 @pytest.mark.parametrize("name", list(DROPPING))
 def test_every_path_stays_inside_a_mask(tiny_model, sets, name):
     mask = Mask.top(weight_gradients(tiny_model, sets[0]), fraction=0.3)
-    edited, history = unlearn(tiny_model, *sets, method=name, mask=mask, steps=2)
+    edited, history = unlearn(tiny_model, *sets, method=name, mask=mask, training=Training(steps=2))
     verify_support(tiny_model, edited, mask)
     assert history.sizes["step"] == 2 and history.method == name
 
@@ -196,7 +199,9 @@ def test_every_path_stays_inside_a_mask(tiny_model, sets, name):
 def test_trained_masks_drop_what_was_injected_and_spare_the_rest(tiny_model, sets, prepare):
     neurons = random_neurons(tiny_model, 0.1, 3)
     paragraph = Paragraphs(sets[1].tokens[:1], 8)
-    injected, history = inject(tiny_model, paragraph, Mask.neurons(tiny_model, neurons), steps=300, learning_rate=1e-2)
+    injected, history = inject(
+        tiny_model, paragraph, Mask.neurons(tiny_model, neurons), training=Training(steps=300, learning_rate=1e-2)
+    )
     assert float(history.em[-1]) == 8
     keep = sets[0]
     path = prepare(injected, paragraph, keep, mask=None, seed=0)
