@@ -34,7 +34,7 @@ MEASURES = {
     "em_drop": ("EM drop", "tokens"),
     "match_drop": ("match drop", "share of 50"),
     "edit_distance": ("edit distance", "tokens"),
-    "nll_rise": ("NLL rise", "nats a token"),
+    "nll_rise": ("NLL rise", "nats per token"),
 }
 
 

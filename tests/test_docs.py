@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 import mechmem as mm
+from mechmem.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,6 +54,18 @@ def test_links_and_files_exist(page):
         assert (page.parent / link).exists(), link
     for path in re.findall(r"`(?:python )?((?:\w[\w.-]*/)+[\w.-]+\.(?:py|pyi|md|json))\b", text):
         assert any((base / path).exists() for base in (ROOT, ROOT / "mechmem", ROOT / "docs")) or made(path), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_and_their_options_exist(page):
+    commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    for line in re.findall(r"^    (?:\w+=\S+ |\.venv/bin/)*mechmem (.*)$", page.read_text(), re.M):
+        command, *rest = line.split("#")[0].split()
+        known = {
+            option for parameter in commands[command].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        asked = {word for word in rest if word.startswith("--")}
+        assert asked <= known, f"mechmem {line}"
 
 
 def made(path: str) -> bool:
