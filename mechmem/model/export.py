@@ -16,8 +16,9 @@ from transformers import GPTNeoConfig
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
+from mechmem.model.hooks import refuse_hooks
 from mechmem.model.load import HookedTransformer, Provenance
-from mechmem.model.public import public, refuse_hooks
+from mechmem.model.public import public
 from mechmem.model.tokenizer import TOKENIZER_FILES
 from mechmem.model.vocabulary import vocabulary
 

@@ -1,10 +1,10 @@
-"""What holds for every public function that takes a model: kinds of arguments, hooks, old names, progress.
+"""The contract of every public function that takes a model: kinds of arguments, hooks, old names, progress.
 
 A `HookedTransformer` may have hooks on it. A function either runs them or refuses the model; none ignores them. Each
-public function says which, here and nowhere else:
+public function declares which, with this decorator and nowhere else:
 
     @public("run")       # its result is what the model computes with its hooks
-    @public("refuse")    # it reads or changes weights, or replays parts of the forward: hooks would be left out
+    @public("refuse")    # it reads or changes weights, or replays parts of the forward, which would ignore hooks
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ HookPolicy = Literal["run", "refuse"]
 def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Mark a public function that takes one or more models, and check its arguments when it is called.
 
-    1. Arguments under their old names are taken under the new ones, with a DeprecationWarning.
+    1. Arguments under their old names are accepted, with a DeprecationWarning.
     2. `progress=True` becomes a bar.
-    3. Arguments annotated as `HookedTransformer` or `Paragraphs` must be these, or the sentence says how to get one.
+    3. Arguments annotated as `HookedTransformer` or `Paragraphs` must be of this kind; the error says how to get one.
     4. With "refuse", no model may have hooks on it.
 
     Args:
         hooks: whether the function runs the hooks that are on a model, or refuses such a model.
-        renamed: old name of an argument -> its name now; the old ones go with the next release.
+        renamed: old name of an argument -> its name now; the next release drops the old names.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,15 +59,16 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
     return decorate
 
 
-def check_model(name: str, model: Any) -> None:
-    """Refuse what is not a HookedTransformer.
+def check_kind(name: str, model: Any) -> None:
+    """Refuse anything but a HookedTransformer.
 
     Raises:
-        InputError: another kind of object; the sentence says how to get a model.
+        InputError: another kind of object; the message says how to get a model.
     """
     if not isinstance(model, HookedTransformer):
         raise InputError(
-            f"got {type(model).__name__} as {name}; need a HookedTransformer: mechmem.load_model(name or folder)"
+            f"got {type(model).__name__} as {name}; need a HookedTransformer: load one with mechmem.load_model(name or "
+            "folder)"
         )
 
 
@@ -75,16 +76,19 @@ def _rename(function: str, renamed: Mapping[str, str], kwargs: dict[str, Any]) -
     for old in [name for name in kwargs if name in renamed]:
         new = renamed[old]
         if new in kwargs:
-            raise InputError(f"{function} got {old} and {new}, which are one argument; leave out {old}")
+            raise InputError(f"{function} got {old} and {new}, which are one argument; omit {old}")
         warnings.warn(f"{function}: {old} is called {new} now", DeprecationWarning, stacklevel=3)
         kwargs[new] = kwargs.pop(old)
 
 
 def _check(function: str, name: str, annotation: Any, value: Any, hooks: HookPolicy) -> None:
     # Annotations are strings where a module postpones them.
-    kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    if value is None and kind.endswith("| None"):
+        return
+    kind = kind.removesuffix("| None").strip().rsplit(".", 1)[-1]
     if kind == "HookedTransformer":
-        check_model(name, value)
+        check_kind(name, value)
         if hooks == "refuse":
             refuse_hooks(value, function)
     elif kind == "Paragraphs" and not isinstance(value, Paragraphs):

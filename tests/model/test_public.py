@@ -1,6 +1,8 @@
 """What every public function that takes a model checks before it begins."""
 
 import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -27,11 +29,30 @@ def test_a_model_with_hooks_is_refused_or_run(tiny_model, tiny_paragraphs):
     assert abs(hooked.nll - score(tiny_model, tiny_paragraphs).nll).max() > 0.01
 
 
-def test_other_kinds_of_arguments_are_refused_with_a_way_on(tiny_model, tiny_paragraphs):
-    with pytest.raises(InputError, match=r"got Linear as model; need a HookedTransformer: mechmem\.load_model"):
-        import torch
+@public("refuse")
+def optional(paragraphs: Paragraphs, model: HookedTransformer | None = None) -> int:
+    return len(paragraphs) + (model is None)
 
-        lengths(torch.nn.Linear(1, 1), tiny_paragraphs)  # pyright: ignore[reportArgumentType]
+
+@pytest.mark.parametrize("kind", [TransformerBridge, torch.nn.Linear, str])
+def test_another_kind_of_model_is_refused_with_a_way_on(kind, tiny_paragraphs):
+    sentence = rf"got {kind.__name__} as model; need a HookedTransformer: load one with mechmem\.load_model"
+    wrong = kind.__new__(kind)
+    with pytest.raises(InputError, match=sentence):
+        lengths(wrong, tiny_paragraphs)
+    with pytest.raises(InputError, match=sentence):
+        optional(tiny_paragraphs, model=wrong)
+
+
+def test_a_model_that_may_be_left_out_is_checked_where_it_is_given(tiny_model, tiny_paragraphs):
+    assert optional(tiny_paragraphs) == optional(tiny_paragraphs, None) == 12
+    assert optional(tiny_paragraphs, tiny_model) == 11
+    with with_hooks(tiny_model, {"blocks.1.attn.hook_z": lambda z, hook: z}):  # noqa: ARG005
+        with pytest.raises(InputError, match="optional would not run them"):
+            optional(tiny_paragraphs, tiny_model)
+
+
+def test_other_kinds_of_arguments_are_refused_with_a_way_on(tiny_model):
     with pytest.raises(InputError, match="got list as paragraphs; need Paragraphs"):
         lengths(tiny_model, ["text"])  # pyright: ignore[reportArgumentType]
 
