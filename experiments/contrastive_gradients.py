@@ -60,7 +60,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     sets = by_em(model, MEMORIZED_OTHER, candidates=settings.candidates, each=settings.each, seed=settings.seed)
     largest, chosen, masks = [], [], []
     for contrast in CONTRASTS:
-        scores = mm.contrastive_gradients(model, sets["memorized"], sets["other"], contrast=contrast)
+        scores = mm.contrastive_gradients(model, sets["memorized"], sets["other"], method=contrast)
         mask = mm.Mask.top(scores, fraction=settings.fraction)
         taken = {name: torch.zeros(value.numel()) for name, value in scores.items()}
         for name, places in mask.indices.items():

@@ -68,7 +68,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     choosing = memorized.select(np.arange(half))
     sets = {"memorized": memorized.select(np.arange(half, 2 * half)), "other": other.select(np.arange(half))}
     weights = mm.weight_gradients(model, choosing)
-    drops = mm.ablate_heads(model, choosing.select(np.arange(min(8, half))), method="mean").em_drop
+    drops = -mm.ablate_heads(model, choosing.select(np.arange(min(8, half))), method="mean").em_change
     place = tuple(int(i) for i in np.unravel_index(int(np.argmax(drops.values)), drops.shape))
     common: dict[str, Any] = {"draws": settings.draws, "seed": settings.seed}
     masks = {

@@ -46,7 +46,7 @@ def measure(seed: int) -> dict[str, float]:
         own = abs(found).sel(layer=truth.head[0], head=truth.head[1]).sum()
         result[f"attribute, v, {direction}: head's share"] = head_share(found, truth)
         result[f"attribute, v, {direction}: sum at the head (exact: 1)"] = float(own)
-    found = mm.activation_gradients(model, clean, site="v", kind="integrated", steps=16)
+    found = mm.activation_gradients(model, clean, site="v", method="integrated", steps=16)
     result["activation gradients, v, integrated: head's share"] = head_share(found, truth)
     found = mm.activation_gradients(model, clean, site="v")
     result["activation gradients, v, largest: head's share"] = head_share(found, truth)
@@ -57,7 +57,7 @@ def measure(seed: int) -> dict[str, float]:
     for name, mask in masks.items():
         result[f"all weights: share of {name} (chance)"] = mask.count / mask.total
     for contrast in ("plain", "fisher", "difference"):
-        scores = mm.contrastive_gradients(model, clean, truth.other, contrast=contrast)
+        scores = mm.contrastive_gradients(model, clean, truth.other, method=contrast)
         top = mm.Mask.top(scores, fraction=FRACTION)
         for name, mask in masks.items():
             result[f"weights, {contrast}: share of {name} in the top {FRACTION:.1%}"] = (

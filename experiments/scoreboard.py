@@ -22,7 +22,7 @@ from measure_bundled import photograph
 from scipy.stats import bootstrap
 
 import mechmem as mm
-from mechmem.localize.neurons import METHODS
+from mechmem.localize.neurons import METHODS, NeuronMethod
 from mechmem.localize.scoreboard import deletion_board, injection_board
 from mechmem.model.load import HookedTransformer
 
@@ -55,7 +55,7 @@ class Settings:
     targets: int = 6
     others: int = 24
     keep: int = 8
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[NeuronMethod, ...] = tuple(METHODS)
     out: Path = Path("results/scoreboard")
     page: Path | None = Path("docs/scoreboard.md")
 

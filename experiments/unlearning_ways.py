@@ -67,7 +67,7 @@ def chosen_weights(model: HookedTransformer, row: Row, sets: Sets, fraction: flo
         return None
     contrast = "fisher" if row.weights == "fisher" else "plain"
     top = mm.Mask.top(
-        mm.contrastive_gradients(model, sets["targets"], sets["keep"], contrast=contrast), fraction=fraction
+        mm.contrastive_gradients(model, sets["targets"], sets["keep"], method=contrast), fraction=fraction
     )
     return mm.Mask.random_like(top, seed=seed) if row.weights == "random" else top
 

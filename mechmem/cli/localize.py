@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.table import Table
@@ -27,7 +27,7 @@ def localize(
     fraction: Annotated[float, typer.Option(help="Share of the neurons that the mask holds.")] = 0.01,
     device: Device = None,
 ) -> None:
-    """Find the MLP neurons that memorized paragraphs owe most to; writes OUT/neurons-METHOD.nc and -mask.safetensors.
+    """Find the MLP neurons that memorized paragraphs depend on most; write OUT/neurons-METHOD.nc and a mask.
 
     Runs the scan of the study in OUT first, if it has none.
     """
@@ -37,7 +37,7 @@ def localize(
 
             from mechmem.data.errors import InputError
             from mechmem.data.files import replacing
-            from mechmem.localize.neurons import METHODS, localize_neurons, top_neurons
+            from mechmem.localize.neurons import METHODS, NeuronMethod, localize_neurons, top_neurons
             from mechmem.study.folder import StudyFolder
             from mechmem.study.runner import run_study
             from mechmem.study.settings import Settings
@@ -66,7 +66,7 @@ def localize(
                 run.model,
                 chosen,
                 keep,
-                method=method,
+                method=cast(NeuronMethod, method),
                 seed=seed,
                 progress=lambda done, total: progress(f"localizing by {method}", done, total),
             )

@@ -1,8 +1,9 @@
-"""What heads, layers and sets of heads are worth: take their output away and score the paragraphs again."""
+"""What heads, layers and sets of heads contribute: ablate them and score the paragraphs again."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,164 +11,201 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress, part_of
-from mechmem.localize.ablation_runs import AblationRuns, Method
+from mechmem.data.progress import ProgressLike, as_callback, part_of
+from mechmem.localize.ablated_runs import AblatedRuns
+from mechmem.localize.ablation_runs import AblationMethod, AblationRuns, check_ablation
+from mechmem.model.heads import heads_of
+from mechmem.model.hooks import hooked_points
+from mechmem.model.lean.weights import unsupported
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
-Part = Literal["z", "pattern", "v"]
+HeadPart = Literal["z", "pattern", "v"]
+MEASURES = {
+    "em_change": ("tokens", "EM is higher without it"),
+    "nll_change": ("nats per token", "the text is less likely without it: it is needed"),
+}
 
 
+@public("run", renamed={"paras": "paragraphs", "part": "site"})
 def ablate_heads(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
-    method: Method = "mean",
-    part: Part = "z",
+    heads: Sequence[tuple[int, int] | str] | None = None,
+    method: AblationMethod = "mean",
+    site: HeadPart = "z",
     seed: int = 0,
-    batch_size: int = 32,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
-    """Ablate every head alone, at all positions, and measure what exact match and NLL lose.
+    """Ablate heads one at a time, at all positions, and measure how exact match and NLL change.
 
-    What is replaced is taken from the intact run; all that follows is computed anew. Scores are teacher-forced, as in
-    `score`. Replacing the pattern alone asks whether it matters *where* a head looks, replacing the values alone
-    whether it matters *what* it finds there; a head that looks at the right place and writes nothing passes neither.
+    The replacement is taken from the intact run; everything after it is computed anew. Scores are teacher-forced, as in
+    `score`. Replacing the pattern alone tests whether it matters *where* a head attends, replacing the values alone
+    whether it matters *what* it reads there. A model without hooks is run by the lean forward, restarted at the ablated
+    layer; a model with hooks on it is run with them.
 
     Args:
-        model: left as it is; hooks on it act as usual.
-        paras: their mean output is what "mean" replaces by: near-duplicates among them make it less of a neutral one.
-        method: "mean": the mean over the paragraphs at the same position; "zero": nothing; "resample": that of another
-            paragraph, the same one for every head, none its own.
-        part: what is replaced: "z", the head's whole output before W_O; "pattern", its attention, the values kept; "v",
+        model: left as it is; hooks on it run as usual.
+        paragraphs: their mean output is what "mean" replaces by: near-duplicates among them make it less neutral.
+        heads: only these, (layer, head) pairs or names like "L1H2"; None: every head.
+        method: "mean": the mean over the paragraphs at the same position; "zero": zeros; "resample": the activation of
+            another paragraph, the same one for every head, none its own.
+        site: what is replaced: "z", the head's whole output before W_O; "pattern", its attention, the values kept; "v",
             its values, the attention kept.
         seed: decides which paragraph stands in ("resample" alone).
-        batch_size: (head, paragraph) pairs of one forward.
+        batch_size: (head, paragraph) pairs of one forward; None: chosen for the machine.
         progress: called with (pairs done, pairs).
 
     Returns:
-        Dataset [layer, head], means over paragraphs: em_drop (tokens) and nll_rise (nats per token), both against the
-        intact run. Positive: the head is needed; higher: more is lost without it.
+        Dataset [layer, head], means over paragraphs, after minus before: em_change (tokens; below zero: the head is
+        needed) and nll_change (nats per token; above zero: the head is needed). Heads that were not asked for are NaN.
 
     Raises:
-        InputError: an unknown method or part, fewer than two paragraphs for "mean" or "resample", or paragraphs or a
-            model that cannot be used.
+        InputError: an unknown method, site or head, fewer than two paragraphs for "mean" or "resample", or paragraphs
+            or a model that cannot be used.
     """
-    if part not in ("z", "pattern", "v"):
-        raise InputError(f"part is {part!r}; need 'z', 'pattern' or 'v'")
-    runs = AblationRuns(model, paras, method=method, site=part, seed=seed, batch_size=batch_size)
-    layers, heads = runs.shape
-    losses = _losses(runs, torch.eye(layers * heads, dtype=torch.bool).view(-1, layers, heads), progress)
-    coords = {"layer": np.arange(layers), "head": np.arange(heads)}
-    attrs = {"method": method, "part": part, "seed": seed, "paragraphs": len(paras)}
-    return _dataset(losses.view(2, layers, heads), coords, attrs)
+    check_choice("site", site, HeadPart)
+    check_ablation(model, paragraphs, method)
+    grid = np.full((2, model.cfg.n_layers, model.cfg.n_heads), np.nan)
+    cells = list(np.ndindex(*grid.shape[1:])) if heads is None else list(dict.fromkeys(heads_of(model, heads)))
+    options = {"method": method, "site": site, "seed": seed, "batch_size": batch_size}
+    changes = _single(model, paragraphs, cells, progress, options)
+    grid[:, *np.array(cells).T] = changes
+    coords = {"layer": np.arange(grid.shape[1]), "head": np.arange(grid.shape[2])}
+    attrs = {"method": method, "site": site, "seed": seed, "paragraphs": len(paragraphs)}
+    return _dataset(grid, coords, attrs)
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def ablate_layers(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
-    method: Method = "mean",
+    method: AblationMethod = "mean",
     seed: int = 0,
-    batch_size: int = 32,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Ablate all heads of a layer together, and the MLP of a layer, each alone.
 
     Args:
         model: as `ablate_heads`.
-        paras: as `ablate_heads`.
+        paragraphs: as `ablate_heads`.
         method: as `ablate_heads`.
         seed: as `ablate_heads`.
-        batch_size: (layer, paragraph) pairs of one forward.
-        progress: called with (pairs done, pairs) of the heads, then of the MLPs.
+        batch_size: (layer, paragraph) pairs of one forward; None: chosen for the machine.
+        progress: called with (pairs done, pairs) of attention, then of the MLPs.
 
     Returns:
-        Dataset [layer, module] of em_drop and nll_rise, as `ablate_heads`; modules are "attention" and, unless the
+        Dataset [layer, module] of em_change and nll_change, as `ablate_heads`; modules are "attention" and, unless the
         model has none, "mlp".
 
     Raises:
         InputError: as `ablate_heads`.
     """
-    sites = {"attention": "z"} if model.cfg.attn_only else {"attention": "z", "mlp": "mlp_out"}
+    check_ablation(model, paragraphs, method)
+    sites = {"attention": "attention"} if model.cfg.attn_only else {"attention": "attention", "mlp": "mlp_out"}
+    cells = [(layer, 0) for layer in range(model.cfg.n_layers)]
     columns = []
     for number, site in enumerate(sites.values()):
-        runs = AblationRuns(model, paras, method=method, site=site, seed=seed, batch_size=batch_size)
-        layers, parts = runs.shape
-        sets = torch.eye(layers, dtype=torch.bool)[:, :, None].expand(layers, layers, parts)
-        columns.append(_losses(runs, sets, None if progress is None else part_of(progress, number, len(sites))))
+        part = None if progress is None else part_of(progress, number, len(sites))
+        options = {"method": method, "site": site, "seed": seed, "batch_size": batch_size}
+        columns.append(_single(model, paragraphs, cells, part, options))
     coords = {"layer": np.arange(model.cfg.n_layers), "module": np.array(list(sites))}
-    attrs = {"method": method, "seed": seed, "paragraphs": len(paras)}
-    return _dataset(torch.stack(columns, -1), coords, attrs)
+    attrs = {"method": method, "seed": seed, "paragraphs": len(paragraphs)}
+    return _dataset(np.stack(columns, -1), coords, attrs)
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def ablate_greedily(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     count: int,
     *,
-    method: Method = "mean",
+    method: AblationMethod = "mean",
     seed: int = 0,
-    batch_size: int = 32,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
-    """Take heads away one after the other, each time the one whose loss raises the NLL most beside those gone already.
+    """Ablate heads one after the other, each time the one that raises the NLL most in addition to those before it.
 
-    Heads that can stand in for each other cost little alone and much together; a set shows what single heads hide. The
-    set is chosen on these paragraphs: judge it on others.
+    Heads that can replace each other cost little alone and much together; a set shows what single heads hide. The set
+    is chosen on these paragraphs: test it on others.
 
     Args:
         model: as `ablate_heads`.
-        paras: as `ablate_heads`.
-        count: heads to take away.
+        paragraphs: as `ablate_heads`.
+        count: heads to ablate.
         method: as `ablate_heads`.
         seed: as `ablate_heads`.
-        batch_size: (set, paragraph) pairs of one forward.
-        progress: called with (heads taken, heads to take).
+        batch_size: (set, paragraph) pairs of one forward; None: chosen for the machine.
+        progress: called with (heads ablated, heads to ablate).
 
     Returns:
-        Dataset [step]: layer, head (the one taken at this step), em_drop and nll_rise of the whole set so far against
-        the intact run.
+        Dataset [step]: layer, head (the one added at this step), em_change and nll_change of the whole set so far
+        against the intact run.
 
     Raises:
         InputError: as `ablate_heads`, or a count that is not between 1 and the number of heads.
     """
-    runs = AblationRuns(model, paras, method=method, seed=seed, batch_size=batch_size)
-    layers, heads = runs.shape
+    layers, heads = model.cfg.n_layers, model.cfg.n_heads
     if not 1 <= count <= layers * heads:
-        raise InputError(f"count is {count}; need 1 to {layers * heads}, the heads of the model")
+        raise InputError(f"got count {count}; need 1 to {layers * heads}, the heads of the model")
+    runs = AblationRuns(model, paragraphs, method=method, seed=seed, batch_size=batch_size)
+    report = as_callback(progress, "ablate_greedily")
     gone = torch.zeros(layers * heads, dtype=torch.bool)
-    taken, losses = [], []
+    taken, changes = [], []
     for step in range(count):
         left = (~gone).nonzero()[:, 0]
         sets = gone.repeat(len(left), 1)
         sets[torch.arange(len(left)), left] = True
-        found = _losses(runs, sets.view(-1, layers, heads), None)
+        found = _changes(runs, sets.view(-1, layers, heads), None)
         best = int(found[1].argmax())
         taken.append(int(left[best]))
-        losses.append(found[:, best])
+        changes.append(found[:, best])
         gone[left[best]] = True
-        if progress is not None:
-            progress(step + 1, count)
-    result = _dataset(torch.stack(losses, 1), {"step": np.arange(count)}, {"method": method, "paragraphs": len(paras)})
+        if report is not None:
+            report(step + 1, count)
+    attrs = {"method": method, "seed": seed, "paragraphs": len(paragraphs)}
+    result = _dataset(torch.stack(changes, 1).numpy(), {"step": np.arange(count)}, attrs)
     layer, head = np.divmod(np.array(taken), heads)
     return result.assign(layer=("step", layer), head=("step", head))
 
 
-def _losses(
-    runs: AblationRuns, sets: Bool[Tensor, "set layer part"], progress: Progress | None
+def _single(
+    model: HookedTransformer,
+    paragraphs: Paragraphs,
+    cells: Sequence[tuple[int, int]],
+    progress: ProgressLike,
+    options: dict[str, Any],
+) -> Float[np.ndarray, "measure cell"]:
+    """Change of EM and NLL, mean over paragraphs, when each (layer, part) is ablated alone."""
+    if not hooked_points(model) and not unsupported(model):
+        return AblatedRuns(model, paragraphs, **options).changes(cells, progress).mean(-1).numpy()
+    site = options["site"]
+    hooked: dict[str, Any] = {**options, "site": "z" if site == "attention" else site}
+    runs = AblationRuns(model, paragraphs, **hooked)
+    sets = torch.zeros(len(cells), *runs.shape, dtype=torch.bool)
+    for number, (layer, part) in enumerate(cells):
+        sets[number, layer, slice(None) if site == "attention" else part] = True
+    return _changes(runs, sets, progress).numpy()
+
+
+def _changes(
+    runs: AblationRuns, sets: Bool[Tensor, "set layer part"], progress: ProgressLike
 ) -> Float[Tensor, "measure set"]:
-    """What EM falls and NLL rises by, mean over paragraphs."""
-    em, nll = (runs.scores(sets, progress) - runs.intact[:, None]).mean(-1)
-    return torch.stack([-em, nll])
+    """EM and NLL minus those of the intact run, mean over paragraphs."""
+    return (runs.scores(sets, progress) - runs.intact[:, None]).mean(-1)
 
 
-def _dataset(losses: Tensor, coords: dict[str, np.ndarray], attrs: dict[str, str | int]) -> xr.Dataset:
-    dims, higher = tuple(coords), "more is lost without it"
-    units = {"em_drop": "tokens", "nll_rise": "nats per token"}
+def _dataset(changes: Float[np.ndarray, ...], coords: dict[str, np.ndarray], attrs: dict[str, str | int]) -> xr.Dataset:
     data = {
-        name: (dims, values.numpy(), {"units": unit, "higher": higher})
-        for (name, unit), values in zip(units.items(), losses, strict=True)
+        name: (tuple(coords), values, {"units": unit, "higher": higher})
+        for (name, (unit, higher)), values in zip(MEASURES.items(), changes, strict=True)
     }
     return xr.Dataset(data, coords, attrs)

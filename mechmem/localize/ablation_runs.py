@@ -1,4 +1,4 @@
-"""Run paragraphs with parts of layers replaced: any sets of them, many sets a forward."""
+"""Run paragraphs with parts of layers replaced through hooks: any sets of parts, many sets per forward."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.measure.scores import score_logits
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import advance, check_fit, residual_before, unembed_continuation
 from mechmem.model.hooks import Hook, recording, with_hooks
 from mechmem.model.lean.trace import HOOKS
 from mechmem.model.load import HookedTransformer
 
-Method = Literal["mean", "zero", "resample"]
+AblationMethod = Literal["mean", "zero", "resample"]
 # Which axis of a hook point is the head's; MLPs have none.
 HEAD_AXIS = {"z": 2, "v": 2, "pattern": 1, "mlp_out": None}
 
@@ -36,29 +38,28 @@ class AblationRuns:
         intact: EM and NLL with nothing replaced, [measure, paragraph].
 
     Raises:
-        InputError: an unknown method or site, too few paragraphs for the method, or paragraphs that do not fit.
+        InputError: an unknown method, too few paragraphs for the method, or paragraphs that do not fit.
     """
 
     def __init__(
         self,
         model: HookedTransformer,
-        paras: Paragraphs,
+        paragraphs: Paragraphs,
         *,
-        method: str,
+        method: AblationMethod,
         site: str = "z",
         seed: int = 0,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> None:
-        check_fit(model, paras)
-        stand_in = _stand_in(method, len(paras), seed)
-        if site not in HEAD_AXIS or (site == "mlp_out" and model.cfg.attn_only):
-            raise InputError(f"site is {site!r}; need one of {', '.join(HEAD_AXIS)}, if the model has it")
-        self._model, self._paras, self._batch_size = model, paras, batch_size
+        check_ablation(model, paragraphs, method)
+        stand_in = _stand_in(method, len(paragraphs), seed)
+        batch_size = chosen_batch_size(batch_size, model.W_E.device, 32)
+        self._model, self._paragraphs, self._batch_size = model, paragraphs, batch_size
         self._axis = HEAD_AXIS[site]
         self.shape = model.cfg.n_layers, 1 if self._axis is None else model.cfg.n_heads
         self._names = [f"blocks.{layer}.{HOOKS[site]}" for layer in range(model.cfg.n_layers)]
         with torch.no_grad():
-            parts = paras.tokens.to(model.cfg.device).split(batch_size)
+            parts = paragraphs.tokens.to(model.cfg.device).split(batch_size)
             self._embedded = torch.cat([residual_before(model, part, 0) for part in parts])
             self._replacements = []
             residual = self._embedded
@@ -74,7 +75,7 @@ class AblationRuns:
 
     @torch.no_grad()
     def scores(
-        self, sets: Bool[Tensor, "set layer part"], progress: Progress | None = None
+        self, sets: Bool[Tensor, "set layer part"], progress: ProgressLike = None
     ) -> Float[Tensor, "measure set paragraph"]:
         """EM and NLL of every paragraph under every set.
 
@@ -82,7 +83,8 @@ class AblationRuns:
             sets: which parts are replaced together; what all of them share is computed once.
             progress: called with (rows done, rows); a row is a set and a paragraph.
         """
-        count, layers = len(self._paras), self.shape[0]
+        count, layers = len(self._paragraphs), self.shape[0]
+        report = as_callback(progress, "ablation")
         result = self.intact.new_empty(2, len(sets), count)
         shared = sets.all(0)
         # Where a set first differs from what all share; n_layers if nowhere.
@@ -97,8 +99,8 @@ class AblationRuns:
                     end = advance(self._model, residual[paragraph.to(residual.device)], layer, layers)
                     result[:, number, paragraph] = self._scores(end, paragraph)
                 done += len(chosen)
-                if progress is not None:
-                    progress(done, len(sets) * count)
+                if report is not None:
+                    report(done, len(sets) * count)
             if layer < layers:
                 parts = []
                 for batch, paragraph in self._batches(residual):
@@ -131,8 +133,8 @@ class AblationRuns:
     def _scores(
         self, residual: Float[Tensor, "row pos d_model"], paragraph: Int[Tensor, " row"]
     ) -> Float[Tensor, "measure row"]:
-        logits = unembed_continuation(self._model, residual, self._paras.prefix_len)
-        scores = score_logits(logits, self._paras.continuation[paragraph])
+        logits = unembed_continuation(self._model, residual, self._paragraphs.prefix_len)
+        scores = score_logits(logits, self._paragraphs.continuation[paragraph])
         return torch.stack([scores[name].cpu().double() for name in ("em", "nll")])
 
     def _batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Int[Tensor, " row"]]]:
@@ -140,22 +142,34 @@ class AblationRuns:
         return zip(rows.split(self._batch_size), torch.arange(len(rows)).split(self._batch_size), strict=True)
 
 
-def _stand_in(method: str, count: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """The function that turns a layer's activations, [paragraph, ...], into what replaces them."""
-    if method not in ("mean", "zero", "resample"):
-        raise InputError(f"method is '{method}'; need 'mean', 'zero' or 'resample'")
-    if method == "zero":
-        return lambda value: value.new_zeros(1, *value.shape[1:]).expand_as(value)
-    if count < 2:
+def check_ablation(model: HookedTransformer, paragraphs: Paragraphs, method: str) -> None:
+    """Refuse what cannot be ablated.
+
+    Raises:
+        InputError: an unknown method, too few paragraphs for it, or paragraphs that do not fit.
+    """
+    check_fit(model, paragraphs)
+    check_choice("method", method, AblationMethod)
+    if method != "zero" and len(paragraphs) < 2:
         raise InputError(
-            f"{count} paragraph came for method '{method}', which takes the output of others; need at least two: "
-            "give more paragraphs or use method='zero'"
+            f"got 1 paragraph for method {method!r}, which takes the output of others; need at least 2: give more "
+            "paragraphs or use method='zero'"
         )
-    if method == "mean":
-        return lambda value: value.mean(0, keepdim=True).expand_as(value)
-    # One cycle through all paragraphs in random order: no paragraph stands in for itself.
+
+
+def successors(count: int, seed: int) -> Int[Tensor, " paragraph"]:
+    """Which paragraph stands in for each: the next on one cycle through all in random order, so none for itself."""
     order = np.random.default_rng(seed).permutation(count)
     other = np.empty(count, dtype=np.int64)
     other[order] = np.roll(order, -1)
-    index = torch.from_numpy(other)
+    return torch.from_numpy(other)
+
+
+def _stand_in(method: AblationMethod, count: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """The function that turns a layer's activations, [paragraph, ...], into what replaces them."""
+    if method == "zero":
+        return lambda value: value.new_zeros(1, *value.shape[1:]).expand_as(value)
+    if method == "mean":
+        return lambda value: value.mean(0, keepdim=True).expand_as(value)
+    index = successors(count, seed)
     return lambda value: value[index.to(value.device)]

@@ -1,8 +1,8 @@
-"""How the NLL of paragraphs leans on activations, by layer, head and position."""
+"""Gradient of the paragraphs' NLL with respect to activations, by layer, head and position."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,30 +11,36 @@ from einops import reduce
 from torch import Tensor
 from torch.nn import functional
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, batches
+from mechmem.model.activation_sites import Site, site_of
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit, residual_before, unembed_columns
 from mechmem.model.hooks import Hook, frozen, recording, with_hooks
 from mechmem.model.lean.model import fast_float32
-from mechmem.model.lean.trace import HEAD_SITES, HOOKS, NEURON_SITES, SITES
+from mechmem.model.lean.trace import HEAD_SITES, HOOKS
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
-Kind = Literal["gradient", "gradient_x_activation", "integrated"]
+Method = Literal["gradient", "gradient_x_activation", "integrated"]
 UNITS = {"gradient": "nats per token per unit of activation"}
 
 
+@public("run", renamed={"paras": "paragraphs", "kind": "method"})
+@public("run", renamed={"paras": "paragraphs", "kind": "method"})
 def activation_gradients(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
-    site: str = "v",
+    site: Site | str = "v",
     target: int | None = None,
-    kind: Kind = "gradient",
+    method: Method = "gradient",
     steps: int = 8,
     average: bool = True,
-    batch_size: int = 8,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.DataArray:
     """Size of d NLL / d activation in every cell (Stoehr et al. 2024, arXiv 2403.19851, section 5 and figure 6).
 
@@ -42,61 +48,64 @@ def activation_gradients(
 
     Args:
         model: left as it is.
-        paras: whose NLL is meant.
+        paragraphs: whose NLL is differentiated.
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z, pattern (row of the query at that
             position) or mlp_post.
-        target: position of the one token whose NLL is meant; None: the mean over the continuation.
-        kind: "gradient": the largest |gradient| in the cell, over d_head (the paper's), d_model or keys; of mlp_post
-            over the layer's neurons. "gradient_x_activation": their product, summed over the cell: to first order what
-            setting it to zero takes off the NLL. "integrated": the activation times the mean gradient while one layer's
-            site is scaled from 0 to its value (Sundararajan et al. 2017), summed over the cell: over all cells of a
-            layer these add up to what setting the whole site to zero takes off. Not for the residual stream itself:
-            its norm is divided out, so nothing changes until the very end of that path.
+        target: position of the one token whose NLL is differentiated; None: the mean over the continuation.
+        method: "gradient": the largest |gradient| in the cell, over d_head (the paper's), d_model or keys; of mlp_post
+            over the layer's neurons. "gradient_x_activation": their product, summed over the cell: to first order the
+            fall of the NLL when the cell is set to zero. "integrated": the activation times the mean gradient while one
+            layer's site is scaled from 0 to its value (Sundararajan et al. 2017), summed over the cell: over all cells
+            of a layer these add up to the fall of the NLL when the whole site is set to zero. Not for the residual
+            stream: layer norm cancels its scale, so nothing changes until the very end of that path.
         steps: points of "integrated", at the middles of as many equal parts.
         average: mean over paragraphs; False keeps the dimension `paragraph`.
-        batch_size: paragraphs of one forward and backward.
+        batch_size: paragraphs of one forward and backward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
         DataArray [layer, head, pos], or [layer, pos] for sites without heads. "gradient": never below zero, higher: the
-        NLL leans more on the cell. The other two are signed, in nats per token: below zero: the activation makes the
+        NLL depends more on the cell. The other two are signed, in nats per token: below zero: the activation makes the
         text more likely, so taking it away raises the NLL.
 
     Raises:
-        InputError: an unknown site or kind, a site that the model does not have, a target that nothing predicts, fewer
-            than one step, or paragraphs that do not fit.
+        InputError: an unknown site or method, a site that the model does not have, a target that nothing predicts,
+            fewer than one step, or paragraphs that do not fit.
         FloatingPointError: the NLL or a gradient is not finite.
     """
-    _check(model, paras, site, target, kind, steps)
+    check_fit(model, paragraphs)
+    site = site_of(model, site)
+    _check(paragraphs, target, method, steps)
+    size = chosen_batch_size(batch_size, model.W_E.device, 8)
     names = [f"blocks.{layer}.{HOOKS[site]}" for layer in range(model.cfg.n_layers)]
     parts = []
     with frozen(model), fast_float32(model.W_E.device):
-        for start in range(0, len(paras), batch_size):
-            tokens = paras.tokens[start : start + batch_size].to(model.cfg.device)
-            if kind == "integrated":
-                values = _integrated(model, tokens, paras.prefix_len, target, names, steps)
+        for rows in batches(len(paragraphs), size, progress):
+            tokens = paragraphs.tokens[rows].to(model.cfg.device)
+            if method == "integrated":
+                values = _integrated(model, tokens, paragraphs.prefix_len, target, names, steps)
             else:
-                found, activations = _gradients(model, tokens, paras.prefix_len, target, names, {"hook_embed": _leaf})
-                values = found if kind == "gradient" else [g * a for g, a in zip(found, activations, strict=True)]
-            parts.append(torch.stack([_cells(value, site, kind) for value in values], 1).double().cpu().numpy())
-            if progress is not None:
-                progress(min(start + batch_size, len(paras)), len(paras))
+                leaf: dict[str, Hook] = {"hook_embed": _leaf}
+                found, activations = _gradients(model, tokens, paragraphs.prefix_len, target, names, leaf)
+                values = found if method == "gradient" else [g * a for g, a in zip(found, activations, strict=True)]
+            parts.append(torch.stack([_cells(value, site, method) for value in values], 1).double().cpu().numpy())
     result = np.concatenate(parts)
     if not np.isfinite(result).all():
         raise FloatingPointError("the NLL or a gradient is not finite; look at the weights")
     dims = ["paragraph", "layer", "head", "pos"][: result.ndim - 1] if site in HEAD_SITES else ["paragraph", "layer"]
     dims = [*dims[:3], "pos"]
-    coords = {name: np.arange(size) for name, size in zip(dims, result.shape, strict=True)}
-    higher = "the NLL leans more on the cell" if kind == "gradient" else "the activation raises the NLL"
+    coords = {name: np.arange(length) for name, length in zip(dims, result.shape, strict=True)}
+    coords["paragraph"] = paragraphs.ids
+    higher = "the NLL depends more on the cell" if method == "gradient" else "the activation raises the NLL"
     attrs = {
         "site": site,
-        "kind": kind,
+        "method": method,
         "target": "continuation" if target is None else f"position {target}",
-        "units": UNITS.get(kind, "nats per token"),
+        "units": UNITS.get(method, "nats per token"),
         "higher": higher,
-        "paragraphs": len(paras),
+        "paragraphs": len(paragraphs),
     }
-    array = xr.DataArray(result, coords, dims, kind, attrs)
+    array = xr.DataArray(result, coords, dims, method, attrs)
     return array.mean("paragraph", keep_attrs=True) if average else array
 
 
@@ -151,10 +160,10 @@ def _scaled(scale: float) -> Hook:
     return hook_function
 
 
-def _cells(value: Tensor, site: str, kind: str) -> Tensor:
+def _cells(value: Tensor, site: str, method: str) -> Tensor:
     """[paragraph, head, pos], or [paragraph, pos]: the largest size in a cell, or the sum."""
-    how = "max" if kind == "gradient" else "sum"
-    value = value.abs() if kind == "gradient" else value
+    how = "max" if method == "gradient" else "sum"
+    value = value.abs() if method == "gradient" else value
     if site == "pattern":
         return reduce(value, "paragraph head query_pos key_pos -> paragraph head query_pos", how)
     if site in HEAD_SITES:
@@ -162,16 +171,12 @@ def _cells(value: Tensor, site: str, kind: str) -> Tensor:
     return reduce(value, "paragraph pos d -> paragraph pos", how)
 
 
-def _check(model: HookedTransformer, paras: Paragraphs, site: str, target: int | None, kind: str, steps: int) -> None:
-    check_fit(model, paras)
-    if site not in SITES or (site in NEURON_SITES and model.cfg.attn_only):
-        raise InputError(f"site is {site!r}; need one of {', '.join(SITES)}, if the model has it")
-    if site == "resid_mid" and model.cfg.parallel_attn_mlp:
-        raise InputError("the model runs attention and MLP side by side, so it has no 'resid_mid'; need another site")
-    if kind not in get_args(Kind) or steps < 1:
-        raise InputError(f"kind is {kind!r} with {steps} steps; need one of {', '.join(get_args(Kind))}, 1 or more")
-    if target is not None and not 1 <= target < paras.tokens.shape[1]:
+def _check(paragraphs: Paragraphs, target: int | None, method: str, steps: int) -> None:
+    check_choice("method", method, Method)
+    if steps < 1:
+        raise InputError(f"got {steps} steps; need 1 or more")
+    if target is not None and not 1 <= target < paragraphs.tokens.shape[1]:
         raise InputError(
-            f"target is {target}; need a token position from 1 to {paras.tokens.shape[1] - 1}: the first token is "
-            "predicted by nothing"
+            f"got target {target}; need a token position from 1 to {paragraphs.tokens.shape[1] - 1}: the first token "
+            "is predicted by nothing"
         )

@@ -1,4 +1,4 @@
-"""Attribution patching: what a patch would do, to first order, for all cells from one backward pass."""
+"""Attribution patching: the effect of a patch to first order, for all cells from one backward pass."""
 
 from __future__ import annotations
 
@@ -11,61 +11,72 @@ from einops import reduce
 from jaxtyping import Float
 from scipy.stats import spearmanr
 from torch import Tensor
+from typing_extensions import Unpack
 
+from mechmem.data.choices import check_choice, check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
-from mechmem.localize.metrics import Metric, Scored, metric_name, nll
-from mechmem.localize.patch_pairs import Direction, Pairs, ScoredAt, check_pairs
-from mechmem.localize.patching import effect_array, grid_shape, group_of
+from mechmem.data.progress import ProgressLike, batches
+from mechmem.data.ranking import largest, share_of
+from mechmem.localize.metrics import Metric, MetricName, Scored, metric_name, metric_of
+from mechmem.localize.patch_effects import EffectOptions, check_options, effect_array, grid_of
+from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs
+from mechmem.model.activation_sites import Site, site_of
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import residual_before, unembed_columns
 from mechmem.model.hooks import Hook, frozen, recording, with_hooks
 from mechmem.model.lean.model import fast_float32
 from mechmem.model.lean.trace import HEAD_SITES, HOOKS, NEURON_SITES
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 Method = Literal["gradient", "integrated"]
+STEPS = 5
 
 
+class AttributeOptions(EffectOptions, total=False):
+    """What `attribute` takes beside its main arguments.
+
+    steps: of "integrated" alone: points between base and source, at the middles of as many equal parts; None: 5.
+    batch_size: pairs of one forward and backward; None: chosen for the machine.
+    """
+
+    steps: int | None
+    batch_size: int | None
+
+
+@public("refuse")
 def attribute(
     model: HookedTransformer,
     clean: Paragraphs,
     corrupt: Paragraphs,
     *,
-    site: str = "z",
+    site: Site | str = "z",
     direction: Direction = "noising",
-    metric: Metric = nll,
-    scored: ScoredAt = "continuation",
+    metric: Metric | MetricName = "nll",
     method: Method = "gradient",
-    steps: int = 5,
-    groups: int = 16,
     normalize: bool = False,
-    average: bool = True,
-    batch_size: int = 4,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
+    **options: Unpack[AttributeOptions],
 ) -> xr.DataArray:
     """Estimate `patch` for every cell: gradient of the metric times the difference of the activations.
 
     "gradient" takes the gradient on the base run (Nanda 2023, attribution patching; Syed et al. 2023, arXiv
     2310.10348). "integrated" takes the mean gradient over runs whose token embeddings lie between the base's and the
-    source's (Hanna et al. 2024, arXiv 2403.17806): it sees past a metric that is flat at the base run, which a
-    memorized text's NLL is. Neither sees what saturates between the two activations; `patch` the cells at the top.
+    source's (Hanna et al. 2024, arXiv 2403.17806): it also works where the metric is flat at the base run, as the NLL
+    of a memorized text is. Neither sees what saturates between the two activations: `patch` the highest cells.
 
     Args:
-        model: left as it is.
+        model: left as it is; it must have no hooks, as for `patch`.
         clean: as `patch`.
         corrupt: as `patch`.
         site: as `patch`.
         direction: as `patch`.
         metric: as `patch`; it needs a gradient, which `em` has not.
-        scored: as `patch`.
         method: which gradient.
-        steps: points between base and source for "integrated", at the middles of as many equal parts.
-        groups: as `patch`.
         normalize: as `patch`.
-        average: as `patch`.
-        batch_size: pairs of one forward and backward.
         progress: called with (pairs done, pairs).
+        **options: scored, groups, average, steps, batch_size, see `AttributeOptions`.
 
     Returns:
         DataArray of the shape, unit and sign of `patch`.
@@ -74,28 +85,37 @@ def attribute(
         InputError: as `patch`; a metric without a gradient; fewer than one step or an unknown method.
         FloatingPointError: a gradient is not finite.
     """
-    pairs = check_pairs(model, clean, corrupt, site, direction, scored)
-    if method not in ("gradient", "integrated") or steps < 1:
-        raise InputError(
-            f"method is {method!r} with {steps} steps; need 'gradient' or 'integrated', the latter with at least 1"
-        )
-    grid_shape(model, clean.tokens.shape[1], site, groups)  # refuses groups that are not there
-    points = [0.0] if method == "gradient" else [(step + 0.5) / steps for step in range(steps)]
+    check_options("attribute", options, AttributeOptions)
+    scored, metric = options.get("scored", "continuation"), metric_of(metric)
+    site = site_of(model, site)
+    pairs = check_pairs(model, clean, corrupt, direction, scored)
+    grid = grid_of(model, site, clean.tokens.shape[1], options.get("groups"))
+    points, attrs = _points(method, options.get("steps"))
+    size = chosen_batch_size(options.get("batch_size"), model.W_E.device, 4)
     parts, ends = [], []
     with frozen(model), fast_float32(model.W_E.device):
-        for start in range(0, len(clean), batch_size):
-            found, both = _batch(model, pairs.select(slice(start, start + batch_size)), site, metric, points)
-            parts.append(_cells(found, site, group_of(model, groups)))
+        for rows in batches(len(clean), size, progress):
+            found, both = _batch(model, pairs.select(rows), site, metric, points)
+            parts.append(_cells(found, site, grid.groups))
             ends.append(both)
-            if progress is not None:
-                progress(min(start + batch_size, len(clean)), len(clean))
     effects = np.concatenate(parts, 0)
     if not np.isfinite(effects).all():
         raise FloatingPointError("a gradient is not finite; look at the weights and the metric")
-    attrs: dict[str, object] = {"approximation": method, "site": site, "direction": direction, "scored": str(scored)}
-    if method == "integrated":
-        attrs["steps"] = steps
-    return effect_array(effects, np.concatenate(ends, 1), site, metric, attrs, normalize=normalize, average=average)
+    both, average = np.concatenate(ends, 1), options.get("average", True)
+    attrs |= {"scored": str(scored), "pos": "each"}
+    return effect_array(effects, both, pairs, grid, metric, attrs, normalize=normalize, average=average)
+
+
+def _points(method: str, steps: int | None) -> tuple[list[float], dict[str, object]]:
+    """Where between base (0) and source (1) gradients are taken, and what the result says of it."""
+    check_choice("method", method, Method)
+    if method == "gradient":
+        check_used(method, (), {"steps": steps})
+        return [0.0], {"approximation": method}
+    count = STEPS if steps is None else steps
+    if count < 1:
+        raise InputError(f"got {count} steps; need 1 or more")
+    return [(step + 0.5) / count for step in range(count)], {"approximation": method, "steps": count}
 
 
 def _batch(
@@ -169,35 +189,39 @@ def _cells(found: dict[int, Tensor], site: str, groups: Tensor) -> Float[np.ndar
 
 
 def top_cells(effect: xr.DataArray, fraction: float) -> xr.DataArray:
-    """Where the largest absolute values stand: which cells to patch exactly.
+    """The cells with the largest absolute effects: what `patch` takes as `cells`.
 
     Args:
-        effect: what `attribute` gave, averaged.
+        effect: what `attribute` or `patch` gave; with a dimension `paragraph`, its mean over paragraphs is used.
         fraction: share of all cells, 0 < fraction <= 1; at least one.
+
+    Returns:
+        Boolean DataArray of the effect's dimensions without `paragraph`; `attrs["chosen"]` says how many are true.
 
     Raises:
         InputError: the fraction is out of range.
     """
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; need 0 < fraction <= 1, for example 0.05")
-    size = np.abs(effect.values).ravel()
-    order = np.argsort(-size, kind="stable")[: max(1, round(fraction * size.size))]
-    chosen = np.zeros(size.size, dtype=bool)
-    chosen[order] = True
-    return effect.copy(data=chosen.reshape(effect.shape)).assign_attrs(chosen=len(order))
+    if "paragraph" in effect.dims:
+        effect = effect.mean("paragraph", skipna=False, keep_attrs=True)
+    chosen = np.zeros(effect.size, dtype=bool)
+    chosen[largest(np.abs(effect.values), share_of(effect.size, fraction, 0.05))] = True
+    kept = {name: effect.attrs[name] for name in ("site", "direction", "scored") if name in effect.attrs}
+    result = effect.copy(data=chosen.reshape(effect.shape)).rename("chosen")
+    result.attrs = {**kept, "chosen": int(chosen.sum())}
+    return result
 
 
 def rank_correlation(approximate: xr.DataArray, exact: xr.DataArray) -> float:
     """Spearman's correlation of an attribution with exact patching, over the cells that were patched.
 
-    Cells that cannot matter, behind the last scored column, are 0 in both and left out.
+    Cells that cannot have an effect, after the last scored column, are 0 in both and left out.
 
     Raises:
         InputError: results of different cells, or fewer than three.
     """
     if approximate.dims != exact.dims or approximate.shape != exact.shape:
         raise InputError(
-            f"results with {dict(approximate.sizes)} and {dict(exact.sizes)} came; need those of one site and pairs"
+            f"got results with {dict(approximate.sizes)} and {dict(exact.sizes)}; need those of one site and pairs"
         )
     both = np.isfinite(exact.values) & ((exact.values != 0) | (approximate.values != 0))
     if both.sum() < 3:

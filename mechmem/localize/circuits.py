@@ -1,30 +1,35 @@
-"""The two circuits of every head: where its weights make it look, and what it writes when it looks there."""
+"""The QK and the OV circuit of every head: which tokens it favours, and what it writes when it reads them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
-from mechmem.localize.rarity import check_counts, rarest_weight
+from mechmem.data.progress import ProgressLike, batches
+from mechmem.data.token_counts import as_counts
+from mechmem.localize.rarity import rarest_weight
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit
 from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.lean.trace import Trace, trace
 from mechmem.model.lean.weights import norm_weights, unsupported
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 RAREST = 0.1
 # Keys of the vocabulary computed at once.
 TOKENS = 4096
 WORDS = {
-    "qk_spearman": ("rank correlation", "the constant query prefers frequent tokens"),
-    "qk_rare": ("attention score, before softmax", "the constant query prefers rare tokens"),
+    "qk_spearman": ("rank correlation", "the constant query favours frequent tokens"),
+    "qk_rare": ("attention score, before softmax", "the constant query favours rare tokens"),
     "direct": ("logits", "the head itself raises the true next token"),
     "direct_rare": ("logits", "what the head reads from rare tokens raises the true next token"),
     "written": ("units of the residual stream", "the head writes more"),
@@ -35,30 +40,31 @@ WORDS = {
 }
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def head_circuits(
     model: HookedTransformer,
-    paras: Paragraphs,
-    unigram_counts: Real[Tensor, " d_vocab"],
+    paragraphs: Paragraphs,
+    unigram_counts: Any,
     *,
-    batch_size: int = 8,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Each head's QK circuit against token frequency, and its OV circuit at rare tokens (Elhage et al. 2021).
 
     QK: the constant part of a head's query is its mean over the paragraphs at position prefix_len. Its score with the
     key of every token that occurs in the corpus, the key taken from the token's embedding alone (with the mean position
-    embedding of the prefix, normalized as the layer does), says whom the head looks for before any context: the direct
-    path, which is all there is in layer 0 and less further up.
+    embedding of the prefix, normalized as the layer does), says which tokens the head favours before any
+    context. This is the direct path: all there is in layer 0, and less in higher layers.
 
     OV: what the head writes at the continuation's columns, in total and of what it reads from the rarest 10 % of the
     prefix's tokens: its size, and its direct contribution to the true next token's logit above the mean logit, with the
-    final norm's scale as it is. A head may matter without any direct contribution: MLPs above may read what it writes.
+    final norm's scale as it is. A head may matter without any direct contribution: later MLPs may read what it writes.
 
     Args:
         model: left as it is.
-        paras: whose queries, patterns and values are meant.
-        unigram_counts: how often each token id stands in the corpus, [d_vocab].
-        batch_size: paragraphs of one forward.
+        paragraphs: whose queries, patterns and values are used.
+        unigram_counts: how often each token id occurs in the corpus, [d_vocab]: any array-like.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
@@ -70,36 +76,37 @@ def head_circuits(
         InputError: counts that do not fit, fewer than two tokens that occur, or paragraphs or a model that cannot be
             used.
     """
-    check_fit(model, paras)
-    check_counts(unigram_counts, model.cfg.d_vocab)
-    counts = unigram_counts.cpu().double().numpy()
+    check_fit(model, paragraphs)
+    counts = as_counts(unigram_counts, model.cfg.d_vocab)
     if (counts > 0).sum() < 2:
-        raise InputError("fewer than two tokens have a count above zero; need counts of the corpus")
+        raise InputError(
+            f"got counts above zero for {(counts > 0).sum()} tokens; need at least 2: give the counts of the corpus"
+        )
     reason = unsupported(model)
     if reason:
         raise InputError(f"{reason}; need a GPT-Neo, GPT-2 or GPT-NeoX")
     lean = LeanModel(model)
-    rare = torch.from_numpy(rarest_weight(counts[paras.prefix.cpu().numpy()], RAREST)).float()
+    size = chosen_batch_size(batch_size, lean.device, 8)
+    rare = torch.from_numpy(rarest_weight(counts[paragraphs.prefix.cpu().numpy()], RAREST)).float()
     query: Tensor | float = 0.0
     writes: Tensor | float = 0.0
     with torch.no_grad(), fast_float32(lean.device):
-        for start in range(0, len(paras), batch_size):
-            rows = slice(start, start + batch_size)
-            run = trace(lean, paras.tokens[rows], ("q", "v", "z", "pattern", "resid_post"))
-            query = query + run["q"][:, :, :, paras.prefix_len].sum(1) / len(paras)
-            target = _direction(model, run["resid_post"][-1], paras.tokens[rows].to(lean.device), paras.prefix_len)
-            writes = writes + _writes(lean, run, target, rare[rows].to(lean.device), paras.prefix_len) / len(paras)
-            if progress is not None:
-                progress(min(start + batch_size, len(paras)), len(paras))
+        for rows in batches(len(paragraphs), size, progress):
+            run = trace(lean, paragraphs.tokens[rows], ("q", "v", "z", "pattern", "resid_post"))
+            query = query + run["q"][:, :, :, paragraphs.prefix_len].sum(1) / len(paragraphs)
+            tokens, prefix_len = paragraphs.tokens[rows].to(lean.device), paragraphs.prefix_len
+            target = _direction(model, run["resid_post"][-1], tokens, prefix_len)
+            written = _writes(lean, run, target, rare[rows].to(lean.device), prefix_len)
+            writes = writes + written / len(paragraphs)
         assert isinstance(query, Tensor) and isinstance(writes, Tensor)
-        spearman, preference = _keys(lean, query, counts, paras.prefix_len)
+        spearman, preference = _keys(lean, query, counts, paragraphs.prefix_len)
         values = [spearman, preference, *writes.double().cpu().numpy(), *_norms(lean)]
     data = {
         name: (("layer", "head"), value, {"units": unit, "higher": higher})
         for (name, (unit, higher)), value in zip(WORDS.items(), values, strict=True)
     }
     coords = {"layer": np.arange(model.cfg.n_layers), "head": np.arange(model.cfg.n_heads)}
-    return xr.Dataset(data, coords, {"query_pos": paras.prefix_len, "paragraphs": len(paras)})
+    return xr.Dataset(data, coords, {"query_pos": paragraphs.prefix_len, "paragraphs": len(paragraphs)})
 
 
 def _keys(

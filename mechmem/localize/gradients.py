@@ -1,8 +1,6 @@
-"""Which weights the NLL of paragraphs leans on: its gradient, element by element and by component."""
+"""Gradient of the paragraphs' NLL with respect to the weights, element by element and by component."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 import xarray as xr
@@ -11,19 +9,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, batches
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit, continuation_logits
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
-from mechmem.model.sites import editable_parameters, reduce_by_component
+from mechmem.model.public import public
+from mechmem.model.sites import Reduction, editable_parameters, reduce_by_component
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def weight_gradients(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> dict[str, Float[Tensor, " *weight"]]:
     """Gradient of the mean NLL with respect to every attention and MLP weight, element by element.
 
@@ -33,8 +34,8 @@ def weight_gradients(
 
     Args:
         model: left as it is: weights, `.grad`, `requires_grad`, hooks.
-        paras: the set whose NLL is meant.
-        batch_size: paragraphs of one forward and backward.
+        paragraphs: the set whose mean NLL is differentiated.
+        batch_size: paragraphs of one forward and backward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
@@ -42,22 +43,20 @@ def weight_gradients(
         weight's shape. Positive: raising the weight raises the NLL, so it makes the paragraphs less memorized.
 
     Raises:
-        InputError: the paragraphs do not fit the model, or its layers are not built as `editable_parameters` wants.
+        InputError: the paragraphs do not fit the model, or its layers are not those that `editable_parameters` knows.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
+    size = chosen_batch_size(batch_size, model.W_E.device, 16)
     parameters = editable_parameters(model)
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with frozen(model), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_()
-        for start in range(0, len(paras), batch_size):
-            batch = slice(start, start + batch_size)
-            loss = _nll_sum(model, paras.tokens[batch], paras.prefix_len) / len(paras)
+        for batch in batches(len(paragraphs), size, progress):
+            loss = _nll_sum(model, paragraphs.tokens[batch], paragraphs.prefix_len) / len(paragraphs)
             gradients = torch.autograd.grad(loss, list(parameters.values()))
             for name, gradient in zip(parameters, gradients, strict=True):
                 total[name] += gradient
-            if progress is not None:
-                progress(min(start + batch_size, len(paras)), len(paras))
     return {name: gradient.detach() for name, gradient in total.items()}
 
 
@@ -70,13 +69,14 @@ def _nll_sum(model: HookedTransformer, tokens: Tensor, prefix_len: int) -> Float
     return total / continuation.shape[1]
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def parameter_gradients(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
-    reduction: Literal["max", "sum", "norm"] = "max",
-    batch_size: int = 16,
-    progress: Progress | None = None,
+    reduction: Reduction = "max",
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.DataArray:
     """Size of the gradient of the mean NLL in every component (Stoehr et al. 2024, section 4 and figure 3).
 
@@ -85,22 +85,24 @@ def parameter_gradients(
 
     Args:
         model: left as it is.
-        paras: the set whose NLL is meant.
+        paragraphs: the set whose mean NLL is differentiated.
         reduction: "max": largest |gradient| in the component (the paper's); "sum": of |gradient|; "norm": Euclidean.
-        batch_size: paragraphs of one forward and backward.
+        batch_size: paragraphs of one forward and backward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
         DataArray [layer, component] in nats per token per unit of weight, never below zero. Higher: the set's NLL
-        leans more on this component. Memorized sets have smaller gradients everywhere; compare shares between layers.
+        depends more on this component. Memorized sets have smaller gradients everywhere; compare shares between layers.
 
     Raises:
         InputError: as `weight_gradients`, or an unknown reduction.
     """
-    gradients = weight_gradients(model, paras, batch_size=batch_size, progress=progress)
+    gradients = weight_gradients(model, paragraphs, batch_size=batch_size, progress=progress)
     result = reduce_by_component(model, gradients, reduction).rename("gradient")
     return result.assign_attrs(
-        units="nats per token per unit of weight", higher="the NLL leans more on the component", paragraphs=len(paras)
+        units="nats per token per unit of weight",
+        higher="the NLL depends more on the component",
+        paragraphs=len(paragraphs),
     )
 
 
@@ -111,8 +113,8 @@ def layer_shares(grads: xr.DataArray) -> xr.DataArray:
         grads: [..., layer, component], as `parameter_gradients` gives; further dimensions are kept apart.
 
     Returns:
-        [..., layer], summing to 1 over layers; higher: more of what the set leans on sits in this layer.
+        [..., layer], summing to 1 over layers; higher: more of the gradient is in this layer.
     """
     layers = grads.sum("component")
-    attrs = {"units": "1", "higher": "more of the gradient sits in the layer"}
+    attrs = {"units": "1", "higher": "more of the gradient is in the layer"}
     return (layers / layers.sum("layer")).rename("layer_share").assign_attrs(attrs)

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from einops import einsum, rearrange
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, batches
+from mechmem.data.token_counts import as_counts
 from mechmem.localize.head_scores import SCORES, pattern_scores
-from mechmem.localize.rarity import check_counts, kendall, pearson, rarest_weight, shuffled_p_value, spearman
+from mechmem.localize.rarity import kendall, pearson, rarest_weight, shuffled_p_value, spearman
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit, residual_before
+from mechmem.model.heads import heads_of
 from mechmem.model.hooks import recording
 from mechmem.model.lean.patterns import pattern_reader
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 RAREST = 0.1
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def rare_token_attention(
     model: HookedTransformer,
-    paras: Paragraphs,
-    unigram_counts: Real[Tensor, " d_vocab"],
+    paragraphs: Paragraphs,
+    unigram_counts: Any,
     *,
     permutations: int = 1000,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """How much each head attends to the rare tokens of the prefix when the continuation begins.
 
@@ -54,11 +60,11 @@ def rare_token_attention(
 
     Args:
         model: left as it is.
-        paras: at least two.
-        unigram_counts: how often each token id stands in the corpus, [d_vocab].
+        paragraphs: at least two.
+        unigram_counts: how often each token id occurs in the corpus, [d_vocab]: any array-like.
         permutations: shuffles; the smallest p-value is 1 / (permutations + 1).
         seed: of the shuffles.
-        batch_size: paragraphs of one forward.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         dtype: of the forward; torch.bfloat16 is faster on CPUs that know it, and reorders keys whose attention is
             nearly equal: the excess hardly moves, a rank correlation may by 0.1. None, and with hooks on the model: the
             model's own.
@@ -80,38 +86,42 @@ def rare_token_attention(
     Raises:
         InputError: fewer than two paragraphs, counts of another length or below zero, or paragraphs that do not fit.
     """
-    check_fit(model, paras)
-    _check(model, paras, unigram_counts)
-    attention, looks = _attention(model, paras, batch_size, dtype, progress)
-    tokens, counts = paras.prefix.cpu().numpy(), unigram_counts.cpu().double().numpy()
+    check_fit(model, paragraphs)
+    counts = as_counts(unigram_counts, model.cfg.d_vocab)
+    if len(paragraphs) < 2:
+        raise InputError(
+            f"got {len(paragraphs)} paragraph; need at least 2: the expectation comes from the others' attention"
+        )
+    attention, looks = _attention(model, paragraphs, batch_size, dtype, progress)
+    tokens = paragraphs.prefix.cpu().numpy()
     frequency = counts[tokens]
     weight = rarest_weight(frequency, RAREST)
     # With n paragraphs, own minus mean of the others = n / (n - 1) times own minus mean of all.
-    matched = (attention - attention.mean(0)) * len(paras) / (len(paras) - 1)
-    excess = einsum(matched, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paras)
-    mass = einsum(attention, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paras)
+    matched = (attention - attention.mean(0)) * len(paragraphs) / (len(paragraphs) - 1)
+    excess = einsum(matched, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paragraphs)
+    mass = einsum(attention, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paragraphs)
     values = {
         "spearman": spearman(attention, frequency),
         "kendall": kendall(attention, frequency),
         # A token of the paragraphs that the corpus lacks has no logarithm; one more of each changes no other by much.
         "pearson": pearson(attention, np.log1p(frequency)),
         "excess": excess,
-        "mass_over_uniform": mass - weight[0].sum() / (paras.prefix_len + 1),
+        "mass_over_uniform": mass - weight[0].sum() / (paragraphs.prefix_len + 1),
         "p_value": shuffled_p_value(matched, tokens, counts, fraction=RAREST, permutations=permutations, seed=seed),
         **looks,
     }
-    return _dataset(model, values, {"query_pos": paras.prefix_len, "paragraphs": len(paras), "seed": seed})
+    return _dataset(model, values, {"query_pos": paragraphs.prefix_len, "paragraphs": len(paragraphs), "seed": seed})
 
 
 def head_patterns(
-    model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"], heads: Sequence[tuple[int, int]]
+    model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"], heads: Sequence[tuple[int, int] | str]
 ) -> Float[Tensor, "paragraph head_slot query_pos key_pos"]:
     """Attention patterns of chosen heads, for views.
 
     Args:
         model: left as it is.
         tokens: ids; all of them run in one forward.
-        heads: (layer, head) pairs, zero-based; one slot each, in this order.
+        heads: (layer, head) pairs, zero-based, or names like "L1H2"; one slot each, in this order.
 
     Returns:
         Attention from query to key, 0 to 1, rows summing to 1, on the CPU.
@@ -119,36 +129,31 @@ def head_patterns(
     Raises:
         InputError: no pair, or one that the model does not have.
     """
-    layers, width = model.cfg.n_layers, model.cfg.n_heads
-    wrong = [pair for pair in heads if not (0 <= pair[0] < layers and 0 <= pair[1] < width)]
-    if wrong or not heads:
-        raise InputError(
-            f"heads {wrong or list(heads)} came; need (layer, head) pairs with layer below {layers} and head below "
-            f"{width}, counted from zero"
-        )
-    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
+    pairs = heads_of(model, heads)
+    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer, _ in pairs}
     with torch.no_grad(), recording(model, names.values()) as recorded:
         residual_before(model, tokens.to(model.cfg.device), max(names) + 1)
-    return torch.stack([recorded[names[layer]][:, head] for layer, head in heads], dim=1).cpu()
+    return torch.stack([recorded[names[layer]][:, head] for layer, head in pairs], dim=1).cpu()
 
 
 def _attention(
     model: HookedTransformer,
-    paras: Paragraphs,
-    batch_size: int,
+    paragraphs: Paragraphs,
+    batch_size: int | None,
     dtype: torch.dtype | None,
-    progress: Progress | None,
+    progress: ProgressLike,
 ) -> tuple[Float[np.ndarray, "paragraph layer_head key_pos"], dict[str, Float[np.ndarray, " layer_head"]]]:
     """Attention from position prefix_len to the prefix, and what the patterns look like; all heads of layer 0 first."""
-    query = paras.prefix_len
+    query = paragraphs.prefix_len
     # Later tokens cannot change what a causal model does here.
-    tokens = paras.tokens[:, : query + 1].to(model.cfg.device)
+    tokens = paragraphs.tokens[:, : query + 1].to(model.cfg.device)
     read = pattern_reader(model, dtype)
     parts = []
     sums = torch.zeros(len(SCORES), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
     counted = torch.zeros(len(SCORES), dtype=torch.float64)
-    for start in range(0, len(paras), batch_size):
-        batch = tokens[start : start + batch_size]
+    size = chosen_batch_size(batch_size, model.W_E.device, 32)
+    for part in batches(len(paragraphs), size, progress):
+        batch = tokens[part]
         rows = []
         number = torch.zeros(len(SCORES), dtype=torch.float64)
         for layer, pattern in enumerate(read(batch)):
@@ -157,20 +162,10 @@ def _attention(
             sums[:, layer] += found.cpu()
         counted += number
         parts.append(torch.stack(rows))
-        if progress is not None:
-            progress(min(start + batch_size, len(paras)), len(paras))
     joined = rearrange(torch.cat(parts, 1), "layer paragraph head key_pos -> paragraph (layer head) key_pos")
     # Without any repeated token nothing is known of duplicates and induction.
     means = (sums / torch.where(counted == 0, torch.nan, counted)[:, None, None]).flatten(1).numpy()
     return joined.double().numpy(), dict(zip(SCORES, means, strict=True))
-
-
-def _check(model: HookedTransformer, paras: Paragraphs, unigram_counts: Tensor) -> None:
-    if len(paras) < 2:
-        raise InputError(
-            f"{len(paras)} paragraph came; need at least two: the expectation comes from the others' attention"
-        )
-    check_counts(unigram_counts, model.cfg.d_vocab)
 
 
 def _dataset(model: HookedTransformer, values: dict[str, np.ndarray], attrs: dict[str, int]) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""At which layer the model already says the next token: the logit lens, with or without some heads."""
+"""The logit lens: what the model would predict after each layer, with or without some heads."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
-from mechmem.localize.ablation_runs import AblationRuns, Method
+from mechmem.data.progress import ProgressLike, batches
+from mechmem.localize.ablation_runs import AblationMethod, AblationRuns
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import advance, check_fit, residual_before, unembed_continuation
+from mechmem.model.heads import heads_of
 from mechmem.model.hooks import recording, with_hooks
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def logit_lens(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
-    without: Sequence[tuple[int, int]] = (),
-    method: Method = "mean",
+    without: Sequence[tuple[int, int] | str] = (),
+    method: AblationMethod = "mean",
     seed: int = 0,
-    batch_size: int = 16,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Read every layer's residual stream through the final norm and the unembedding (nostalgebraist 2020).
 
@@ -34,11 +37,11 @@ def logit_lens(
 
     Args:
         model: left as it is; hooks on it act as usual.
-        paras: whose continuations are read.
-        without: (layer, head) pairs that are ablated together, zero-based; none: the model as it is.
+        paragraphs: whose continuations are read.
+        without: heads that are ablated together, (layer, head) pairs or names like "L1H2"; none: the model as it is.
         method: how they are ablated, as `ablate_heads`.
         seed: as `ablate_heads`.
-        batch_size: paragraphs of one forward.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
@@ -50,34 +53,28 @@ def logit_lens(
     Raises:
         InputError: a head that the model does not have, or as `ablate_heads`.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    wrong = [pair for pair in without if not (0 <= pair[0] < layers and 0 <= pair[1] < heads)]
-    if wrong:
-        raise InputError(
-            f"heads {wrong} came; need (layer, head) pairs with layer below {layers} and head below {heads}, counted "
-            "from zero"
-        )
-    runs = AblationRuns(model, paras, method=method, seed=seed, batch_size=batch_size) if without else None
+    ablated = heads_of(model, without) if without else []
+    size = chosen_batch_size(batch_size, model.W_E.device, 16)
+    runs = AblationRuns(model, paragraphs, method=method, seed=seed, batch_size=size) if ablated else None
     gone = torch.zeros(layers, heads, dtype=torch.bool)
-    for layer, head in without:
+    for layer, head in ablated:
         gone[layer, head] = True
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(layers)]
     tops, losses = [], []
-    for start in range(0, len(paras), batch_size):
-        rows = torch.arange(start, min(start + batch_size, len(paras)))
+    for batch in batches(len(paragraphs), size, progress):
+        rows = torch.arange(batch.start, batch.stop)
         hooks = {} if runs is None else runs.hooks(gone.expand(len(rows), -1, -1), rows)
         with torch.no_grad(), with_hooks(model, hooks):
-            embedded = residual_before(model, paras.tokens[rows].to(model.cfg.device), 0)
+            embedded = residual_before(model, paragraphs.tokens[rows].to(model.cfg.device), 0)
             with recording(model, names) as recorded:
                 advance(model, embedded, 0, layers)
         depths = [embedded, *(recorded[name] for name in names)]
-        found = [_read(model, depth, paras.continuation[rows], paras.prefix_len) for depth in depths]
+        found = [_read(model, depth, paragraphs.continuation[rows], paragraphs.prefix_len) for depth in depths]
         tops.append(torch.stack([top for top, _ in found], 1))
         losses.append(torch.stack([nll for _, nll in found], 1))
-        if progress is not None:
-            progress(int(rows[-1]) + 1, len(paras))
-    return _dataset(torch.cat(tops).numpy(), torch.cat(losses).numpy(), paras, without)
+    return _dataset(torch.cat(tops).numpy(), torch.cat(losses).numpy(), paragraphs, ablated)
 
 
 @torch.no_grad()
@@ -88,7 +85,9 @@ def _read(model: HookedTransformer, residual: Tensor, true: Tensor, prefix_len: 
     return (logits.argmax(-1) == true).cpu(), nll.cpu()
 
 
-def _dataset(top: np.ndarray, nll: np.ndarray, paras: Paragraphs, without: Sequence[tuple[int, int]]) -> xr.Dataset:
+def _dataset(
+    top: np.ndarray, nll: np.ndarray, paragraphs: Paragraphs, without: Sequence[tuple[int, int]]
+) -> xr.Dataset:
     # From the end backwards: how many depths in a row have the true token on top.
     run = np.flip(np.cumprod(np.flip(top, 1), 1), 1).sum(1)
     depths = top.shape[1]
@@ -97,5 +96,6 @@ def _dataset(top: np.ndarray, nll: np.ndarray, paras: Paragraphs, without: Seque
         "nll": (("paragraph", "depth", "pos"), nll, {"units": "nats", "higher": "the true token is less expected"}),
         "first": (("paragraph", "pos"), depths - run, {"units": "depth", "higher": "decided later"}),
     }
-    coords = {"depth": np.arange(depths), "pos": np.arange(paras.prefix_len, paras.tokens.shape[1])}
+    positions = np.arange(paragraphs.prefix_len, paragraphs.tokens.shape[1])
+    coords = {"paragraph": paragraphs.ids, "depth": np.arange(depths), "pos": positions}
     return xr.Dataset(data, coords, {"without": str([tuple(pair) for pair in without])})

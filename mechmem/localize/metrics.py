@@ -1,13 +1,21 @@
-"""What a patched run is judged by: functions of its logits at the scored columns."""
+"""Metrics of a patched run: functions of its logits at the scored columns.
+
+`patch` and `attribute` take one of these by name or as a function, or any function of `Scored` that gives one number
+for each row.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from mechmem.data.choices import check_choice
+from mechmem.data.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,12 @@ class Scored:
     reference: Callable[[], Tensor]
 
 
-# A metric takes what was scored and gives one number a row.
+# A metric takes what was scored and gives one number per row.
 Metric = Callable[[Scored], Tensor]
 
 
 def nll(scored: Scored) -> Float[Tensor, " row"]:
-    """Mean of -log p(clean token) over the scored columns, nats a token; higher: the clean text is less likely."""
+    """Mean of -log p(clean token) over the scored columns, nats per token; higher: the clean text is less likely."""
     log_probs = scored.logits.log_softmax(-1)
     return -log_probs.gather(-1, scored.clean[..., None]).squeeze(-1).mean(-1)
 
@@ -49,7 +57,7 @@ def logit_difference(scored: Scored) -> Float[Tensor, " row"]:
 
 
 def kl(scored: Scored) -> Float[Tensor, " row"]:
-    """Mean KL(unpatched || patched) over the scored columns, nats a token; higher: the patch changes more."""
+    """Mean KL(unpatched || patched) over the scored columns, nats per token; higher: the patch changes more."""
     reference, patched = scored.reference().log_softmax(-1), scored.logits.log_softmax(-1)
     return (reference.exp() * (reference - patched)).sum(-1).mean(-1)
 
@@ -63,8 +71,26 @@ def em(scored: Scored) -> Float[Tensor, " row"]:
     return match.long().cumprod(-1).sum(-1).to(scored.logits.dtype)
 
 
+MetricName = Literal["nll", "logit_difference", "kl", "em"]
 METRICS: dict[str, Metric] = {"nll": nll, "logit_difference": logit_difference, "kl": kl, "em": em}
 UNITS = {"nll": "nats per token", "logit_difference": "logits", "kl": "nats per token", "em": "tokens"}
+
+
+def metric_of(metric: Any) -> Metric:
+    """The function that a name stands for; functions stay what they are.
+
+    Raises:
+        InputError: an unknown name, which lists all, or something that is neither.
+    """
+    if isinstance(metric, str):
+        check_choice("metric", metric, MetricName)
+        return METRICS[metric]
+    if not callable(metric):
+        raise InputError(
+            f"got {type(metric).__name__} as metric; need one of {', '.join(METRICS)}, or a function of metrics.Scored "
+            "that gives one number for each row"
+        )
+    return cast(Metric, metric)
 
 
 def metric_name(metric: Metric) -> str:

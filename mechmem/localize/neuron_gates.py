@@ -1,4 +1,4 @@
-"""A gate on every MLP neuron: gradients, sensitivity and learned sparse gates all ask what closing it would do."""
+"""A gate on every MLP neuron: its gradient, and learned sparse gates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.model.forward import continuation_logits
 from mechmem.model.hooks import Hook, frozen, with_hooks
 from mechmem.model.lean.model import fast_float32
@@ -26,7 +26,7 @@ def open_gates(model: HookedTransformer) -> Gates:
     return torch.ones(model.cfg.n_layers, model.cfg.d_mlp or 0, device=model.cfg.device)
 
 
-def gated_nll(model: HookedTransformer, paras: Paragraphs, gates: Gates) -> Float[Tensor, ""]:
+def gated_nll(model: HookedTransformer, paragraphs: Paragraphs, gates: Gates) -> Float[Tensor, ""]:
     """Mean NLL of the continuations, every neuron's output times its gate; gradients flow to the gates."""
 
     def gate(layer: int) -> Hook:
@@ -34,25 +34,25 @@ def gated_nll(model: HookedTransformer, paras: Paragraphs, gates: Gates) -> Floa
 
     hooks = {f"blocks.{layer}.mlp.hook_post": gate(layer) for layer in range(model.cfg.n_layers)}
     with with_hooks(model, hooks):
-        logits = continuation_logits(model, paras.tokens, paras.prefix_len)
-    true = paras.continuation.to(logits.device)
+        logits = continuation_logits(model, paragraphs.tokens, paragraphs.prefix_len)
+    true = paragraphs.continuation.to(logits.device)
     return functional.cross_entropy(logits.flatten(0, 1), true.flatten())
 
 
-def gate_gradient(model: HookedTransformer, paras: Paragraphs, steps: int = 0) -> Gates:
+def gate_gradient(model: HookedTransformer, paragraphs: Paragraphs, steps: int | None = None) -> Gates:
     """Minus d NLL / d gate: to first order what closing the neuron adds to the NLL, nats per token.
 
     Args:
         model: left as it is.
-        paras: whose mean NLL is meant; all of them run in one forward.
-        steps: 0: at the open gates (gradient times activation). Otherwise the mean over so many points between closed
-            and open, one layer's gates together, the others open (integrated gradients, Sundararajan et al. 2017):
-            a layer's values add up to what closing all of it costs.
+        paragraphs: the mean NLL of all of them is differentiated, in one forward.
+        steps: None: at the open gates (gradient times activation). Otherwise the mean over so many points between
+            closed and open, one layer's gates together, the others open (integrated gradients, Sundararajan et al.
+            2017): a layer's values add up to the rise of the NLL when all of them are closed.
     """
     with frozen(model), fast_float32(model.W_E.device), torch.enable_grad():
-        if steps == 0:
+        if steps is None:
             gates = open_gates(model).requires_grad_()
-            (gradient,) = torch.autograd.grad(gated_nll(model, paras, gates), gates)
+            (gradient,) = torch.autograd.grad(gated_nll(model, paragraphs, gates), gates)
             return -gradient
         total = torch.zeros_like(open_gates(model))
         for layer in range(len(total)):
@@ -60,21 +60,21 @@ def gate_gradient(model: HookedTransformer, paras: Paragraphs, steps: int = 0) -
                 gates = open_gates(model)
                 gates[layer] = (step + 0.5) / steps
                 gates.requires_grad_()
-                (gradient,) = torch.autograd.grad(gated_nll(model, paras, gates), gates)
+                (gradient,) = torch.autograd.grad(gated_nll(model, paragraphs, gates), gates)
                 total[layer] -= gradient[layer] / steps
         return total
 
 
 def learned_gates(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
     hard_concrete: bool,
     penalty: float,
     steps: int,
     learning_rate: float,
     seed: int,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Gates:
     """Close as many gates as the paragraphs' NLL allows; what stays open is what they need.
 
@@ -84,7 +84,7 @@ def learned_gates(
 
     Args:
         model: left as it is.
-        paras: whose mean NLL is meant; all of them run in one forward.
+        paragraphs: the mean NLL of all of them is differentiated, in one forward.
         hard_concrete: which of the two.
         penalty: nats per token that closing all gates is worth.
         steps: updates.
@@ -98,7 +98,7 @@ def learned_gates(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, report = torch.Generator().manual_seed(seed), as_callback(progress, "learned_gates")
     start = open_gates(model)
     values = (start * 2.0 if hard_concrete else start.clone()).requires_grad_()
     optimizer = torch.optim.Adam([values], lr=learning_rate)
@@ -111,7 +111,7 @@ def learned_gates(
                 size = chance_open(values).mean()
             else:
                 gates, size = values, values.mean()
-            loss = gated_nll(model, paras, gates) + penalty * size
+            loss = gated_nll(model, paragraphs, gates) + penalty * size
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
             optimizer.zero_grad()
@@ -120,8 +120,8 @@ def learned_gates(
             if not hard_concrete:
                 with torch.no_grad():
                     values.clamp_(0, 1)
-            if progress is not None:
-                progress(step + 1, steps)
+            if report is not None:
+                report(step + 1, steps)
     with torch.no_grad():
         return (chance_open(values) if hard_concrete else values).detach().clone()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, as_callback
+from mechmem.data.ranking import largest, share_of
 from mechmem.localize.attribution import attribute
 from mechmem.localize.neuron_gates import gate_gradient, learned_gates
 from mechmem.localize.paragraph_gradients import Contrast, contrastive_gradients
@@ -22,7 +25,21 @@ from mechmem.model.forward import check_fit
 from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.lean.trace import resume, trace
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
+NeuronMethod = Literal[
+    "hard_concrete",
+    "slimming",
+    "zero_out",
+    "integrated",
+    "gate_gradient",
+    "attribution",
+    "fisher",
+    "difference",
+    "gradient",
+    "activations",
+    "random",
+]
 Scores = Float[Tensor, "layer neuron"]
 # Rows of one forward of the exact method.
 ROWS = 32
@@ -34,29 +51,30 @@ class Task:
 
     Attributes:
         model: left as it is.
-        paras: whose neurons are wanted.
-        keep: paragraphs that those neurons should not matter to; for methods that contrast.
+        paragraphs: those whose neurons are localized.
+        keep: paragraphs that should not depend on those neurons; for methods that contrast.
         seed: of what is random.
         progress: called with (steps done, steps), by methods that take long.
     """
 
     model: HookedTransformer
-    paras: Paragraphs
+    paragraphs: Paragraphs
     keep: Paragraphs
     seed: int
-    progress: Progress | None
+    progress: ProgressLike
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def localize_neurons(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     keep: Paragraphs,
     *,
-    method: str = "integrated",
+    method: NeuronMethod = "integrated",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> xr.DataArray:
-    """Score every MLP neuron by what some paragraphs owe to it.
+    """Score every MLP neuron by how much some paragraphs depend on it.
 
     Methods: "zero_out": exact, the NLL's rise when the neuron's output is zero at every position; "gradient": size of
     the NLL's gradient at the neuron's weights (Stoehr et al. 2024); "fisher", "difference": the same against the keep
@@ -67,45 +85,50 @@ def localize_neurons(
 
     Args:
         model: left as it is.
-        paras: whose neurons are wanted.
-        keep: paragraphs that those neurons should not matter to; methods that do not contrast leave it unread.
-        method: a name in METHODS.
+        paragraphs: those whose neurons are localized.
+        keep: paragraphs that should not depend on those neurons; methods that do not contrast leave it unread.
+        method: see above.
         seed: of what is random.
         progress: called with (steps done, steps), by methods that take long.
 
     Returns:
-        DataArray [layer, neuron]; higher: the paragraphs owe more to the neuron. Units depend on the method: only the
-        order counts.
+        DataArray [layer, neuron]; higher: the paragraphs depend more on the neuron. Units depend on the method: only
+        the order counts.
 
     Raises:
         InputError: an unknown method, paragraphs that do not fit, or a model that the method cannot read.
         FloatingPointError: a gradient or a loss is not finite.
     """
-    if method not in METHODS:
-        raise InputError(f"method is {method!r}; need one of {', '.join(METHODS)}")
-    for each in (paras, keep):
+    check_choice("method", method, NeuronMethod)
+    for each in (paragraphs, keep):
         check_fit(model, each)
     if model.cfg.attn_only:
-        raise InputError("the model has no MLPs, so no neurons; need one that has: localize heads instead")
-    found = METHODS[method](Task(model, paras, keep, seed, progress)).detach().double().cpu().numpy()
+        raise InputError("the model has no MLPs, so no neurons; need a model with MLPs: localize heads instead")
+    found = METHODS[method](Task(model, paragraphs, keep, seed, progress)).detach().double().cpu().numpy()
     if not np.isfinite(found).all():
         raise FloatingPointError(f"{method} gave values that are not finite; look at the weights")
     coords = {"layer": np.arange(found.shape[0]), "neuron": np.arange(found.shape[1])}
-    attrs = {"method": method, "higher": "the paragraphs owe more to the neuron", "paragraphs": len(paras)}
+    attrs = {"method": method, "higher": "the paragraphs depend more on the neuron", "paragraphs": len(paragraphs)}
     return xr.DataArray(found, coords, ("layer", "neuron"), "score", attrs | {"seed": seed})
 
 
 def top_neurons(scores: xr.DataArray, fraction: float) -> list[tuple[int, int]]:
-    """The share of neurons with the highest scores, (layer, neuron), highest first; at least one.
+    """The neurons with the highest scores, which `Mask.neurons` takes.
+
+    Args:
+        scores: [layer, neuron], as `localize_neurons` gives.
+        fraction: share of all neurons, 0 < fraction <= 1; at least one neuron is taken.
+
+    Returns:
+        (layer, neuron) pairs, zero-based, highest score first; of equal scores the lower layer and neuron.
 
     Raises:
-        InputError: the fraction is out of range.
+        InputError: other dimensions, or a fraction out of range.
     """
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; need 0 < fraction <= 1, for example 0.01")
+    if set(scores.dims) != {"layer", "neuron"}:
+        raise InputError(f"got scores with dimensions {list(scores.dims)}; need layer and neuron: localize_neurons")
     values = scores.transpose("layer", "neuron").values
-    order = np.argsort(-values, axis=None, kind="stable")[: max(1, round(fraction * values.size))]
-    return [divmod(int(flat), values.shape[1]) for flat in order]
+    return [divmod(int(flat), values.shape[1]) for flat in largest(values, share_of(values.size, fraction, 0.01))]
 
 
 def _random(task: Task) -> Scores:
@@ -115,8 +138,8 @@ def _random(task: Task) -> Scores:
 
 def _activations(task: Task) -> Scores:
     lean = LeanModel(task.model)
-    columns = slice(task.paras.prefix_len - 1, -1)
-    output = trace(lean, task.paras.tokens, ("mlp_post",))["mlp_post"][:, :, columns].abs().mean((1, 2))
+    columns = slice(task.paragraphs.prefix_len - 1, -1)
+    output = trace(lean, task.paragraphs.tokens, ("mlp_post",))["mlp_post"][:, :, columns].abs().mean((1, 2))
     return output * torch.stack([layer.w_out.norm(dim=-1) for layer in lean.layers])
 
 
@@ -124,7 +147,7 @@ def _weights(contrast: Contrast) -> Callable[[Task], Scores]:
     """Norm over a neuron's own weights, those that feed it and those that it writes with."""
 
     def method(task: Task) -> Scores:
-        found = contrastive_gradients(task.model, task.paras, task.keep, contrast=contrast, progress=task.progress)
+        found = contrastive_gradients(task.model, task.paragraphs, task.keep, method=contrast, progress=task.progress)
         rows = []
         for layer in range(task.model.cfg.n_layers):
             into, out = (found[f"blocks.{layer}.mlp.W_{end}"] for end in ("in", "out"))
@@ -135,44 +158,44 @@ def _weights(contrast: Contrast) -> Callable[[Task], Scores]:
 
 
 def _attribution(task: Task) -> Scores:
-    count = min(len(task.paras), len(task.keep))
-    clean, corrupt = (each.select(np.arange(count)) for each in (task.paras, task.keep))
+    count = min(len(task.paragraphs), len(task.keep))
+    clean, corrupt = (each.select(np.arange(count)) for each in (task.paragraphs, task.keep))
     effect = attribute(task.model, clean, corrupt, site="mlp_post", groups=task.model.cfg.d_mlp or 1)
     return torch.from_numpy(effect.sum("pos").transpose("layer", "group").values)
 
 
 def _zero_out(task: Task) -> Scores:
     """Rows of one forward are (neuron, paragraph), from the layer above the neuron on."""
-    lean, paras = LeanModel(task.model), task.paras
-    count, width = len(paras), task.model.cfg.d_mlp or 0
+    lean, paragraphs, report = LeanModel(task.model), task.paragraphs, as_callback(task.progress, "zero_out")
+    count, width = len(paragraphs), task.model.cfg.d_mlp or 0
     result = torch.zeros(len(lean.layers), width, dtype=torch.float64)
     with torch.no_grad(), fast_float32(lean.device):
-        base = trace(lean, paras.tokens, ("mlp_post", "resid_post", "k", "v"))
+        base = trace(lean, paragraphs.tokens, ("mlp_post", "resid_post", "k", "v"))
         every = torch.arange(count, device=lean.device)
-        before = _nll(lean, base.final[:, paras.prefix_len - 1 : -1], paras, every)
+        before = _nll(lean, base.final[:, paragraphs.prefix_len - 1 : -1], paragraphs, every)
         rows = torch.cartesian_prod(torch.arange(width, device=lean.device), every)
         for number, layer in enumerate(lean.layers):
             for chosen in rows.split(ROWS):
                 neuron, paragraph = chosen[:, 0], chosen[:, 1]
                 output = base["mlp_post"][number][paragraph, :, neuron]
                 residual = base["resid_post"][number][paragraph] - output[..., None] * layer.w_out[neuron][:, None]
-                end = resume(lean, residual[:, :-1], number + 1, 0, base, paragraph, needed=paras.prefix_len - 1)
-                rise = _nll(lean, end, paras, paragraph) - before[paragraph]
+                end = resume(lean, residual[:, :-1], number + 1, 0, base, paragraph, needed=paragraphs.prefix_len - 1)
+                rise = _nll(lean, end, paragraphs, paragraph) - before[paragraph]
                 result[number].index_add_(0, neuron.cpu(), rise.cpu() / count)
-            if task.progress is not None:
-                task.progress(number + 1, len(lean.layers))
+            if report is not None:
+                report(number + 1, len(lean.layers))
     return result
 
 
-def _nll(lean: LeanModel, final: Tensor, paras: Paragraphs, paragraph: Tensor) -> Float[Tensor, " row"]:
-    true = paras.continuation.to(lean.device)[paragraph]
+def _nll(lean: LeanModel, final: Tensor, paragraphs: Paragraphs, paragraph: Tensor) -> Float[Tensor, " row"]:
+    true = paragraphs.continuation.to(lean.device)[paragraph]
     return score_logits(lean.unembed(final), true)["nll"].double()
 
 
 def _gates(*, hard_concrete: bool, penalty: float, steps: int, learning_rate: float) -> Callable[[Task], Scores]:
     return lambda task: learned_gates(
         task.model,
-        task.paras,
+        task.paragraphs,
         hard_concrete=hard_concrete,
         penalty=penalty,
         steps=steps,
@@ -184,12 +207,12 @@ def _gates(*, hard_concrete: bool, penalty: float, steps: int, learning_rate: fl
 
 # Penalties and rates of the learned gates: those of 1 to 1000 and a factor of three that found most of what had been
 # injected into the bundled model, on paragraphs and draws that no result is reported of.
-METHODS: Mapping[str, Callable[[Task], Scores]] = {
+METHODS: Mapping[NeuronMethod, Callable[[Task], Scores]] = {
     "hard_concrete": _gates(hard_concrete=True, penalty=100.0, steps=300, learning_rate=0.1),
     "slimming": _gates(hard_concrete=False, penalty=10.0, steps=300, learning_rate=0.01),
     "zero_out": _zero_out,
-    "integrated": lambda task: gate_gradient(task.model, task.paras, steps=8),
-    "gate_gradient": lambda task: gate_gradient(task.model, task.paras),
+    "integrated": lambda task: gate_gradient(task.model, task.paragraphs, steps=8),
+    "gate_gradient": lambda task: gate_gradient(task.model, task.paragraphs),
     "attribution": _attribution,
     "fisher": _weights("fisher"),
     "difference": _weights("difference"),

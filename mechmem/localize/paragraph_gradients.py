@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,26 +13,30 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, batches
 from mechmem.localize.gradients import weight_gradients
+from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit, continuation_logits
 from mechmem.model.hooks import frozen, recording, with_hooks
 from mechmem.model.lean.model import fast_float32
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 from mechmem.model.sites import REDUCTIONS, Reduction, component_names, editable_parameters
 
 Contrast = Literal["plain", "fisher", "difference"]
 
 
+@public("run", renamed={"paras": "paragraphs"})
 def paragraph_gradients(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
     reduction: Reduction = "max",
-    batch_size: int = 4,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.DataArray:
     """Size of each paragraph's own gradient in every component, so that intervals by cluster exist.
 
@@ -41,24 +45,23 @@ def paragraph_gradients(
 
     Args:
         model: left as it is.
-        paras: whose NLL is meant, each by itself.
+        paragraphs: the NLL of each is differentiated by itself.
         reduction: "max": largest |gradient| in the component; "sum": of |gradient|; "norm": Euclidean.
-        batch_size: paragraphs of one forward and backward.
+        batch_size: paragraphs of one forward and backward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
         DataArray [paragraph, layer, component] in nats per token per unit of weight, never below zero; higher: the
-        paragraph's NLL leans more on the component.
+        paragraph's NLL depends more on the component.
 
     Raises:
         InputError: as `weight_gradients`, or an unknown reduction.
         FloatingPointError: a gradient is not finite.
     """
-    if reduction not in REDUCTIONS:
-        raise InputError(f"reduction is '{reduction}'; need one of {list(REDUCTIONS)}")
+    check_choice("reduction", reduction, Reduction)
     names = component_names(model)
-    result = np.zeros((len(paras), model.cfg.n_layers, len(names)))
-    for rows, name, gradient in _gradients(model, paras, batch_size, progress):
+    result = np.zeros((len(paragraphs), model.cfg.n_layers, len(names)))
+    for rows, name, gradient in _gradients(model, paragraphs, batch_size, progress):
         layer, part = int(name.split(".")[1]), name.rsplit("_", 1)[1]
         # The first axis of attention weights is the head; an MLP matrix is one component.
         parts = gradient.flatten(2) if ".attn." in name else gradient.flatten(1)[:, None]
@@ -66,39 +69,40 @@ def paragraph_gradients(
         result[rows, layer, first : first + parts.shape[1]] = REDUCTIONS[reduction](parts).double().cpu().numpy()
     if not np.isfinite(result).all():
         raise FloatingPointError("a gradient is not finite; look at the weights")
-    coords = {"paragraph": np.arange(len(paras)), "layer": np.arange(model.cfg.n_layers), "component": names}
+    coords = {"paragraph": paragraphs.ids, "layer": np.arange(model.cfg.n_layers), "component": names}
     attrs = {
         "units": "nats per token per unit of weight",
-        "higher": "the paragraph's NLL leans more on the component",
+        "higher": "the paragraph's NLL depends more on the component",
         "reduction": reduction,
     }
     return xr.DataArray(result, coords, ("paragraph", "layer", "component"), "gradient", attrs)
 
 
 def squared_gradients(
-    model: HookedTransformer, paras: Paragraphs, *, batch_size: int = 4, progress: Progress | None = None
+    model: HookedTransformer, paragraphs: Paragraphs, *, batch_size: int | None = None, progress: ProgressLike = None
 ) -> dict[str, Float[Tensor, " *weight"]]:
     """Mean over paragraphs of each one's squared gradient: the diagonal of the empirical Fisher information.
 
-    Parameter name -> value of each weight, never below zero; higher: the paragraphs' likelihood leans on the weight.
-    The arguments are those of `paragraph_gradients`.
+    Parameter name -> value of each weight, never below zero; higher: the paragraphs' likelihood depends more on the
+    weight. The arguments are those of `paragraph_gradients`.
     """
     total = {name: torch.zeros_like(parameter) for name, parameter in editable_parameters(model).items()}
-    for _, name, gradient in _gradients(model, paras, batch_size, progress):
-        total[name] += gradient.square().sum(0) / len(paras)
+    for _, name, gradient in _gradients(model, paragraphs, batch_size, progress):
+        total[name] += gradient.square().sum(0) / len(paragraphs)
     return total
 
 
+@public("run", renamed={"contrast": "method"})
 def contrastive_gradients(
     model: HookedTransformer,
     memorized: Paragraphs,
     keep: Paragraphs,
     *,
-    contrast: Contrast = "fisher",
-    batch_size: int = 4,
-    progress: Progress | None = None,
+    method: Contrast = "fisher",
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> dict[str, Float[Tensor, " *weight"]]:
-    """Which weights memorized paragraphs lean on and others do not: scores for `Mask.top`.
+    """Which weights memorized paragraphs depend on and others do not: scores for `Mask.top`.
 
     The gradient of NLL(memorized) with KL(p_0 || p) on the keep set, as Stoehr et al. 2024 (arXiv 2403.19851, section
     5) write it, is the plain gradient: the KL term has none at the starting weights. So the keep set must come in
@@ -106,30 +110,29 @@ def contrastive_gradients(
 
     1. "plain": |gradient of memorized|, the paper's.
     2. "fisher": the same over the root of the keep set's mean squared gradient, plus that root's own mean, so that a
-       weight which nothing leans on does not win by being zero.
+       weight on which no paragraph depends does not win by a zero in the denominator.
     3. "difference": |gradient of memorized - gradient of keep|, the direction of gradient difference (Liu et al.
-       2022): it finds what either leans on, unless both lean alike.
+       2022): high where either set depends on the weight, unless both do alike.
 
     Args:
         model: left as it is.
         memorized: paragraphs whose weights are wanted.
         keep: paragraphs that those weights should not matter to.
-        contrast: how the keep set comes in.
-        batch_size: paragraphs of one forward and backward.
+        method: how the keep set comes in.
+        batch_size: paragraphs of one forward and backward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs) for the memorized set, then the keep set.
 
     Returns:
         Parameter name -> score of each weight, never below zero; higher: choose it first. For "fisher" without a unit.
 
     Raises:
-        InputError: an unknown contrast, or as `weight_gradients`.
+        InputError: an unknown method, or as `weight_gradients`.
     """
-    if contrast not in get_args(Contrast):
-        raise InputError(f"contrast is {contrast!r}; need one of {', '.join(get_args(Contrast))}")
+    check_choice("method", method, Contrast)
     found = weight_gradients(model, memorized, batch_size=batch_size, progress=progress)
-    if contrast == "plain":
+    if method == "plain":
         return {name: gradient.abs() for name, gradient in found.items()}
-    if contrast == "difference":
+    if method == "difference":
         other = weight_gradients(model, keep, batch_size=batch_size, progress=progress)
         return {name: (gradient - other[name]).abs() for name, gradient in found.items()}
     roots = {name: value.sqrt() for name, value in squared_gradients(model, keep, batch_size=batch_size).items()}
@@ -159,25 +162,25 @@ _PRODUCTS: dict[str, tuple[str, str, str]] = {
 
 
 def _gradients(
-    model: HookedTransformer, paras: Paragraphs, batch_size: int, progress: Progress | None
+    model: HookedTransformer, paragraphs: Paragraphs, batch_size: int | None, progress: ProgressLike
 ) -> Iterator[tuple[slice, str, Tensor]]:
     """Batch by batch and weight by weight: which paragraphs, which weight, and their gradients [paragraph, *weight].
 
     A weight's gradient is the product of what went in and the gradient of what came out, summed over positions. Both
     are kept by paragraph, so one backward pass to the activations is enough, and no weight needs a gradient.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     weights = list(editable_parameters(model))
     products = {name: _PRODUCTS[name.split(".", 2)[2]] for name in weights}
     points = {name: [f"blocks.{name.split('.')[1]}.{end}" for end in words[:2]] for name, words in products.items()}
-    for start in range(0, len(paras), batch_size):
-        rows = slice(start, min(start + batch_size, len(paras)))
-        tokens = paras.tokens[rows]
+    size = chosen_batch_size(batch_size, model.W_E.device, 4)
+    for rows in batches(len(paragraphs), size, progress):
+        tokens = paragraphs.tokens[rows]
         with frozen(model), fast_float32(model.W_E.device):
             with torch.enable_grad(), with_hooks(model, {"hook_embed": _leaf}):
                 with recording(model, {name for pair in points.values() for name in pair}) as recorded:
-                    logits = continuation_logits(model, tokens, paras.prefix_len)
-                true = paras.continuation[rows].to(logits.device)
+                    logits = continuation_logits(model, tokens, paragraphs.prefix_len)
+                true = paragraphs.continuation[rows].to(logits.device)
                 loss = functional.cross_entropy(logits.flatten(0, 1), true.flatten(), reduction="sum") / true.shape[1]
                 outputs = list(dict.fromkeys(pair[1] for pair in points.values()))
                 found = torch.autograd.grad(loss, [recorded[name] for name in outputs])
@@ -187,8 +190,6 @@ def _gradients(
                 for name, (into, out) in points.items():
                     inner = norm_output(model, into, recorded[into].detach())
                     yield rows, name, einsum(inner, gradients[out], products[name][2])
-        if progress is not None:
-            progress(rows.stop, len(paras))
 
 
 def norm_output(model: HookedTransformer, point: str, value: Tensor) -> Tensor:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.metrics import columns_of
 from mechmem.model.forward import check_fit
-from mechmem.model.lean.trace import SITES
 from mechmem.model.lean.weights import unsupported
 from mechmem.model.load import HookedTransformer
 
@@ -28,12 +29,14 @@ class Pairs:
         clean, corrupt: tokens, [pair, pos].
         columns: logit columns that are scored, [pair, column].
         direction: "noising": the clean run is patched with the corrupt one's activations; "denoising": the reverse.
+        ids: of the clean paragraphs, [pair].
     """
 
     clean: Int[Tensor, "pair pos"]
     corrupt: Int[Tensor, "pair pos"]
     columns: Int[Tensor, "pair column"]
     direction: Direction
+    ids: np.ndarray
 
     @property
     def base(self) -> Int[Tensor, "pair pos"]:
@@ -47,7 +50,7 @@ class Pairs:
 
     def select(self, rows: slice) -> Pairs:
         """Some of the pairs."""
-        return Pairs(self.clean[rows], self.corrupt[rows], self.columns[rows], self.direction)
+        return Pairs(self.clean[rows], self.corrupt[rows], self.columns[rows], self.direction, self.ids[rows])
 
     def true(self, which: Int[Tensor, "pair pos"]) -> Int[Tensor, "pair column"]:
         """The tokens of one side that the columns score."""
@@ -58,18 +61,17 @@ def check_pairs(
     model: HookedTransformer,
     clean: Paragraphs,
     corrupt: Paragraphs,
-    site: str,
     direction: Direction,
     scored: ScoredAt,
 ) -> Pairs:
     """Refuse what cannot be compared, before anything is computed.
 
     Raises:
-        InputError: an unknown site, direction or position; pairs of unequal length or that differ nowhere; "impact"
-            where a pair's continuation is the same; a model with hooks on it, of another kind, or without that site.
+        InputError: an unknown direction or position; pairs of unequal length or that differ nowhere; "impact" where a
+            pair's continuation is the same; a model of another kind.
     """
-    for paras in (clean, corrupt):
-        check_fit(model, paras)
+    for paragraphs in (clean, corrupt):
+        check_fit(model, paragraphs)
     if clean.tokens.shape != corrupt.tokens.shape or clean.prefix_len != corrupt.prefix_len:
         raise InputError(
             f"clean is {list(clean.tokens.shape)} with prefix {clean.prefix_len} and corrupt "
@@ -79,29 +81,16 @@ def check_pairs(
     same = (clean.tokens == corrupt.tokens).all(-1)
     if bool(same.any()):
         raise InputError(
-            f"pair {int(same.nonzero()[0])} differs nowhere, so patching it could change nothing; leave it out"
+            f"the two paragraphs of pair {int(same.nonzero()[0])} are equal, so patching could change nothing; leave "
+            "it out"
         )
-    if direction not in get_args(Direction):
-        raise InputError(f"direction is {direction!r}; need one of {', '.join(get_args(Direction))}")
-    _check_site(model, site)
-    _check_scored(clean, corrupt, scored)
-    columns = columns_of(clean.tokens, corrupt.tokens, clean.prefix_len, scored)
-    return Pairs(clean.tokens, corrupt.tokens, columns, direction)
-
-
-def _check_site(model: HookedTransformer, site: str) -> None:
+    check_choice("direction", direction, Direction)
     reason = unsupported(model)
     if reason:
         raise InputError(f"{reason}; need a GPT-Neo, GPT-2 or GPT-NeoX: patch this model with TransformerLens' hooks")
-    if site not in SITES:
-        raise InputError(f"site is {site!r}; need one of {', '.join(SITES)}")
-    if site == "resid_mid" and model.cfg.parallel_attn_mlp:
-        raise InputError(
-            "the model runs attention and MLP side by side, so it has no 'resid_mid'; need another site: attn_out or "
-            "mlp_out"
-        )
-    if any(point.fwd_hooks for point in model.hook_dict.values()):
-        raise InputError("the model has hooks on it, which patching would not run; need none: model.reset_hooks()")
+    _check_scored(clean, corrupt, scored)
+    columns = columns_of(clean.tokens, corrupt.tokens, clean.prefix_len, scored)
+    return Pairs(clean.tokens, corrupt.tokens, columns, direction, clean.ids)
 
 
 def _check_scored(clean: Paragraphs, corrupt: Paragraphs, scored: ScoredAt) -> None:
@@ -109,15 +98,15 @@ def _check_scored(clean: Paragraphs, corrupt: Paragraphs, scored: ScoredAt) -> N
     if isinstance(scored, list):
         if not scored or not all(1 <= position < length for position in scored):
             raise InputError(
-                f"scored positions {scored} came; need token positions from 1 to {length - 1}: the first token is "
+                f"got scored positions {scored}; need token positions from 1 to {length - 1}: the first token is "
                 "predicted by nothing"
             )
     elif scored == "impact":
         same = ~(clean.continuation != corrupt.continuation).any(-1)
         if bool(same.any()):
             raise InputError(
-                f"pair {int(same.nonzero()[0])} has one continuation, so no position is impacted; need pairs whose "
-                "continuations differ, as worst_perturbations gives, or scored='continuation'"
+                f"the two continuations of pair {int(same.nonzero()[0])} are equal, so no position is impacted; need "
+                "pairs whose continuations differ, as worst_perturbations gives, or scored='continuation'"
             )
     elif scored != "continuation":
-        raise InputError(f"scored is {scored!r}; need 'continuation', 'impact' or a list of token positions")
+        raise InputError(f"got scored {scored!r}; need 'continuation', 'impact' or a list of token positions")

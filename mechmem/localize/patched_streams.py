@@ -1,4 +1,4 @@
-"""What one replaced activation makes of the residual stream after its layer, for many cells at once."""
+"""The residual stream after a layer in which an activation is replaced, for many cells at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.model.lean.model import LeanModel
-from mechmem.model.lean.trace import Trace
+from mechmem.model.lean.trace import HEAD_SITES, Trace
 
 # What the base run must keep besides the site itself.
 NEEDED = {
@@ -79,7 +79,7 @@ def entry(
         return residual, number
     if site in ("k", "v"):
         delta = _seen_by_later_queries(lean, site, base, source, cells)
-        return _after_heads(lean, base, cells, delta), number + 1
+        return after_heads(lean, base, cells, delta), number + 1
     residual = base["resid_post"][number, pair, window].clone()
     if site in ("resid_post", "mlp_out"):
         residual[rows, pos - cells.start] += change(site)
@@ -102,6 +102,61 @@ def entry(
         middle = base["resid_mid"][number, pair, pos] + written
         residual[rows, pos - cells.start] = lean.after_attention(layer, before, middle - before)
     return residual, number + 1
+
+
+def entry_everywhere(
+    lean: LeanModel, site: str, base: Trace, source: Trace, cells: Cells, groups: Int[Tensor, " d_mlp"]
+) -> tuple[Float[Tensor, "row pos d_model"], int]:
+    """As `entry`, with the site replaced at all positions start ... stop - 1 together.
+
+    Positions before `start` are the same in both runs, so nothing is replaced there.
+    """
+    number, pair, part = cells.layer, cells.pair, cells.part
+    window = slice(cells.start, cells.stop)
+    if site in HEAD_SITES:
+        delta = head_change(lean, site, base, source[site][number, pair, part], cells)
+        return after_heads(lean, base, cells, delta), number + 1
+    other = source[site][number, pair, window]
+    if site in ("resid_pre", "resid_post"):
+        return other.clone(), number if site == "resid_pre" else number + 1
+    change = other - base[site][number, pair, window]
+    if site in ("resid_mid", "attn_out"):
+        return after_written(lean, base, cells, change), number + 1
+    if site == "mlp_post":
+        change = (change * (groups == part[:, None])[:, None]) @ lean.layers[number].w_out
+    return base["resid_post"][number, pair, window] + change, number + 1
+
+
+def head_change(
+    lean: LeanModel, site: str, base: Trace, value: Float[Tensor, "row pos d"], cells: Cells
+) -> Float[Tensor, "row run_pos d_head"]:
+    """Change of a head's output at positions start ... stop - 1, when one of its activations is another everywhere.
+
+    Args:
+        lean: the model.
+        site: q, k, v, z or pattern.
+        base: the run that is changed; it keeps q, k, v and z, or without q and k the pattern instead.
+        value: what each row's head has instead, at all positions: [row, pos, d_head], or [row, query_pos, key_pos].
+        cells: which pair, layer and head; their `pos` is not used.
+    """
+    window = slice(cells.start, cells.stop)
+
+    def own(name: str) -> Tensor:
+        return base[name][cells.layer, cells.pair, cells.part]
+
+    if site == "z":
+        return value[:, window] - own("z")[:, window]
+    if site == "pattern":
+        weights = value[:, window]
+    elif site == "v" and "pattern" in base.sites:
+        weights = own("pattern")[:, window]
+    else:
+        layer = lean.layers[cells.layer]
+        query, key = (value if site == name else own(name) for name in ("q", "k"))
+        scores = torch.einsum("rqd,rkd->rqk", query[:, window], key) * layer.scale
+        seen = lean.visible(0, key.shape[1], layer.window)[window]
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return weights @ (value if site == "v" else own("v")) - own("z")[:, window]
 
 
 def _head_output(lean: LeanModel, number: int) -> Float[Tensor, "head d_head d_model"]:
@@ -142,12 +197,18 @@ def _seen_by_later_queries(
     return torch.einsum("rqk,rkd->rqd", weights, values) - base["z"][number, pair, part, cells.start : cells.stop]
 
 
-def _after_heads(
+def after_heads(
     lean: LeanModel, base: Trace, cells: Cells, delta: Float[Tensor, "row pos d_head"]
 ) -> Float[Tensor, "row pos d_model"]:
     """The residual stream after the layer when one head's output changes everywhere."""
+    return after_written(lean, base, cells, torch.bmm(delta, _head_output(lean, cells.layer)[cells.part]))
+
+
+def after_written(
+    lean: LeanModel, base: Trace, cells: Cells, written: Float[Tensor, "row pos d_model"]
+) -> Float[Tensor, "row pos d_model"]:
+    """The residual stream after the layer when its attention writes so much more at the run positions."""
     number, pair, window = cells.layer, cells.pair, slice(cells.start, cells.stop)
-    written = torch.einsum("rpd,rdm->rpm", delta, _head_output(lean, number)[cells.part])
     if lean.parallel:
         return base["resid_post"][number, pair, window] + written
     before = base["resid_pre"][number, pair, window]

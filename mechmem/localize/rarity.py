@@ -7,32 +7,14 @@ import warnings
 import numpy as np
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int
 from scipy.stats import rankdata
-from torch import Tensor
-
-from mechmem.data.errors import InputError
 
 Attention = Float[np.ndarray, "paragraph head key_pos"]
 PerKey = Float[np.ndarray, "paragraph key_pos"]
 PerHead = Float[np.ndarray, " head"]
 # Shuffled frequencies, or pairs of keys, held at once: 4 or 8 bytes each.
 _CHUNK = 2_000_000
-
-
-def check_counts(unigram_counts: Real[Tensor, " d_vocab"], vocabulary: int) -> None:
-    """Refuse counts of another vocabulary.
-
-    Raises:
-        InputError: counts of another length, below zero or not numbers.
-    """
-    if len(unigram_counts) != vocabulary:
-        raise InputError(
-            f"{len(unigram_counts)} counts came for a vocabulary of {vocabulary}; need one for each token id: "
-            "count with minlength equal to the vocabulary"
-        )
-    if not bool((unigram_counts >= 0).all()):
-        raise InputError("a count is below zero or not a number; need how often each token stands in the corpus")
 
 
 def spearman(attention: Attention, frequency: PerKey) -> PerHead:

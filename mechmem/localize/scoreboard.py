@@ -1,4 +1,4 @@
-"""How good localizers are: do they find weights that are known, and what does dropping what they find do."""
+"""A scoreboard of localizers: whether they find known neurons, and what dropping the neurons they find changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.localize.neurons import METHODS, localize_neurons, top_neurons
+from mechmem.localize.neurons import METHODS, NeuronMethod, localize_neurons, top_neurons
 from mechmem.measure.decode import edit_distances, greedy_continuations
 from mechmem.measure.scores import score
 from mechmem.model.lean.model import LeanModel
@@ -47,12 +47,12 @@ def injection_board(
     targets: Paragraphs,
     keep: Paragraphs,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[NeuronMethod] = tuple(METHODS),
     fraction: float = 0.01,
     seed: int = 0,
     progress: Steps | None = None,
 ) -> xr.Dataset:
-    """INJ (Chang et al. 2024, NAACL): inject one paragraph into a few random neurons, and look for them.
+    """INJ (Chang et al. 2024, NAACL): inject one paragraph into a few random neurons, and localize them.
 
     1. For each target: draw a share of all neurons and train the paragraph into them alone, with `inject`.
     2. Ask every method for the neurons that hold it.
@@ -107,7 +107,7 @@ def deletion_board(
     others: Paragraphs,
     keep: Paragraphs,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[NeuronMethod] = tuple(METHODS),
     seed: int = 0,
     progress: Steps | None = None,
 ) -> xr.Dataset:
@@ -198,4 +198,4 @@ def _lost(model: HookedTransformer, target: Paragraphs, others: Paragraphs, keep
 def _check(methods: Sequence[str]) -> None:
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
-        raise InputError(f"methods {unknown or list(methods)} came; need some of {', '.join(METHODS)}")
+        raise InputError(f"got methods {unknown or list(methods)}; need some of {', '.join(METHODS)}")

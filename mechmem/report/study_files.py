@@ -20,7 +20,7 @@ class StudyFiles:
         manifest: `study.json`.
         paragraphs: `paragraphs.parquet`.
         gradients: `gradients.nc`: max_gradient[set, layer, component], layer_share[set, layer].
-        heads: `heads.nc`: em_drop, nll_rise [set, layer, head].
+        heads: `heads.nc`: em_change, nll_change [set, layer, head].
         rare: `rare.nc`: spearman, kendall, excess, p_value [layer, head].
         attention: `attention.nc`: patterns to show.
         patching: `patching.nc`: resid_pre[paragraph, layer, pos], z[paragraph, layer, head, pos].

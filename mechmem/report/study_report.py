@@ -78,7 +78,7 @@ def _scan_cards(study: StudyFiles) -> list[Card]:
 def _head_card(study: StudyFiles) -> Card:
     if study.heads is None or "memorized" not in study.heads.set.values:
         return Card("Most needed head", "–", "not run yet")
-    (name, drop), *_ = best_heads(study.heads.em_drop.sel(set="memorized"), 1)
+    (name, drop), *_ = best_heads(-study.heads.em_change.sel(set="memorized"), 1)
     return Card("Most needed head", name, f"without it EM changes by {signed(-drop)} tokens on memorized text")
 
 

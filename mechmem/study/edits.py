@@ -225,7 +225,7 @@ def _mask(model: HookedTransformer, targets: Paragraphs, keep: Paragraphs, setti
     if settings.weights == "all":
         return None
     score: Callable[[], dict[str, torch.Tensor]] = (
-        (lambda: contrastive_gradients(model, targets, keep, contrast="fisher"))
+        (lambda: contrastive_gradients(model, targets, keep, method="fisher"))
         if settings.weights == "fisher"
         else (lambda: weight_gradients(model, targets))
     )

@@ -133,7 +133,7 @@ def attention_views(
 ) -> xr.Dataset:
     """Patterns of the most needed heads, and of those most drawn to rare tokens, on a few memorized paragraphs."""
     chosen = run.subset("memorized", views, distinct=True)
-    needed = heads.em_drop.sel(set="memorized")
+    needed = -heads.em_change.sel(set="memorized")
     findings = {
         "memorized": (needed, "heads whose removal costs the most exact match"),
         "rare": (rare.excess, "heads that attend most to the rarest tokens of the prefix"),

@@ -25,7 +25,7 @@ def paras(tiny_paragraphs) -> Paragraphs:
 @pytest.mark.parametrize("site", SITES)
 def test_it_is_the_gradient_of_each_paragraph_alone(tiny_model, paras, site, target):
     found = activation_gradients(tiny_model, paras, site=site, target=target, average=False, batch_size=2)
-    product = activation_gradients(tiny_model, paras, site=site, target=target, kind="gradient_x_activation")
+    product = activation_gradients(tiny_model, paras, site=site, target=target, method="gradient_x_activation")
     targets = list(range(13, 23)) if target is None else [target]
     products = []
     for row in range(5):
@@ -55,7 +55,7 @@ def test_it_is_the_gradient_of_each_paragraph_alone(tiny_model, paras, site, tar
 
 @pytest.mark.parametrize("site", ["z", "mlp_post", "attn_out", "pattern"])
 def test_integrated_gradients_add_up_to_what_zero_takes_off(tiny_model, paras, site):
-    found = activation_gradients(tiny_model, paras, site=site, kind="integrated", steps=100, average=False)
+    found = activation_gradients(tiny_model, paras, site=site, method="integrated", steps=100, average=False)
     targets = list(range(13, 23))
     with torch.no_grad():
         whole = nll(tiny_model(paras.tokens), paras.tokens, targets)
@@ -69,7 +69,7 @@ def test_integrated_gradients_add_up_to_what_zero_takes_off(tiny_model, paras, s
 
 def test_on_a_planted_model_products_name_the_head_and_its_trigger():
     truth = planted()
-    found = activation_gradients(truth.model, truth.memorized, site="v", kind="integrated", steps=16, average=False)
+    found = activation_gradients(truth.model, truth.memorized, site="v", method="integrated", steps=16, average=False)
     size = abs(found).sum("pos").mean("paragraph").values
     assert np.unravel_index(size.argmax(), size.shape) == truth.head
     assert np.sort(size.ravel())[-2] < 0.1 * size.max()
@@ -81,10 +81,10 @@ def test_on_a_planted_model_products_name_the_head_and_its_trigger():
 
 def test_bad_input_is_refused(tiny_model, small_model, paras):
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"site": "w"}, "site is 'w'; need one of resid_pre"),
-        ({"target": 0}, "target is 0; need a token position from 1 to 22"),
-        ({"target": 23}, "target is 23"),
-        ({"kind": "integrated", "steps": 0}, "with 0 steps"),
+        ({"site": "w"}, "got site 'w'; need one of resid_pre"),
+        ({"target": 0}, "got target 0; need a token position from 1 to 22"),
+        ({"target": 23}, "got target 23"),
+        ({"method": "integrated", "steps": 0}, "got 0 steps"),
     ]
     for arguments, sentence in cases:
         with pytest.raises(InputError, match=sentence):

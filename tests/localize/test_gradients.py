@@ -98,7 +98,7 @@ def test_layer_shares_sum_to_one_in_every_set():
 
 
 def test_what_cannot_be_used_is_refused(tiny_model, tiny_paragraphs, small_model):
-    with pytest.raises(InputError, match="no paragraph came"):
+    with pytest.raises(InputError, match="got 0 paragraphs"):
         weight_gradients(tiny_model, tiny_paragraphs.select(np.zeros(11, dtype=bool)))
     grouped = small_model(n_key_value_heads=1)
     with pytest.raises(InputError, match="grouped attention"):

@@ -196,18 +196,18 @@ def test_patterns_are_those_of_the_heads_asked_for(tiny_model, paras):
     for slot, (layer, head) in enumerate([(2, 0), (0, 1), (2, 2)]):
         assert torch.equal(patterns[:, slot], cache[f"blocks.{layer}.attn.hook_pattern"][:, head])
     assert not patterns.requires_grad
-    with pytest.raises(InputError, match=r"heads \[\(0, 3\)\] came; need .*layer below 4 and head below 3"):
+    with pytest.raises(InputError, match=r"got heads \[\(0, 3\)\]; need .*layer below 4 and head below 3"):
         head_patterns(tiny_model, tokens, [(0, 1), (0, 3)])
-    with pytest.raises(InputError, match=r"heads \[\] came"):
+    with pytest.raises(InputError, match=r"got heads \[\]; need"):
         head_patterns(tiny_model, tokens, [])
 
 
 def test_what_cannot_be_used_is_refused(tiny_model, paras, counts):
-    with pytest.raises(InputError, match="60 counts came for a vocabulary of 61"):
+    with pytest.raises(InputError, match=r"got counts of shape \[60\] for a vocabulary of 61"):
         rare_token_attention(tiny_model, paras, counts[:60])
-    with pytest.raises(InputError, match="1 paragraph came; need at least two"):
+    with pytest.raises(InputError, match="got 1 paragraph; need at least 2"):
         rare_token_attention(tiny_model, paras.select(np.array([0])), counts)
-    with pytest.raises(InputError, match="a count is below zero"):
+    with pytest.raises(InputError, match="got a count that is negative"):
         rare_token_attention(tiny_model, paras, -counts)
 
 

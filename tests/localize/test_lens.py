@@ -21,6 +21,7 @@ def test_every_depth_equals_the_whole_forwards_stream_through_the_end(tiny_model
         np.testing.assert_allclose(result.nll.sel(depth=depth), nll, atol=1e-4)
         top = log_probs.argmax(-1) == tiny_paragraphs.continuation
         np.testing.assert_array_equal(result.top.sel(depth=depth), top)
+    assert result.paragraph.values.tolist() == tiny_paragraphs.ids.tolist()
     np.testing.assert_allclose(result.nll.isel(depth=-1).mean("pos"), score(tiny_model, tiny_paragraphs).nll, atol=1e-4)
 
 
@@ -51,5 +52,5 @@ def test_memories_are_read_above_the_planted_head_and_not_without_it():
 
 
 def test_heads_that_are_not_there_are_refused(tiny_model, tiny_paragraphs):
-    with pytest.raises(InputError, match=r"heads \[\(4, 0\)\] came; need .* layer below 4 and head below 3"):
+    with pytest.raises(InputError, match=r"got heads \[\(4, 0\)\]; need .*layer below 4 and head below 3"):
         logit_lens(tiny_model, tiny_paragraphs, without=[(1, 1), (4, 0)])

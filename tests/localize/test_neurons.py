@@ -1,5 +1,8 @@
 """Every localizer against one neuron at a time by hand, and on models whose answer is known."""
 
+import inspect
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.neuron_gates import gate_gradient, gated_nll, learned_gates, open_gates
-from mechmem.localize.neurons import METHODS, localize_neurons, top_neurons
+from mechmem.localize.neurons import METHODS, NeuronMethod, localize_neurons, top_neurons
 from mechmem.localize.scoreboard import precision_area, recall
 from mechmem.measure.scores import score
 from mechmem.truth.injected import inject, random_neurons
@@ -140,13 +143,16 @@ def test_learned_gates_close_what_is_not_needed_and_say_when_they_fail(planted_t
 
 
 def test_what_cannot_be_used_is_refused(tiny_model, small_model, tiny_paragraphs, keep):
-    with pytest.raises(InputError, match="method is 'magic'; need one of hard_concrete, slimming"):
-        localize_neurons(tiny_model, tiny_paragraphs, keep, method="magic")
+    with pytest.raises(InputError, match="got method 'magic'; need one of hard_concrete, slimming"):
+        inspect.unwrap(localize_neurons)(tiny_model, tiny_paragraphs, keep, method="magic")
     with pytest.raises(InputError, match="no MLPs"):
         model = small_model(attn_only=True, n_ctx=32, d_vocab=61)
         localize_neurons(model, tiny_paragraphs, keep, method="random")
     found = localize_neurons(tiny_model, tiny_paragraphs, keep, method="random")
-    with pytest.raises(InputError, match="fraction is 0"):
+    with pytest.raises(InputError, match="got fraction 0"):
         top_neurons(found, 0.0)
+    assert list(METHODS) == list(get_args(NeuronMethod))
+    with pytest.raises(InputError, match="got scores with dimensions"):
+        top_neurons(found.rename(neuron="head"), 0.1)
     top = top_neurons(found, 0.05)
     assert len(top) == 9 and float(found[top[0]]) == float(found.max())

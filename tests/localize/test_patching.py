@@ -1,5 +1,6 @@
 """Patched runs packed together are those of one forward a cell with hooks."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import TypeCheckError
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize import patching
-from mechmem.localize.metrics import em, kl, logit_difference, nll
+from mechmem.localize.metrics import em, kl, logit_difference, metric_of, nll
 from mechmem.localize.patching import patch
 from mechmem.model.hooks import with_hooks
 from mechmem.model.lean.trace import HEAD_SITES, HOOKS, SITES
@@ -91,19 +92,91 @@ def test_every_cell_of_every_site_is_that_of_one_forward_with_a_hook(model, pair
             patch(model, *pairs, site=site)
         return
     expected = slow(model, pairs[0], pairs[1], site, direction)
+    groups = 4 if site == "mlp_post" else None
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for at_once in (1, 90, 10**6):
         monkeypatch.setitem(patching.AT_ONCE, "cpu", at_once)
-        found = patch(model, *pairs, site=site, direction=direction, groups=4, average=False)
+        found = patch(model, *pairs, site=site, direction=direction, groups=groups, average=False)
         values = found.values if found.ndim == 4 else found.values[:, :, None]
         np.testing.assert_allclose(values, expected, rtol=0, atol=2e-5)
         assert np.abs(expected).max() > 1e-3 and (found.values[..., -1] == 0).all()
-    whole = patch(model, *pairs, site=site, direction=direction, groups=4)
+        assert found.paragraph.values.tolist() == pairs[0].ids.tolist()
+    whole = patch(model, *pairs, site=site, direction=direction, groups=groups)
     np.testing.assert_allclose(whole.values, found.values.mean(0), atol=1e-6)
     assert whole.dims == found.dims[1:] and whole.attrs["pairs"] == 3
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+@pytest.mark.parametrize("site", SITES)
+def test_all_positions_together_are_one_forward_with_a_hook(model, pairs, site, direction, monkeypatch):
+    if site == "resid_mid" and model.cfg.parallel_attn_mlp:
+        return
+    groups = 4 if site == "mlp_post" else None
+    parts = model.cfg.n_heads if site in HEAD_SITES else groups or 1
+    base, source = pairs if direction == "noising" else (pairs[1], pairs[0])
+
+    def nlls(logits):
+        columns = logits[:, 7:-1].double().log_softmax(-1)
+        return -columns.gather(-1, pairs[0].continuation[..., None])[..., 0].mean(-1)
+
+    with torch.no_grad():
+        unpatched = nlls(model(base.tokens))
+    expected = np.zeros((3, model.cfg.n_layers, parts))
+    for layer, part in np.ndindex(*expected.shape[1:]):
+        logits = hooked_logits(model, base.tokens, source.tokens, site, layer, part, slice(None))
+        expected[:, layer, part] = nlls(logits) - unpatched
+    for at_once in (1, 10**6):
+        monkeypatch.setitem(patching.AT_ONCE, "cpu", at_once)
+        seen = []
+        found = patch(
+            model,
+            *pairs,
+            site=site,
+            pos="all",
+            direction=direction,
+            groups=groups,
+            average=False,
+            progress=lambda *state, seen=seen: seen.append(state),
+        )
+        np.testing.assert_allclose(found.values.reshape(expected.shape), expected, rtol=0, atol=2e-5)
+        assert "pos" not in found.dims and np.abs(expected).max() > 1e-3
+        assert seen[-1] == (expected.size, expected.size)
+
+
+def test_cells_without_positions_choose_heads(tiny_model, pairs):
+    whole = patch(tiny_model, *pairs, pos="all")
+    need = whole == whole.max()
+    some = patch(tiny_model, *pairs, pos="all", cells=need)
+    np.testing.assert_allclose(some.values[need.values], whole.values[need.values], atol=1e-6)
+    assert np.isnan(some.values[~need.values]).all() and some.dims == ("layer", "head")
+    with pytest.raises(InputError, match="need bool with {'layer': 4, 'head': 3, 'pos': 14}"):
+        patch(tiny_model, *pairs, cells=need)
+
+
+def test_what_normalized_effects_say_of_themselves_holds(tiny_model, pairs):
+    alike = Paragraphs(torch.cat([pairs[1].prefix, pairs[0].continuation], 1), 8)
+    options: dict[str, Any] = {"site": "resid_post", "pos": "all", "normalize": True}
+    back = patch(tiny_model, pairs[0], alike, direction="denoising", **options)
+    # Everything replaced in the last layer is the clean run.
+    assert back.isel(layer=-1).item() == pytest.approx(1, abs=1e-4)
+    assert back.attrs["higher"].startswith("more of the clean run is restored: 1.0") and back.attrs["units"] == "1"
+    forth = patch(tiny_model, pairs[0], alike, direction="noising", **options)
+    assert forth.isel(layer=-1).item() == pytest.approx(1, abs=1e-4)
+    assert "closer to the corrupt run" in forth.attrs["higher"]
+    plain = patch(tiny_model, pairs[0], alike, site="resid_post", pos="all")
+    assert plain.attrs["higher"] == "the patched run's metric is higher than the unpatched run's"
+    assert plain.attrs["units"] == "nats per token"
+
+
+@pytest.mark.parametrize("metric", [nll, logit_difference, kl])
+def test_names_and_hook_names_stand_for_metrics_and_sites(tiny_model, pairs, metric):
+    function = patch(tiny_model, *pairs, site="z", metric=metric)
+    for site in ("hook_z", "attn.hook_z"):
+        xr.testing.assert_identical(patch(tiny_model, *pairs, site=site, metric=metric.__name__), function)
+    assert metric_of("em") is em
 
 
 def test_all_cells_of_the_first_stream_together_are_the_other_run(tiny_model, pairs):
@@ -199,23 +272,30 @@ def test_bad_input_is_refused_in_words(tiny_model, small_model, pairs):
     cases: list[tuple[Any, str]] = [
         (((clean, short), {}), "need pairs of one length"),
         (((clean, corrupt.select(np.arange(2))), {}), "need pairs of one length"),
-        (((clean, same), {}), "pair 2 differs nowhere"),
-        (((clean, prefix_only), {"scored": "impact"}), "pair 0 has one continuation, so no position is impacted"),
-        (((clean, corrupt), {"site": "logits"}), "site is 'logits'; need one of resid_pre"),
+        (((clean, same), {}), "the two paragraphs of pair 2 are equal"),
+        (((clean, prefix_only), {"scored": "impact"}), "the two continuations of pair 0 are equal, so no position"),
+        (((clean, corrupt), {"site": "logits"}), "got site 'logits'; need one of resid_pre"),
         (((clean, corrupt), {"scored": [0]}), "need token positions from 1 to 13"),
         (((clean, corrupt), {"scored": []}), "need token positions from 1 to 13"),
         (((clean, corrupt), {"metric": lambda s: s.logits[:, 0, 0] * 0}), "does not depend on what is patched"),
-        (((clean, corrupt), {"metric": lambda s: s.logits[:, :, 0]}), "need one number a row"),
-        (((clean, corrupt), {"site": "mlp_post", "groups": 45}), "groups is 45; need 1 to 44"),
+        (((clean, corrupt), {"metric": lambda s: s.logits[:, :, 0]}), "need one number per row"),
+        (((clean, corrupt), {"site": "z", "groups": 4}), "got groups 4 for the site 'z', which has none"),
+        (
+            ((clean, corrupt), {"metric": "accuracy"}),
+            "got metric 'accuracy'; need one of nll, logit_diff",
+        ),
+        (((clean, corrupt), {"site": "mlp_post", "groups": 45}), "got groups 45; need 1 to 44"),
     ]
     for arguments, sentence in cases:
         with pytest.raises(InputError, match=sentence):
-            patch(tiny_model, *arguments[0], **arguments[1])
+            inspect.unwrap(patch)(tiny_model, *arguments[0], **arguments[1])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'scores'; options are scored, groups, average"):
+        patch(tiny_model, clean, corrupt, scores="impact")  # pyright: ignore[reportCallIssue]
     with pytest.raises((InputError, TypeCheckError)):
         patch(tiny_model, clean, corrupt, direction="sideways")  # pyright: ignore[reportArgumentType]
     with (
         with_hooks(tiny_model, {"hook_embed": lambda value, hook: None}),  # noqa: ARG005
-        pytest.raises(InputError, match="the model has hooks on it"),
+        pytest.raises(InputError, match="the model has hooks on hook_embed, and patch would not run them"),
     ):
         patch(tiny_model, clean, corrupt)
     with pytest.raises(InputError, match="need a GPT-Neo, GPT-2 or GPT-NeoX"):

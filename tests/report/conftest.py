@@ -59,7 +59,7 @@ def heads(rng: np.random.Generator, needed: tuple[int, int] = (1, 2), drop: floa
     fall[(0, *needed)] = drop
     coords = {"set": SETS, "layer": range(LAYERS), "head": range(HEADS)}
     dims = ("set", "layer", "head")
-    return xr.Dataset({"em_drop": (dims, fall), "nll_rise": (dims, fall / 12)}, coords, {"method": "mean"})
+    return xr.Dataset({"em_change": (dims, -fall), "nll_change": (dims, fall / 12)}, coords, {"method": "mean"})
 
 
 def rare(rng: np.random.Generator) -> xr.Dataset:

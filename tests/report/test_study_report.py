@@ -138,13 +138,13 @@ def test_a_study_without_unseen_text_and_with_another_fraction(synthetic):
 
 def test_no_needed_head_is_said(synthetic):
     heads = synthetic.heads(rng())
-    heads["em_drop"] = heads.em_drop * 0.01
+    heads["em_change"] = heads.em_change * 0.01
     assert where_section(StudyFiles(heads=heads)).answer[0].startswith("No single head is needed")
 
 
 def test_a_head_that_all_text_needs_is_no_carrier(synthetic):
     heads = synthetic.heads(rng())
-    heads["nll_rise"].loc[{"set": "other"}] = 9.0
+    heads["nll_change"].loc[{"set": "other"}] = 9.0
     assert "no special carrier" in " ".join(where_section(StudyFiles(heads=heads)).answer)
 
 
@@ -221,7 +221,7 @@ def test_the_manifest_is_shown_in_full(study_folder):
 def test_results_with_holes_do_not_stop_the_report(study_folder, tmp_path):
     shutil.copytree(study_folder, tmp_path / "study", ignore=shutil.ignore_patterns("report.html", "heads.nc"))
     heads = xr.load_dataset(study_folder / "heads.nc", engine="h5netcdf")
-    heads["em_drop"][:, 3] = np.nan
+    heads["em_change"][:, 3] = np.nan
     heads.to_netcdf(tmp_path / "study" / "heads.nc", engine="h5netcdf")
     assert "L1H2" in visible_text(write_report(tmp_path / "study"))
 

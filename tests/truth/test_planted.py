@@ -52,7 +52,7 @@ def test_the_head_attends_to_the_rarest_token_so_far(truth):
 
 @pytest.mark.parametrize("method", ["zero", "mean", "resample"])
 def test_without_the_head_nothing_is_left_and_without_any_other_everything(truth, method):
-    drop = ablate_heads(truth.model, truth.memorized, method=method).em_drop.values
+    drop = -ablate_heads(truth.model, truth.memorized, method=method).em_change.values
     expected = np.zeros_like(drop)
     expected[truth.head] = truth.memorized.continuation_len
     assert np.array_equal(drop, expected)

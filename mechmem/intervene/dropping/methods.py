@@ -89,7 +89,7 @@ def head_drop(
     rises: list[xr.DataArray] = [
         ablate_heads(
             model, paras, method="zero", seed=seed, progress=part_of(progress, number, 2) if progress else None
-        ).nll_rise
+        ).nll_change
         for number, paras in enumerate((memorized, keep))
     ]
     gain = torch.from_numpy((rises[0] - rises[1]).transpose("layer", "head").values.astype(np.float32))

@@ -89,7 +89,7 @@ def _beyond_chance(rare: xr.Dataset) -> list[str]:
 
 def _needed_and_rare(heads: xr.Dataset, rare: xr.Dataset) -> str:
     """Are the heads that memorized text needs the ones that look at rare tokens?"""
-    drop, excess = xr.align(heads.em_drop.sel(set="memorized"), rare.excess, join="inner")
+    drop, excess = xr.align(-heads.em_change.sel(set="memorized"), rare.excess, join="inner")
     (name, _), *_ = best_heads(drop, 1)
     ranking = [head for head, _ in best_heads(excess, int(excess.size))]
     place = (

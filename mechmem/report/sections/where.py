@@ -117,9 +117,9 @@ def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
 
 
 def _head_sentences(heads: xr.Dataset) -> list[str]:
-    drop = heads.em_drop.sel(set="memorized")
+    drop = -heads.em_change.sel(set="memorized")
     best = best_heads(drop, NAMED_HEADS)
-    method = str(heads.attrs.get("method", heads.em_drop.attrs.get("method", ""))) or "unnamed"
+    method = str(heads.attrs.get("method", heads.em_change.attrs.get("method", ""))) or "unnamed"
     name, value = best[0]
     if value < 0.5:
         first = (
@@ -144,9 +144,9 @@ def _head_sentences(heads: xr.Dataset) -> list[str]:
 
 def _specific(heads: xr.Dataset, name: str) -> str:
     """Is the most needed head needed for memorized text alone? By NLL: other text has little EM to lose."""
-    drop = heads.em_drop.sel(set="memorized")
+    drop = -heads.em_change.sel(set="memorized")
     place = {dim: int(index) for dim, index in drop.argmax(("layer", "head")).items()}  # pyright: ignore
-    rise = heads.nll_rise.isel(place)
+    rise = heads.nll_change.isel(place)
     memorized, other = float(rise.sel(set="memorized")), float(rise.sel(set="other"))
     if memorized > 2 * max(other, 0):
         verdict = "so it matters to memorized text in particular"
@@ -161,11 +161,11 @@ def _specific(heads: xr.Dataset, name: str) -> str:
 
 
 def _head_figures(heads: xr.Dataset) -> list[Block]:
-    limit = float(np.nanmax(np.abs(heads.em_drop.values), initial=0)) or 1.0
+    limit = float(np.nanmax(np.abs(heads.em_change.values), initial=0)) or 1.0
     blocks: list[Block] = []
     for name in heads.set.values:
         figure = heatmaps.head_heatmap(
-            heads.em_drop.sel(set=name),
+            -heads.em_change.sel(set=name),
             title=f"EM lost without each head, {name} text",
             unit="tokens (blue = needed)",
             limit=limit,
@@ -187,8 +187,8 @@ def _head_table(heads: xr.Dataset) -> Table:
     for layer in heads.layer.values:
         for head in heads["head"].values:
             one = heads.sel(layer=layer, head=head)
-            values = [float(one.em_drop.sel(set=name)) for name in sets] + [
-                float(one.nll_rise.sel(set=name)) for name in sets
+            values = [-float(one.em_change.sel(set=name)) for name in sets] + [
+                float(one.nll_change.sel(set=name)) for name in sets
             ]
             rows.append([head_name(int(layer), int(head)), *values])
     rows.sort(key=lambda row: -row[1])
