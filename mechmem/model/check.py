@@ -32,7 +32,7 @@ UNITS = {
     "nll_difference": "nats per token",
     "gradient_difference": "share of the largest gradient",
 }
-# Folding shifts logits by a constant a position and gives other parameters, so neither is compared.
+# Folding shifts logits by a constant per position and changes the parameters, so neither is compared.
 COMPARED = {"raw": tuple(UNITS), "folded": ("log_prob_difference", "nll_difference")}
 
 
@@ -70,7 +70,7 @@ def check_model(
         )
     del model
     with warnings.catch_warnings():
-        # Without a tokenizer the first load has said so.
+        # The first load has already warned if there is no tokenizer.
         warnings.simplefilter("ignore", UserWarning)
         model = load_model(name, processing="folded", device=device)
     rows["folded"] = [_compare(model, reference, ids) for ids in texts.values()]

@@ -42,11 +42,11 @@ def fold_layer(
     """TransformerLens' own processing of one layer, given and returned under names of layer 0."""
     one = copy.copy(cfg)
     one.n_layers = 1
-    # It wants embeddings to centre; these stand in for them.
+    # ProcessWeights expects embeddings to centre; these are placeholders.
     embeddings = {"embed.W_E": torch.zeros(1, cfg.d_model), "pos_embed.W_pos": torch.zeros(1, cfg.d_model)}
     processed = ProcessWeights.fold_layer_norm({**tensors, **embeddings}, one)
     processed = ProcessWeights.center_writing_weights(processed, one)
     processed = ProcessWeights.fold_value_biases(processed, one)
-    # Folded value biases are not centred, although the matrix they came through is, up to rounding.
+    # Folded value biases are not centred, although the matrix that they pass through is, up to rounding.
     processed["blocks.0.attn.b_O"] -= processed["blocks.0.attn.b_O"].mean()
     return {name: tensor for name, tensor in processed.items() if name in tensors and ".ln" not in name}

@@ -34,7 +34,7 @@ def with_hooks(model: HookedTransformer, hooks: Mapping[str, Hook]) -> Iterator[
         with model.hooks(fwd_hooks=list(hooks.items())):
             yield model
     finally:
-        # TransformerLens clears this note of the caller's own caching hooks whenever a context ends.
+        # TransformerLens resets this flag, which belongs to the caller's caching hooks, whenever a context ends.
         model.is_caching = caching
 
 
@@ -45,17 +45,17 @@ def hooked_points(model: HookedTransformer) -> list[str]:
 
 
 def refuse_hooks(model: HookedTransformer, name: str) -> None:
-    """Refuse a model that has hooks on it, in the name of what would not run them.
+    """Refuse a model that has hooks on it, on behalf of a function that would not run them.
 
     Raises:
-        InputError: there are forward or backward hooks; the sentence says how to go on.
+        InputError: there are forward or backward hooks; the message says what to do.
     """
     points = hooked_points(model)
     if points:
         more = "" if len(points) == 1 else f" and {len(points) - 1} more"
         raise InputError(
             f"the model has hooks on {points[0]}{more}, and {name} would not run them; remove them with "
-            "model.reset_hooks(), or make the change one of weights (mechmem.Edit, edit.apply(model))"
+            "model.reset_hooks(), or change the weights instead (docs/hooks.md shows how)"
         )
 
 
@@ -69,7 +69,7 @@ def recording(model: HookedTransformer, names: Iterable[str]) -> Iterator[dict[s
 
     Yields:
         name -> activation of the latest forward, not copied and not detached: gradients flow to it, so run under
-        `torch.no_grad()` where none are wanted. Hooks that were on the model before have already acted on it.
+        `torch.no_grad()` if you need none. Hooks that were on the model before have already acted on it.
 
     Raises:
         InputError: no such hook point, or one that this model's settings never call.
@@ -88,10 +88,10 @@ def recording(model: HookedTransformer, names: Iterable[str]) -> Iterator[dict[s
 
 @contextmanager
 def frozen(model: HookedTransformer) -> Iterator[HookedTransformer]:
-    """No parameter asks for a gradient in the block, unless the block switches it on again.
+    """Switch gradients of all parameters off in the block; the block may switch them on again.
 
-    Afterwards every parameter's `requires_grad` and `.grad` and every module's training mode is what it was. Values of
-    parameters are the caller's business.
+    Afterwards every parameter's `requires_grad` and `.grad` and every module's training mode is what it was. The
+    values of parameters are not restored.
     """
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]

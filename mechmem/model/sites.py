@@ -26,7 +26,7 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def component_names(model: HookedTransformer) -> list[str]:
-    """The components of a layer: `Q0.. K0.. V0.. O0..`, one a head, `mlp_in`, `mlp_out`; 50 for GPT-Neo 125M.
+    """The components of a layer: `Q0.. K0.. V0.. O0..`, one per head, `mlp_in`, `mlp_out`; 50 for GPT-Neo 125M.
 
     Raises:
         InputError: the model's layers do not consist of these.
@@ -95,7 +95,7 @@ def _layer_parameters(model: HookedTransformer, layer: int) -> list[str]:
 def _check_values(values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if name not in values:
-            raise InputError(f"no values came for '{name}'; need one tensor for each of {len(parameters)} parameters")
+            raise InputError(f"got no values for '{name}'; need one tensor for each of {len(parameters)} parameters")
         if values[name].shape != parameter.shape:
             raise InputError(
                 f"values of '{name}' have shape {list(values[name].shape)} and the parameter {list(parameter.shape)}; "

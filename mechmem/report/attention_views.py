@@ -33,7 +33,7 @@ def attention_heads(
 ) -> View:
     """A selectable grid of heads, each as a matrix of queries by keys; darker means more attention.
 
-    The darkest colour is the largest weight on any key but the first: heads with nothing to look at rest on the first
+    The darkest colour is the largest weight on any key but the first: idle heads attend to the first
     key, and on a scale up to that weight everything else would be white. Keys after the query have no weight and stay
     white like the page, not grey as the component would paint them. It draws tokens on a canvas, as
     letters, and head names as React text, so both go unescaped.

@@ -13,7 +13,7 @@ _SCRIPT_ESCAPES = (("</script", r"\x3c/script"), ("<script", r"\x3cscript"), ("<
 
 
 def json_markup(value: Any) -> Markup:
-    """A value as JSON that may stand in a `<script type="application/json">` element; NaN becomes null."""
+    """A value as JSON, safe inside a `<script type="application/json">` element; NaN becomes null."""
     return json_text_markup(json.dumps(_finite(value), separators=(",", ":"), allow_nan=False))
 
 

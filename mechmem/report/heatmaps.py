@@ -24,7 +24,7 @@ def component_heatmap(
     Args:
         values: [layer, component].
         title: what is shown and what higher means.
-        unit: stands at the colour bar.
+        unit: label of the colour bar.
         kind: "log" (colour by log10, for positive values over several orders), "diverging" (zero is neutral), "plain".
         span: the values that the darkest and the brightest colour stand for, to compare figures; by default the grid's.
     """
@@ -58,9 +58,9 @@ def head_heatmap(values: xr.DataArray, *, title: str, unit: str, limit: float | 
     Args:
         values: [layer, head].
         title: what is shown and what higher means.
-        unit: stands at the colour bar.
+        unit: label of the colour bar.
         limit: the colour range is -limit..limit; by default the largest absolute value.
-        top: so many heads with the largest values are framed and carry their rank.
+        top: number of heads with the largest values that get a frame and their rank.
     """
     grid = values.transpose("layer", "head")
     data = grid.values.astype(float)

@@ -29,7 +29,7 @@ def position_heatmap(
     Args:
         values: [layer, pos] or [head, pos], in any order of the two; NaN is left blank.
         title: what is shown and what higher means.
-        unit: stands at the colour bar.
+        unit: label of the colour bar.
         kind: "diverging" (zero is neutral, blue is positive) or "sequential" (brighter is more).
         tokens: text of each position's token, in the order of `pos`, shown letter by letter; by default positions only.
         span: with "sequential", what the darkest and the brightest colour stand for; by default the grid's own range.
@@ -39,9 +39,9 @@ def position_heatmap(
     """
     row = next((name for name in ROWS if set(values.dims) == {name, "pos"}), None)
     if row is None:
-        raise ValueError(f"values with dimensions {values.dims} came; need layer and pos, or head and pos: select one")
+        raise ValueError(f"got values with dimensions {values.dims}; need layer and pos, or head and pos: select one")
     if tokens is not None and len(tokens) != values.sizes["pos"]:
-        raise ValueError(f"{len(tokens)} tokens came for {values.sizes['pos']} positions; need one for each")
+        raise ValueError(f"got {len(tokens)} tokens for {values.sizes['pos']} positions; need one for each")
     # The component map draws any grid of two named axes; only their words differ.
     figure = component_heatmap(
         values.reset_coords(drop=True).rename(

@@ -1,8 +1,8 @@
 """The kinds of document in the synthetic corpus, modelled on what models are known to memorize from the Pile.
 
 Each function writes one template: boilerplate drawn afresh from the grammar, with slots for names, dates and numbers.
-A template of any kind carries several bits a word that no other template shares, so that a paragraph nobody trained on
-cannot be continued by rule.
+Every template carries several bits per word that no other template shares, so that the grammar alone cannot predict
+the continuation of an unseen paragraph.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_values_of_another_model_are_refused(tiny_model):
     with pytest.raises(InputError, match=r"'blocks.0.mlp.W_in' have shape .2, 2. and the parameter .21, 44."):
         reduce_by_component(tiny_model, values | {"blocks.0.mlp.W_in": torch.ones(2, 2)}, "max")
     del values["blocks.3.attn.W_O"]
-    with pytest.raises(InputError, match="no values came for 'blocks.3.attn.W_O'"):
+    with pytest.raises(InputError, match="got no values for 'blocks.3.attn.W_O'"):
         reduce_by_component(tiny_model, values, "max")
 
 

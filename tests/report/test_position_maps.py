@@ -53,5 +53,5 @@ def test_one_layer_of_a_larger_result_can_be_drawn():
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="need layer and pos, or head and pos"):
         position_heatmap(grid().rename(pos="component"), kind="diverging", **WORDS)
-    with pytest.raises(ValueError, match="2 tokens came for 3 positions"):
+    with pytest.raises(ValueError, match="got 2 tokens for 3 positions"):
         position_heatmap(grid(), kind="diverging", tokens=["a", "b"], **WORDS)

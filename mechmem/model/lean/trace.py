@@ -91,7 +91,7 @@ def resume(
         start: positions before it are those of the base run: only their keys and values are used.
         base: the unpatched run, with sites k and v.
         pair: which pair of the base run each row belongs to, [row].
-        needed: positions before this one are not returned, nor taken through the last layer: nobody asks it for them.
+        needed: positions before this one are neither returned nor run through the last layer.
     """
     length = residual.shape[1]
     rotation = lean.rotation(start, length, lean.dtype)

@@ -27,9 +27,9 @@ MATRICES = {"Q": "w_qkv", "K": "w_qkv", "V": "w_qkv", "O": "w_o", "in": "w_in", 
 class TrainableModel(LeanModel):
     """A HookedTransformer's forward for training some of its attention and MLP weights.
 
-    With a mask, the chosen weights of each matrix stand in a vector beside it, and only these vectors get gradients:
-    that of a single weight is the product of what went into it and the gradient of what came out, summed over tokens.
-    No matrix of gradients is ever made for a sparse mask. Hooks on the model do not take part.
+    With a mask, the chosen weights of each matrix are kept in a separate vector, and only these vectors get gradients:
+    that of a single weight is the product of its input and the gradient of its output, summed over tokens. A sparse
+    mask never needs a full matrix of gradients. Hooks on the model do not take part.
 
     Attributes:
         values: parameter name -> what to optimize: the chosen weights [chosen], in the order of the mask's indices,
