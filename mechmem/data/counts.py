@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import BLOCK, row_hashes, window_hashes
+from mechmem.data.kinds import check_paragraphs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.shards import Corpus
 from mechmem.data.spill import Spill
@@ -47,6 +48,7 @@ def cluster(paragraphs: Paragraphs, *, run: int = 25) -> np.ndarray:
     Raises:
         InputError: the run is not between 1 and the paragraphs' length.
     """
+    check_paragraphs("paragraphs", paragraphs)
     with tempfile.TemporaryDirectory(prefix="mechmem-") as folder:
         clusters = Clusters(run, Path(folder) / "runs")
         clusters.add(paragraphs.tokens.numpy())

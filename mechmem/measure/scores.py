@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechmem.data.errors import InputError
+from mechmem.data.kinds import check_paragraphs
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
@@ -154,8 +155,12 @@ def split(paragraphs: Paragraphs, scores: xr.Dataset) -> tuple[Paragraphs, Parag
         down); paragraphs in between are in neither. Both have the columns `em` and `nll`.
 
     Raises:
-        InputError: the scores do not know a paragraph, or are of another continuation length.
+        InputError: other kinds of arguments, scores that do not know a paragraph, or scores of another continuation
+            length.
     """
+    check_paragraphs("paragraphs", paragraphs)
+    if not isinstance(scores, xr.Dataset) or not {"em", "nll"} <= set(scores) or "pos" not in scores.sizes:
+        raise InputError(f"got {type(scores).__name__} as scores; need the Dataset that mechmem.score returned")
     if scores.sizes["pos"] != paragraphs.continuation_len:
         raise InputError(
             f"got scores of {scores.sizes['pos']} continuation tokens for paragraphs with "

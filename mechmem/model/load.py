@@ -89,6 +89,10 @@ def load_model(
     check_choice("processing", processing, Processing)
     _check_device(device)
     _check_dtype(dtype)
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise InputError(
+            f"got {name!r} as name; need 'bundled', a folder or a hub name such as EleutherAI/gpt-neo-125m"
+        )
     folder = find_folder(str(name))
     config = read_config(folder)
     cfg = _hooked_config(folder, config, processing, device, dtype)

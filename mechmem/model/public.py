@@ -19,7 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from transformer_lens import HookedTransformer
 
 from mechmem.data.errors import InputError
-from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.kinds import check_paragraphs, check_sets
 from mechmem.data.progress import as_callback
 from mechmem.model.hooks import refuse_hooks
 
@@ -33,7 +33,8 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
 
     1. Arguments under their old names are accepted, with a DeprecationWarning.
     2. `progress=True` becomes a bar.
-    3. Arguments annotated as `HookedTransformer` or `Paragraphs` must be of this kind; the error says how to get one.
+    3. Arguments annotated as `HookedTransformer`, `Paragraphs` or another class of this package must be of this kind;
+       the error says how to get one.
     4. With "refuse", no model may have hooks on it.
 
     Args:
@@ -50,7 +51,7 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
             if "progress" in kwargs:
                 kwargs["progress"] = as_callback(kwargs["progress"], function.__name__)  # pyright: ignore[reportArgumentType]
             for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-                _check(function.__name__, name, signature.parameters[name].annotation, value, hooks)
+                _check(function, name, signature.parameters[name].annotation, value, hooks)
             return function(*args, **kwargs)
 
         typing.cast(Any, checked).hooks = hooks
@@ -81,7 +82,7 @@ def _rename(function: str, renamed: Mapping[str, str], kwargs: dict[str, Any]) -
         kwargs[new] = kwargs.pop(old)
 
 
-def _check(function: str, name: str, annotation: Any, value: Any, hooks: HookPolicy) -> None:
+def _check(function: Callable[..., Any], name: str, annotation: Any, value: Any, hooks: HookPolicy) -> None:
     # Annotations are strings where a module postpones them.
     kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
     if value is None and kind.endswith("| None"):
@@ -90,9 +91,16 @@ def _check(function: str, name: str, annotation: Any, value: Any, hooks: HookPol
     if kind == "HookedTransformer":
         check_kind(name, value)
         if hooks == "refuse":
-            refuse_hooks(value, function)
-    elif kind == "Paragraphs" and not isinstance(value, Paragraphs):
-        raise InputError(
-            f"got {type(value).__name__} as {name}; need Paragraphs: mechmem.Paragraphs(token ids, prefix_len=50), "
-            "mechmem.read_corpus(file, model.tokenizer) or mechmem.Paragraphs.load(file)"
-        )
+            refuse_hooks(value, function.__name__)
+    elif kind == "Paragraphs":
+        check_paragraphs(name, value)
+    elif kind == "Mapping[str, Paragraphs]":
+        check_sets(name, value)
+    else:
+        _check_noun(name, value, function.__globals__.get(kind))
+
+
+def _check_noun(name: str, value: Any, noun: Any) -> None:
+    """Refuse another kind where the annotation names a class of this package, such as Mask, Edit or Training."""
+    if inspect.isclass(noun) and noun.__module__.startswith("mechmem.") and not isinstance(value, noun):
+        raise InputError(f"got {type(value).__name__} as {name}; need a mechmem.{noun.__name__}")

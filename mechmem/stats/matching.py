@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from mechmem.data.errors import InputError
+from mechmem.data.kinds import check_paragraphs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats.assignment import NEAREST, assign, points
 from mechmem.stats.balance import balance, is_categorical
@@ -55,6 +56,8 @@ def match(
         InputError: a column is missing, mixed or holds missing values; a paragraph stands in both sets; too few
             candidates; no pair at all; or a ratio, caliper or prefix that cannot be meant.
     """
+    check_paragraphs("memorized", memorized)
+    check_paragraphs("candidates", candidates)
     _check(memorized, candidates, on, ratio, caliper)
     first = {name: _column(memorized, "memorized", name) for name in on}
     second = {name: _column(candidates, "candidate", name) for name in on}

@@ -411,6 +411,12 @@ def test_settings_that_would_compute_something_else_are_refused(family, changes,
         load_model(folder)
 
 
+def test_what_is_no_name_is_refused():
+    for wrong in (None, {}, "", 3):
+        with pytest.raises(InputError, match="as name; need 'bundled', a folder or a hub name such as"):
+            inspect.unwrap(load_model)(wrong)
+
+
 def test_paths_that_lead_nowhere_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such folder; need a folder with config\.json"):
         load_model(tmp_path / "nowhere")

@@ -1,5 +1,9 @@
 """What every public function that takes a model checks before it begins."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -10,6 +14,7 @@ from mechmem.measure.scores import kl, score
 from mechmem.model.hooks import with_hooks
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
+from mechmem.weights.masks import Mask
 
 
 @public("refuse", renamed={"paras": "paragraphs"})
@@ -76,3 +81,18 @@ def test_paragraphs_of_another_tokenizer_are_refused(tiny_model, tiny_paragraphs
     with pytest.raises(InputError, match=r"another tokenizer \(50,257 tokens\) than the model's \(61\)"):
         score(tiny_model, other)
     score(tiny_model, Paragraphs(tiny_paragraphs.tokens, 13, tokenizer="61-0123"))
+
+
+@public("run")
+def judged(model: HookedTransformer, sets: Mapping[str, Paragraphs], mask: Mask | None = None) -> int:  # noqa: ARG001
+    return len(sets)
+
+
+def test_sets_and_other_nouns_are_checked(tiny_model, tiny_paragraphs):
+    assert judged(tiny_model, {"targets": tiny_paragraphs}) == 1
+    with pytest.raises(InputError, match="got Paragraphs as sets; need a dict from names to Paragraphs"):
+        judged(tiny_model, tiny_paragraphs)
+    with pytest.raises(InputError, match=r"got list as sets\['targets'\]; need Paragraphs"):
+        judged(tiny_model, {"targets": [1]})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"got str as mask; need a mechmem\.Mask"):
+        judged(tiny_model, {"targets": tiny_paragraphs}, mask="top")  # pyright: ignore[reportArgumentType]
