@@ -69,14 +69,14 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         the first impacted position after the patch minus before, in nats, with the patch at the perturbed token;
         effect_low, effect_high [direction, site, layer, head], 95 % of the mean over pairs, each of its own cluster;
         estimate, of the shape of effect, everywhere; agreement [direction, site], rank correlation of both means over
-        patched cells; base_nll, source_nll [direction]; perturbed_pos, impact_pos, em_drop, paragraph_id [paragraph];
+        patched cells; base_nll, source_nll [direction]; perturbed_pos, impact_pos, em_change, paragraph_id [paragraph];
         clean, corrupt [paragraph, token_pos], token ids.
     """
     model = mm.load_model("bundled") if model is None else model
     ranges = {"memorized": (50, 50)}
     paras = by_em(model, ranges, candidates=settings.candidates, each=settings.pairs, seed=settings.seed)["memorized"]
-    drop = mm.perturb_prefix(model, paras, samples=settings.samples, seed=settings.seed)
-    clean, corrupt = mm.worst_perturbations(model, paras, drop)
+    perturbed = mm.perturb_prefix(model, paras, samples=settings.samples, seed=settings.seed)
+    clean, corrupt = mm.worst_perturbations(model, paras, perturbed, before="all")
     positions = xr.DataArray(clean.column("perturbed_pos"), dims="paragraph")
     estimates, effects, intervals, agreement, ends = [], [], [], [], []
     for direction in DIRECTIONS:
@@ -110,7 +110,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "agreement": (tuple(axes), np.array(agreement).reshape(shape[:2]), {"units": "rank correlation"}),
             "base_nll": ("direction", np.array(ends)[:, 0], {"units": "nats"}),
             "source_nll": ("direction", np.array(ends)[:, 1], {"units": "nats"}),
-            **{name: ("paragraph", clean.column(name)) for name in ("perturbed_pos", "impact_pos", "em_drop")},
+            **{name: ("paragraph", clean.column(name)) for name in ("perturbed_pos", "impact_pos", "em_change")},
             "paragraph_id": ("paragraph", clean.column("id")),
             "clean": (("paragraph", "token_pos"), clean.tokens.numpy(), {"units": "token id"}),
             "corrupt": (("paragraph", "token_pos"), corrupt.tokens.numpy(), {"units": "token id"}),

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-import xarray as xr
 from measure_bundled import photograph
 
 import mechmem as mm
@@ -31,10 +30,10 @@ MEMORIZED, OTHER = 90, 90
 # Prefix NLL is not matched on: part of it is memory of the prefix, so matching on it would remove the effect.
 MATCHED_ON = ("rarity", "repeated_run", "source")
 MEASURES = {
-    "em_drop": ("EM drop", "tokens"),
-    "match_drop": ("match drop", "share of 50"),
+    "em_change": ("change of EM", "tokens"),
+    "match_change": ("change of match", "share of 50"),
     "edit_distance": ("edit distance", "tokens"),
-    "nll_rise": ("NLL rise", "nats per token"),
+    "nll_change": ("change of NLL", "nats per token"),
 }
 
 
@@ -54,16 +53,15 @@ def own_text(scorer: ExactScorer, paras: mm.Paragraphs) -> mm.Paragraphs:
     """The same prefixes, continued by the model itself."""
     scores = scorer.score(paras)
     said = greedy_continuations(scorer.lean, paras.tokens, paras.prefix_len, scores.em, scores.rival)
-    return mm.Paragraphs(torch.cat([paras.prefix, torch.from_numpy(said)], 1), paras.prefix_len, paras.table)
+    return paras.replace_tokens(torch.cat([paras.prefix, torch.from_numpy(said)], 1))
 
 
 def measured(model, paras: mm.Paragraphs) -> dict[str, np.ndarray]:
     """Each paragraph's mean over positions, and the profile by position."""
-    clean = xr.DataArray(mm.score(model, paras).match.mean("pos").values, dims="paragraph")
     result = mm.perturb_prefix(model, paras, seed=SEED, edit_distance=True)
-    result["match_drop"] = clean - result.match_fraction
+    result["match_change"] = result.match_fraction - mm.score(model, paras).match.mean("pos")
     values = {name: result[name].mean("pos").values for name in MEASURES}
-    return values | {"clusters": paras.column("cluster"), "profile": result.em_drop.mean("paragraph").values}
+    return values | {"clusters": paras.column("cluster"), "profile": result.em_change.mean("paragraph").values}
 
 
 def cell(values: np.ndarray, clusters: np.ndarray) -> str:
@@ -85,7 +83,7 @@ def difference(first: dict[str, np.ndarray], second: dict[str, np.ndarray], name
 
 
 def draw(profiles: dict[str, np.ndarray]) -> None:
-    """EM drop by position; needs Chromium."""
+    """Change of EM by position; needs Chromium."""
     figure = go.Figure(
         [go.Scatter(x=list(range(len(y))), y=y, name=name, mode="lines") for name, y in profiles.items()]
     )
@@ -94,7 +92,7 @@ def draw(profiles: dict[str, np.ndarray]) -> None:
         width=900,
         height=420,
         xaxis_title="replaced position of the prefix",
-        yaxis_title="mean EM drop, tokens",
+        yaxis_title="mean change of EM, tokens",
         legend={"orientation": "h", "y": 1.15},
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
     )
@@ -109,7 +107,7 @@ def main() -> None:
     memorized = one_per_cluster(shipped.select(em == 50), MEMORIZED, SEED)
     pool = shipped.select(em <= 10)
     other = one_per_cluster(pool, OTHER, SEED)
-    counts = torch.as_tensor(mm.bundled_unigram_counts())
+    counts = mm.bundled_unigram_counts()
     known, candidates = (mm.with_covariates(paras, model=model, unigram_counts=counts) for paras in (memorized, pool))
     matched, balance = mm.match(known, candidates, on=MATCHED_ON, seed=SEED)
     sets = {
@@ -140,7 +138,7 @@ def main() -> None:
         for name, values in sets.items()
         if name != "memorized"
     ]
-    lines += ["", "![Mean EM drop by replaced position](perturbation.png)", ""]
+    lines += ["", "![Mean change of EM by replaced position](perturbation.png)", ""]
     lines += ["Balance before and after matching:", ""]
     lines += ["```", balance.drop_dims("paragraph").to_dataframe().round(3).to_string(), "```", ""]
     draw({name: values["profile"] for name, values in sets.items()})

@@ -32,7 +32,8 @@ def perturb(
 ) -> None:
     """Replace every prefix token in turn and score again; writes OUT (netCDF).
 
-    With scope token also OUT-clean.parquet and OUT-corrupt.parquet: each paragraph and its worst single replacement.
+    With scope token also OUT-clean.parquet and OUT-corrupt.parquet: each paragraph and its worst single
+    replacement outside the last fifth of the prefix.
     """
     with plain_errors():
         with console.status("loading"):
@@ -46,7 +47,7 @@ def perturb(
             raise InputError(f"the output is {out}; need a name that ends in .nc")
         loaded = load_model(model, processing="raw", device=device)
         with live_progress() as progress:
-            paras = memorized_sample(
+            paragraphs = memorized_sample(
                 loaded,
                 None if corpus is None else str(corpus),
                 limit=limit,
@@ -56,7 +57,7 @@ def perturb(
             )
             result = perturb_prefix(
                 loaded,
-                paras,
+                paragraphs,
                 replacement=cast(Any, replacement),
                 scope=cast(Any, scope),
                 samples=samples,
@@ -66,19 +67,20 @@ def perturb(
             )
         written = [out]
         if scope == "token":
-            clean, corrupt = worst_perturbations(loaded, paras, result)
+            clean, corrupt = worst_perturbations(loaded, paragraphs, result)
             for name, pairs in (("clean", clean), ("corrupt", corrupt)):
                 written.append(out.with_name(f"{out.stem}-{name}.parquet"))
                 pairs.save(written[-1])
         with replacing(out) as temporary:
             result.to_netcdf(temporary, engine="h5netcdf")
-        table = Table("position", "EM drop", "95 %", title="What matters most")
-        for place in result.em_drop_mean.argsort().values[::-1][:10]:
+        table = Table("position", "EM change", "95 %", title="Tokens that matter most")
+        for place in result.em_change_mean.argsort().values[:10]:
             here = result.isel(pos=int(place))
-            interval = f"{float(here.em_drop_low):.1f} to {float(here.em_drop_high):.1f}"
-            table.add_row(str(int(here.pos)), f"{float(here.em_drop_mean):.1f}", interval)
+            interval = f"{float(here.em_change_low):.1f} to {float(here.em_change_high):.1f}"
+            table.add_row(str(int(here.pos)), f"{float(here.em_change_mean):.1f}", interval)
         console.print(table)
-        mean = float(result.em_drop.mean())
-        console.print(f"Mean of {len(paras)} paragraphs and all places: {mean:.2f} tokens of EM", highlight=False)
+        mean = float(result.em_change.mean())
+        said = f"EM changes by {mean:.2f} tokens: mean over {len(paragraphs)} paragraphs and all positions"
+        console.print(said, highlight=False)
         for path in written:
             console.print(f"Wrote {path.resolve()}", soft_wrap=True, highlight=False)

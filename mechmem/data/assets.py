@@ -21,7 +21,7 @@ TRAINING_FILE = ASSETS / "training.json"
 def bundled_paragraphs() -> Paragraphs:
     """The shipped paragraphs, with columns `id, source, count, cluster, cluster_count, seen, text`.
 
-    `count` is the exact number of times the 100 tokens stand in the training text, `cluster` the template, and
+    `count` is the exact number of times the 100 tokens occur in the training text, `cluster` the template, and
     `cluster_count` the occurrences of all the template's documents. `seen` is "trained", "unseen variant" (a trained
     template with slot values that were never trained on) or "never seen" (a template that was never trained on).
     """
@@ -30,5 +30,5 @@ def bundled_paragraphs() -> Paragraphs:
 
 
 def bundled_unigram_counts() -> Int[np.ndarray, " d_vocab"]:
-    """How often every token id stands in the bundled model's training text."""
+    """How often every token id occurs in the bundled model's training text."""
     return np.load(COUNTS_FILE, allow_pickle=False)

@@ -13,7 +13,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 
     Args:
         name: the argument, as the caller knows it.
-        value: what came.
+        value: what the caller gave.
         choices: a `Literal`, or the values themselves.
 
     Raises:

@@ -19,7 +19,7 @@ from mechmem.data.files import remove_partials, replacing
 from mechmem.data.fingerprint import fingerprint
 from mechmem.data.inputs import Input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.shards import Corpus
 from mechmem.data.tokenizing import ReportingTally, input_account, refuse_changed, tokenizer_digest
@@ -38,7 +38,7 @@ def open_corpus(
     column: str = "text",
     split: str = "train",
     shard_tokens: int = 1_000_000,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Corpus:
     """Tokenize a source into shards in `folder`, or open what is there already.
 
@@ -61,37 +61,39 @@ def open_corpus(
         progress: called with bytes read and bytes in all (parts of datasets count as 1).
 
     Raises:
-        InputError: the source is missing or of an unknown kind, text came without a tokenizer, ids are no integers in
+        InputError: the source is missing or of an unknown kind, there is text and no tokenizer, ids are not integers in
             two axes or negative, nothing could be kept, an input or a setting changed since the folder was begun, or
             `strict` and a record that cannot be read.
     """
     folder = Path(folder)
     if shard_tokens < 1:
-        raise InputError(f"shard_tokens is {shard_tokens}; need at least 1, a million is a good size")
+        raise InputError(f"got shard_tokens {shard_tokens}; need at least 1: a million is a good size")
     if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(
-            f"{folder}: lies inside the source {source}, and would be read as a part of it; choose another"
+            f"{folder}: is inside the source {source}, and would be read as a part of it; choose another folder"
         )
     inputs = list_inputs(source, split=split)
     text = next((entry for entry in inputs if not entry.is_ids), None)
     if text is not None and tokenizer is None:
         raise InputError(
-            f"{text.name}: is text and the model has no tokenizer; give token ids (.npy) or add tokenizer.json"
+            f"{text.name}: got text for a model without a tokenizer; give token ids (.npy), or add tokenizer.json"
         )
     settings = {"format": FORMAT, "column": column, "shard_tokens": shard_tokens, "tokenizer": None}
     if text is not None:
         settings["tokenizer"] = tokenizer_digest(tokenizer)
     _agree_on_plan(folder, inputs, settings)
     accounts = []
-    total, before = sum(entry.size for entry in inputs), 0
+    total, before, report = sum(entry.size for entry in inputs), 0, as_callback(progress, "reading the corpus")
     for number, entry in enumerate(inputs):
-        tally = ReportingTally(strict, progress, before, total)
+        tally = ReportingTally(strict, report, before, total)
         accounts.append(input_account(folder, number, entry, tokenizer, tally, column, shard_tokens))
         before += entry.size
         tally.report(entry.size)
-    manifest = {"source": str(source), "settings": settings, "files": accounts, "total": _total(accounts)}
+    mark = None if text is None else fingerprint(tokenizer)
+    manifest = {"source": str(source), "settings": settings, "tokenizer": mark, "files": accounts}
+    manifest["total"] = _total(accounts)
     if not manifest["total"]["documents"]:
-        raise InputError(f"{source}: holds no document; {_what_came(accounts)}: give a source with text in it")
+        raise InputError(f"{source}: {_what_was_read(accounts)}; need at least 1 document: give text")
     with replacing(folder / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=1))
     return Corpus.of(folder, manifest)
@@ -129,11 +131,11 @@ def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
     return {**total, "skipped": dict(skipped)}
 
 
-def _what_came(accounts: list[dict[str, Any]]) -> str:
+def _what_was_read(accounts: list[dict[str, Any]]) -> str:
     total = _total(accounts)
     examples = [example for account in accounts for example in account["examples"]][:1]
     first = f", the first {examples[0]}" if examples else ""
-    return f"{total['records']} records came, skipped {sum(total['skipped'].values())}{first}"
+    return f"got {total['records']} records, skipped {sum(total['skipped'].values())}{first}"
 
 
 def read_corpus(source: str | Path, tokenizer: Any, *, limit: int | None = None, seed: int = 0) -> Paragraphs:
@@ -141,7 +143,7 @@ def read_corpus(source: str | Path, tokenizer: Any, *, limit: int | None = None,
 
     Token files (`.npy`, or `.parquet` with a column `tokens`, also a folder of such parts) are taken as they are and
     keep their own columns. Text is cut into windows at stride 100 from the start of each document; documents shorter
-    than 100 tokens give none, and of equal windows one stays. There, `count` is the number of times the window stands
+    than 100 tokens give none, and of equal windows one stays. There, `count` is the number of times the window occurs
     in the whole source, at any offset, and `id` its number among all that were cut. Rows that share 25 tokens in a run
     are one `cluster`. `open_corpus` and `index_windows` are the same for what memory does not hold.
 
@@ -162,7 +164,7 @@ def read_corpus(source: str | Path, tokenizer: Any, *, limit: int | None = None,
     else:
         paragraphs = _from_text(source, tokenizer, limit, seed)
     if len(paragraphs) == 0:
-        raise InputError(f"{path}: holds no paragraph of {LENGTH} tokens; give longer documents")
+        raise InputError(f"{path}: got 0 paragraphs of {LENGTH} tokens; need at least 1: give longer documents")
     return _complete(paragraphs, tokenizer)
 
 
@@ -187,8 +189,7 @@ def _from_text(source: str | Path, tokenizer: Any, limit: int | None, seed: int)
         parts = [index.paragraphs(number) for number in range(len(corpus))]
     tables = [part.table for part in parts if part.table is not None and len(part)]
     columns = datasets.concatenate_datasets(tables).select_columns(["id", "source", "count"])
-    tokens = torch.cat([part.tokens for part in parts])
-    return Paragraphs(tokens, PREFIX_LEN, columns, None if tokenizer is None else fingerprint(tokenizer))
+    return Paragraphs(torch.cat([part.tokens for part in parts]), PREFIX_LEN, columns, corpus.tokenizer)
 
 
 def _complete(paragraphs: Paragraphs, tokenizer: Any) -> Paragraphs:

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Int, Int64, Integer, UInt64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import rankdata
 
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import BLOCK, row_hashes, window_hashes
 from mechmem.data.kinds import check_paragraphs
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import batches
 from mechmem.data.shards import Corpus
 from mechmem.data.spill import Spill
 
@@ -22,7 +24,7 @@ _ROWS = 2**14
 
 
 def occurrences(paragraphs: Paragraphs, documents: Sequence[Sequence[int]], repeats: Sequence[int]) -> np.ndarray:
-    """How often each paragraph's tokens stand in a corpus, at any offset, [paragraph].
+    """How often each paragraph's tokens occur in a corpus, at any offset, [paragraph].
 
     Args:
         paragraphs: the windows to look for.
@@ -58,7 +60,7 @@ def cluster(paragraphs: Paragraphs, *, run: int = 25) -> np.ndarray:
 class Clusters:
     """Collect rows of tokens, any number of times, then label their near-duplicate clusters.
 
-    The runs go to disk, so that memory holds a few numbers a row however many runs a row has.
+    The runs go to disk, so that memory holds a few numbers per row however many runs a row has.
     """
 
     def __init__(self, run: int, folder: Path, *, buckets: int = 256) -> None:
@@ -81,11 +83,11 @@ class Clusters:
         length = tokens.shape[1]
         if not 1 <= self.run <= length:
             raise InputError(
-                f"run is {self.run}; need 1 to {length}, the paragraphs' length: give a shorter run of tokens"
+                f"got run {self.run}; need 1 to {length}, the paragraphs' length: give a shorter run of tokens"
             )
         starts = length - self.run + 1
-        for first in range(0, len(tokens), _ROWS):
-            part = tokens[first : first + _ROWS]
+        for chosen in batches(len(tokens), _ROWS):
+            part = tokens[chosen]
             # Hashed as one text; windows that cross from one row to the next are then left out.
             hashes = np.zeros(part.size, dtype=np.uint64)
             hashes[: part.size - self.run + 1] = window_hashes(part.reshape(-1), self.run)
@@ -101,12 +103,12 @@ class Clusters:
         for keys, rows in self._spill.buckets():
             edges.append(_shared(keys, rows))
             pending += len(edges[-1])
-            # Edges are followed when they are as many as the rows, so that memory holds a few numbers a row.
+            # Edges are followed when they are as many as the rows, so that memory holds a few numbers per row.
             if pending >= max(self.rows, BLOCK):
                 labels, edges, pending = _joined(labels, edges), [], 0
         labels = _joined(labels, edges)
         _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-        return np.argsort(np.argsort(first))[inverse]
+        return (rankdata(first, "ordinal") - 1)[inverse].astype(np.int64)
 
 
 def _shared(keys: UInt64[np.ndarray, " run"], rows: Int64[np.ndarray, " run"]) -> Int64[np.ndarray, "edge end"]:
@@ -143,12 +145,12 @@ def corpus_unigram_counts(corpus: Corpus, d_vocab: int) -> Int[np.ndarray, " d_v
     totals = np.zeros(d_vocab, dtype=np.int64)
     for number in range(len(corpus)):
         tokens = corpus.shard(number).tokens
-        for first in range(0, len(tokens), BLOCK):
-            part = tokens[first : first + BLOCK]
+        for chosen in batches(len(tokens), BLOCK):
+            part = tokens[chosen]
             highest = int(part.max())
             if highest >= d_vocab:
                 raise InputError(
-                    f"the corpus holds token id {highest}; need ids below {d_vocab}, the model's vocabulary: "
+                    f"got the token id {highest}; need ids below {d_vocab}, the model's vocabulary: "
                     "tokenize with the model's own tokenizer"
                 )
             totals += unigram_counts(part, d_vocab)

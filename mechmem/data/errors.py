@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message says what came, what is needed and what to do.
+    """What the user gave cannot be used; the message says what it was, what is needed and what to do.
 
     The command line prints the message alone and exits with 2; any other exception is a defect and keeps its traceback.
     """

@@ -43,8 +43,8 @@ def without_keywords(
     """
     if tokenizer is None:
         raise InputError(
-            f"the keywords {list(keywords)} came without a tokenizer; need one to decode windows with: "
-            "load the model with its tokenizer, or leave out keywords"
+            f"got keywords {list(keywords)} and no tokenizer; need one to decode windows with: load the model with its "
+            "tokenizer, or leave out keywords"
         )
     if not len(tokens):
         return np.zeros(0, dtype=bool)

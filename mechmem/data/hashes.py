@@ -1,4 +1,4 @@
-"""Hashes of windows of tokens: equal windows have one hash, wherever they stand."""
+"""Hashes of windows of tokens: equal windows have one hash, whatever their offset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def window_hashes(tokens: Integer[np.ndarray, " pos"], length: int) -> UInt64[np
     """A 64-bit hash of every window of `length` tokens, at every offset, in time linear in the text.
 
     With prefix sums P of t_k B^k modulo 2^64, the window at i has hash (P_{i+n} - P_i) B^{-i}, which does not depend on
-    where it stands. Two different windows among a million share a hash with probability about 3e-8.
+    the offset. Two different windows among a million share a hash with probability about 3e-8.
     """
     if len(tokens) < length:
         return np.zeros(0, dtype=np.uint64)
@@ -50,7 +50,7 @@ def _values(tokens: np.ndarray) -> np.ndarray:
     """Each id's random number, of the tokens' shape."""
     highest = int(tokens.max(initial=0))
     if highest >= MOST_IDS:
-        raise InputError(f"a token id is {highest}; need ids below {MOST_IDS}: no vocabulary is so large")
+        raise InputError(f"got the token id {highest}; need ids below {MOST_IDS}: no vocabulary is so large")
     # The stream of the table is the same however long it is, so tables of two sizes agree on their common part.
     return _table(1 << max(16, highest.bit_length()))[tokens]
 

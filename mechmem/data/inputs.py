@@ -110,7 +110,7 @@ def open_ids(path: Path) -> Integer[np.ndarray, "sequence pos"]:
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not an array of numbers, or rows of unequal length ({error}); {need}") from error
     if ids.ndim != 2 or ids.dtype.name not in ID_TYPES:
-        raise InputError(f"{path}: {ids.dtype} of shape {list(ids.shape)} came; {need}")
+        raise InputError(f"{path}: got {ids.dtype} of shape {list(ids.shape)}; {need}")
     return ids
 
 
@@ -140,7 +140,7 @@ def _saved_dataset(path: Path, split: str) -> list[Input]:
     saved = datasets.load_from_disk(str(path))
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise InputError(f"{path}: the splits are {list(saved)} and '{split}' was asked for; name one of them")
+            raise InputError(f"{path}: got split '{split}'; need one of {', '.join(map(str, saved))}")
         saved = saved[split]
     return [Input(str(path), 1, saved._fingerprint, saved)]
 

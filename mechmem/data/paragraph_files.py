@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from mechmem.data.errors import InputError
+from mechmem.data.progress import batches
 
 PREFIX_LEN_KEY, TOKENIZER_KEY = "mechmem.prefix_len", "mechmem.tokenizer"
 PREFIX_LEN = 50
@@ -39,11 +40,9 @@ def read_parts(
             # `read_table` would take a column from folder names like `x=1`.
             table = pq.ParquetFile(path).read()
         except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path}: not a readable parquet file ({error}); write it again or fetch it anew"
-            ) from error
+            raise InputError(f"{path}: not a readable parquet file ({error}); write or download it again") from error
         if "tokens" not in table.column_names:
-            raise InputError(f"{path}: columns {table.column_names} came; need 'tokens', a list of ids in each row")
+            raise InputError(f"{path}: got columns {table.column_names}; need 'tokens', a list of ids in each row")
         tokens.append(_flat_tokens(table["tokens"], path))
         tables.append(table.drop_columns(["tokens"]))
     lengths = {part.shape[1] for part in tokens if len(part)}
@@ -101,7 +100,7 @@ def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not (
         pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)
     ):
-        raise InputError(f"{path}: 'tokens' came as {kind}; need a list of integer ids in each row")
+        raise InputError(f"{path}: got 'tokens' as {kind}; need a list of integer ids in each row")
     lengths = pc.call_function("list_value_length", [column]).unique().to_pylist()
     if len(lengths) > 1:
         raise InputError(f"{path}: rows have {len(lengths)} different lengths; need one: cut all rows to one length")
@@ -115,9 +114,7 @@ def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:
 
 def token_column(tokens: Int64[np.ndarray, "paragraph pos"]) -> pa.ChunkedArray:
     """Token rows as a column of lists of 32-bit ids, by way of flat values."""
-    return pa.chunked_array(
-        [_lists(tokens[first : first + ROWS]) for first in range(0, len(tokens), ROWS)], pa.list_(pa.int32())
-    )
+    return pa.chunked_array([_lists(tokens[rows]) for rows in batches(len(tokens), ROWS)], pa.list_(pa.int32()))
 
 
 def _lists(tokens: Int64[np.ndarray, "paragraph pos"]) -> pa.ListArray:

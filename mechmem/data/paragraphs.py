@@ -20,7 +20,7 @@ from mechmem.data.paragraph_files import columns_of, metadata, read_array, read_
 from mechmem.data.paragraph_ids import check_unique, content_ids
 from mechmem.data.paragraph_table import html_table
 
-# It is a tensor once the object is made; what comes is checked there, with a sentence that says how to get ids.
+# It is a tensor once the object is made; other types are refused there, with a sentence that says how to get ids.
 if TYPE_CHECKING:
     TokenIds = Tensor
 else:
@@ -64,13 +64,15 @@ class Paragraphs:
             )
         if not 1 <= self.prefix_len < tokens.shape[1]:
             raise InputError(
-                f"prefix_len is {self.prefix_len} and paragraphs have {tokens.shape[1]} tokens; need "
+                f"got prefix_len {self.prefix_len} for paragraphs of {tokens.shape[1]} tokens; need "
                 "1 <= prefix_len < length: give longer paragraphs or a shorter prefix"
             )
         if len(tokens) and int(tokens.min()) < 0:
             raise InputError(f"got the token id {int(tokens.min())}; ids start at 0: remove padding first")
         if self.table is not None and len(self.table) != len(tokens):
-            raise InputError(f"the table has {len(self.table)} rows for {len(tokens)} paragraphs; need one for each")
+            raise InputError(
+                f"got a table of {len(self.table)} rows for {len(tokens)} paragraphs; need one row for each"
+            )
         object.__setattr__(self, "tokens", tokens.long())
 
     def __len__(self) -> int:
@@ -132,10 +134,10 @@ class Paragraphs:
     def select(self, chosen: Any) -> Paragraphs:
         """The rows where a boolean mask [paragraph] holds, or those at integer indices [chosen], in that order.
 
-        Anything that NumPy makes an array of will do; ids and table rows go along.
+        `chosen` is anything that NumPy makes an array of; ids and table rows are kept.
 
         Raises:
-            InputError: a mask of another length, indices that are no integers or out of range, or a row chosen twice.
+            InputError: a mask of another length, indices that are not integers or out of range, or a row chosen twice.
         """
         index = np.asarray(chosen)
         if index.dtype == bool:
@@ -165,7 +167,7 @@ class Paragraphs:
             InputError: no column `cluster`, or a fraction outside 0..1.
         """
         if not 0 <= fraction <= 1:
-            raise InputError(f"fraction is {fraction}; need the first part's share of the paragraphs, 0 to 1")
+            raise InputError(f"got fraction {fraction}; need the first part's share of the paragraphs, 0 to 1")
         labels, members = np.unique(self.column("cluster"), return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(labels))
         sizes = np.bincount(members, minlength=len(labels))[order]
@@ -284,5 +286,5 @@ def _checked_rows(index: np.ndarray, count: int) -> np.ndarray:
         raise InputError(f"got rows {rows.min()} to {rows.max()} of {count} paragraphs; need rows below {count}")
     rows = np.where(rows < 0, rows + count, rows)
     if len(np.unique(rows)) < len(rows):
-        raise InputError("a row was chosen twice; need each paragraph at most once, as ids are unique")
+        raise InputError("got a row twice; need each paragraph at most once, as ids are unique")
     return rows

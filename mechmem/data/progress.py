@@ -52,14 +52,17 @@ def as_callback(progress: ProgressLike, label: str) -> Progress | None:
 
 
 def _bar(label: str) -> Progress:
+    """A tqdm bar, or one for each name where reports begin with one: (name, done, total)."""
     from tqdm.auto import tqdm
 
-    bars: list[Any] = []
+    bars: dict[str, Any] = {}
 
-    def report(done: int, total: int) -> None:
-        if not bars:
-            bars.append(tqdm(total=total, desc=label))
-        bar = bars[0]
+    def report(*news: Any) -> None:
+        name = str(news[0]) if len(news) == 3 else label
+        done, total = news[-2:]
+        if name not in bars:
+            bars[name] = tqdm(total=total, desc=name)
+        bar = bars[name]
         bar.total, bar.n = total, done
         bar.refresh()
         if done >= total:

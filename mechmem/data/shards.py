@@ -43,9 +43,9 @@ class Corpus:
 
     Attributes:
         folder: where the shards are.
-        manifest: `files` (a list) and `total`, each with `records`, `documents`, `skipped` (by reason), `tokens`; a
-            file also with its `path`, `size`, `version`, `highest_id` (of text the tokenizer's highest) and the first
-            `examples` of what was skipped.
+        manifest: `tokenizer` (fingerprint of the text's, or None), `files` (a list) and `total`, each with `records`,
+            `documents`, `skipped` (by reason), `tokens`; a file also with its `path`, `size`, `version`, `highest_id`
+            (of text the tokenizer's highest) and the first `examples` of what was skipped.
     """
 
     folder: Path
@@ -64,6 +64,11 @@ class Corpus:
     def load(folder: Path) -> Corpus:
         """A corpus that `open_corpus` finished, as it lies in its folder; only read, by any number of processes."""
         return Corpus.of(folder, json.loads((folder / "manifest.json").read_text()))
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Fingerprint of the tokenizer that encoded the text; None for token ids, which do not say."""
+        return self.manifest["tokenizer"]
 
     @property
     def highest_id(self) -> int:

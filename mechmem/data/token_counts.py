@@ -1,4 +1,4 @@
-"""How often each token id stands in a corpus, as any array that a caller may have."""
+"""How often each token id occurs in a corpus, as any array that a caller may have."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def as_counts(counts: Any, vocabulary: int) -> Float[np.ndarray, " d_vocab"]:
         )
     if not (np.isfinite(array) & (array >= 0)).all():
         raise InputError(
-            "got a count that is negative or not finite; need how often each token id stands in the corpus"
+            "got a count that is negative or not finite; need how often each token id occurs in the corpus"
         )
     return array.astype(np.float64)

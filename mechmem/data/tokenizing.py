@@ -132,7 +132,7 @@ def _id_shards(path: Path, shard_tokens: int) -> tuple[list[tuple[int, int]], in
         lowest = int(ids[first:last].min(initial=0))
         if lowest < 0:
             raise InputError(
-                f"{path}: a token id in rows {first} to {last - 1} is {lowest}; ids start at 0: no padding"
+                f"{path}: got the token id {lowest} in rows {first} to {last - 1}; ids start at 0: remove padding first"
             )
     return shards, ids.size, highest
 

@@ -21,7 +21,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.filters import distinct_enough, without_keywords
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress, part_of
+from mechmem.data.progress import Progress, ProgressLike, as_callback, part_of
 from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.shards import Corpus, Documents
 from mechmem.data.tokenizing import tokenizer_digest
@@ -59,17 +59,17 @@ class WindowSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.prefix_len < self.length:
-            raise InputError(f"prefix_len is {self.prefix_len} and length {self.length}; need 1 <= prefix_len < length")
+            raise InputError(f"got prefix_len {self.prefix_len}, length {self.length}; need 1 <= prefix_len < length")
         if self.stride < 1:
-            raise InputError(f"stride is {self.stride}; need at least 1 token from window to window")
+            raise InputError(f"got stride {self.stride}; need at least 1 token from window to window")
         if self.min_distinct is not None and not 0 <= self.min_distinct <= 1:
-            raise InputError(f"min_distinct is {self.min_distinct}; need a share of the window's tokens, 0 to 1")
+            raise InputError(f"got min_distinct {self.min_distinct}; need a share of the window's tokens, 0 to 1")
         if isinstance(self.keywords, str) or not all(isinstance(k, str) and k for k in self.keywords):
-            raise InputError(f"keywords is {self.keywords!r}; need a tuple of strings that are not empty")
+            raise InputError(f"got keywords {self.keywords!r}; need a tuple of strings that are not empty")
         if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit is {self.limit}; need at least 1 window, or None for all")
+            raise InputError(f"got limit {self.limit}; need at least 1 window, or None for all")
         if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; need 0 or more")
+            raise InputError(f"got seed {self.seed}; need 0 or more")
         object.__setattr__(self, "keywords", tuple(self.keywords))
 
 
@@ -83,7 +83,7 @@ class WindowIndex:
         manifest: `documents`, `documents_too_short`, `windows` (all that were cut), `dropped` (by filter),
             `duplicates`, `not_sampled`, `kept`; windows = dropped + duplicates + not_sampled + kept.
         ids: each kept window's number among all that were cut, ascending; memory-mapped, [window].
-        counts: how often its tokens stand in the corpus, at any offset; memory-mapped, [window].
+        counts: how often its tokens occur in the corpus, at any offset; memory-mapped, [window].
         windows_before: how many windows were cut before each shard, with their total at the end, [shard + 1].
     """
 
@@ -119,11 +119,13 @@ class WindowIndex:
                 "count": np.array(self.counts[first:last]),
             }
         )
-        return Paragraphs(torch.from_numpy(tokens), self.settings.prefix_len, datasets.Dataset(table))
+        return Paragraphs(
+            torch.from_numpy(tokens), self.settings.prefix_len, datasets.Dataset(table), self.corpus.tokenizer
+        )
 
 
 class Cuts:
-    """Where the windows of a shard stand."""
+    """Where the windows of a shard begin."""
 
     def __init__(self, documents: Documents, settings: WindowSettings) -> None:
         """Cut at the stride from each document's start; what does not fill a window at its end is left."""
@@ -155,7 +157,7 @@ def index_windows(
     settings: WindowSettings,
     folder: str | Path,
     tokenizer: Any = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> WindowIndex:
     """Choose and count a corpus' windows, or open the index that `folder` holds already.
 
@@ -186,7 +188,7 @@ def index_windows(
     if folder.is_dir() and any(folder.iterdir()):
         _agree(folder, described)
         return _opened(corpus, settings, folder)
-    report = progress or (lambda *_: None)
+    report = as_callback(progress, "choosing windows")
     for left in folder.parent.glob(f".{escape(folder.stem)}.*.partial*"):
         shutil.rmtree(left)  # by a killed run; other files beside the folder are not ours
     with replacing(folder) as temporary:
@@ -207,7 +209,7 @@ def index_windows(
 def _agree(folder: Path, described: dict[str, Any]) -> None:
     path = folder / "index.json"
     if not path.is_file():
-        raise InputError(f"{folder}: holds files that are no index of windows; need an empty folder: choose another")
+        raise InputError(f"{folder}: holds files of something else; need an empty folder for the index: choose another")
     stored = json.loads(path.read_text())["described"]
     refuse_other_settings(folder, stored, described, advice="choose another folder, or remove this one")
 
@@ -252,7 +254,7 @@ def _cut_all(
 def _nothing_left(manifest: dict[str, Any], settings: WindowSettings) -> str:
     if not manifest["windows"]:
         return (
-            f"{manifest['documents']} documents came and none has {settings.length} tokens; give longer documents, or "
-            "ask for shorter windows"
+            f"got {manifest['documents']} documents, none of {settings.length} tokens; need at least 1: give longer "
+            "documents, or ask for shorter windows"
         )
-    return f"of {manifest['windows']} windows the filters dropped {manifest['dropped']}; loosen the filters"
+    return f"got {manifest['windows']} windows, all dropped by filters ({manifest['dropped']}); loosen the filters"

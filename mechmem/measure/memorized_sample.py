@@ -8,7 +8,7 @@ from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.tolerance import calibration_sample
 from mechmem.model.forward import check_fit
@@ -22,7 +22,7 @@ def memorized_sample(
     limit: int,
     min_em: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Paragraphs:
     """A random sample of the paragraphs of a source that the model knows to `min_em` (all of the continuation).
 
@@ -38,16 +38,17 @@ def memorized_sample(
         InputError: a limit below 1, a source that cannot be read or does not fit the model, or none is left.
     """
     if limit < 1:
-        raise InputError(f"limit is {limit}; need at least 1 paragraph")
-    paras = bundled_paragraphs() if source is None else read_corpus(source, model.tokenizer)
-    check_fit(model, paras)
-    need = paras.continuation_len if min_em is None else min_em
-    scores = ExactScorer(model, calibration_sample(paras)).score(paras, progress)
+        raise InputError(f"got limit {limit}; need at least 1 paragraph")
+    paragraphs = bundled_paragraphs() if source is None else read_corpus(source, model.tokenizer)
+    check_fit(model, paragraphs)
+    need = paragraphs.continuation_len if min_em is None else min_em
+    scorer = ExactScorer(model, calibration_sample(paragraphs))
+    scores = scorer.score(paragraphs, as_callback(progress, "scoring"))
     known = np.flatnonzero(scores.em >= need)
     if not len(known):
         raise InputError(
-            f"of {len(paras)} paragraphs none has EM {need} or more, the best {scores.em.max()}; "
-            "name others, or ask for less"
+            f"none of {len(paragraphs)} paragraphs has EM {need} or more (the highest is {scores.em.max()}); need at "
+            "least 1: give other paragraphs, or a lower min_em"
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(known)[:limit])
-    return paras.select(chosen).with_columns(em=scores.em[chosen], nll=scores.nll[chosen])
+    return paragraphs.select(chosen).with_columns(em=scores.em[chosen], nll=scores.nll[chosen])

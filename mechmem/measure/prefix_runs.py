@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,13 +44,14 @@ class PrefixRun:
     rival: Int[Tensor, " paragraph"]
 
 
+@runtime_checkable
 class PrefixRuns(Protocol):
     """Some paragraphs, to be run with their prefixes changed."""
 
     clean: PrefixRun
 
     def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> PrefixRun:
-        """PrefixRun them changed at `place` or behind it, where `place` is not behind that of any earlier call."""
+        """Run them changed at `place` or behind it, where `place` is not behind that of any earlier call."""
         ...
 
     def decode(
@@ -60,12 +61,12 @@ class PrefixRuns(Protocol):
         ...
 
 
-def prefix_runs(model: HookedTransformer, paras: Paragraphs) -> Callable[[Tensor], PrefixRuns]:
+def prefix_runs(model: HookedTransformer, paragraphs: Paragraphs) -> Callable[[Tensor], PrefixRuns]:
     """How rows of these paragraphs are best run: with kept keys and values, or whole where hooks must act."""
     if not runs_lean(model):
-        return lambda tokens: _WholeRuns(model, tokens, paras.prefix_len)
-    scorer = ExactScorer(model, calibration_sample(paras))
-    return lambda tokens: _KeptRuns(scorer, tokens, paras.prefix_len)
+        return lambda tokens: _WholeRuns(model, tokens, paragraphs.prefix_len)
+    scorer = ExactScorer(model, calibration_sample(paragraphs))
+    return lambda tokens: _KeptRuns(scorer, tokens, paragraphs.prefix_len)
 
 
 class _KeptRuns:
@@ -76,7 +77,7 @@ class _KeptRuns:
 
     def score(self, changed: Int[Tensor, "paragraph pos"], place: int) -> PrefixRun:
         lean, prefix_len = self._scorer.lean, self._prefix_len
-        # Forgetting what stands behind the place leaves the clean positions before it; later ones are written over.
+        # The positions before the place are clean and kept; those from it on are written over.
         self._kept.length = place
         with self._scorer.fast():
             hidden = lean.forward(changed[:, place:-1], self._kept)[:, prefix_len - 1 - place :]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.progress import batches
 from mechmem.model.forward import residual_before, unembed_continuation
 from mechmem.model.load import HookedTransformer
 
@@ -20,25 +22,24 @@ BATCH = 16
 
 
 def replacements(
-    model: HookedTransformer, paras: Paragraphs, replacement: Replacement, *, samples: int = 1, seed: int = 0
+    model: HookedTransformer, paragraphs: Paragraphs, replacement: Replacement, *, samples: int = 1, seed: int = 0
 ) -> Int64[np.ndarray, "sample paragraph pos"]:
-    """A token for every place of the prefix, never the one that stands there and never a special one.
+    """A token for every place of the prefix, never the token that is there and never a special one.
 
-    "random": drawn uniformly from the tokenizer's vocabulary, by the seed. "runner-up": what the model thinks most
-    probable there, of all other tokens, after the true tokens before. Nothing stands before position 0 and no token is
-    put there: the tokenizer's end-of-text token, which separates documents in training, stands in for it, or, where
-    there is none, the replacement at position 0 is random. Without a tokenizer no token is known to be special.
+    "random": drawn uniformly from the tokenizer's vocabulary, by the seed. "runner-up": the most probable
+    of all other tokens there, after the true tokens before. For position 0, which has none before it, the model is
+    given the tokenizer's end-of-text token, which separates documents in training; without one, the replacement at
+    position 0 is random. Without a tokenizer no token is known to be special.
 
     Raises:
         InputError: an unknown kind, no sample, several samples of a runner-up, or too small a vocabulary.
     """
-    if replacement not in get_args(Replacement):
-        raise InputError(f"the replacement is {replacement!r}; need one of {', '.join(get_args(Replacement))}")
+    check_choice("replacement", replacement, Replacement)
     if samples < 1 or (samples > 1 and replacement == "runner-up"):
-        raise InputError(f"{samples} samples of '{replacement}' came; need 1 or more, and 1 of the runner-up")
+        raise InputError(f"got {samples} samples of '{replacement}'; need 1 or more, and 1 of the runner-up")
     allowed = allowed_ids(model)
-    drawn = _random(paras.prefix.numpy(), allowed, samples, seed)
-    return drawn if replacement == "random" else _runner_up(model, paras, allowed, drawn)
+    drawn = _random(paragraphs.prefix.numpy(), allowed, samples, seed)
+    return drawn if replacement == "random" else _runner_up(model, paragraphs, allowed, drawn)
 
 
 def allowed_ids(model: HookedTransformer) -> Int64[np.ndarray, " allowed"]:
@@ -52,7 +53,7 @@ def allowed_ids(model: HookedTransformer) -> Int64[np.ndarray, " allowed"]:
     special = [] if tokenizer is None else list(tokenizer.all_special_ids)
     allowed = np.setdiff1d(np.arange(count), np.array(special, dtype=np.int64))
     if len(allowed) < 2:
-        raise InputError(f"{len(allowed)} of {count} tokens are not special; need at least 2 to replace one by another")
+        raise InputError(f"got {len(allowed)} of {count} tokens that are not special; need at least 2 to replace one")
     return allowed
 
 
@@ -70,16 +71,15 @@ def _random(
 @torch.no_grad()
 def _runner_up(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     allowed: Int64[np.ndarray, " allowed"],
     drawn: Int64[np.ndarray, "sample paragraph pos"],
 ) -> Int64[np.ndarray, "sample paragraph pos"]:
     found = drawn.copy()
     end: Any = None if model.tokenizer is None else model.tokenizer.eos_token_id
-    for start in range(0, len(paras), BATCH):
-        prefix = paras.prefix[start : start + BATCH]
-        rows = slice(start, start + len(prefix))
-        if paras.prefix_len > 1:
+    for rows in batches(len(paragraphs), BATCH):
+        prefix = paragraphs.prefix[rows]
+        if paragraphs.prefix_len > 1:
             found[0, rows, 1:] = _best(model, prefix, prefix[:, 1:], allowed)
         if end is not None:
             # Two tokens, so that the first one's column is among those that are unembedded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def score_parts(
         import ray.data
     except ImportError as error:
         raise InputError(
-            f"the engine 'ray' came and Ray is not installed ({error}); need it with mechmem: "
-            "pip install 'mechmem[ray]', or leave --engine away"
+            f"got engine 'ray', and Ray is not installed ({error}); need it beside mechmem: "
+            "pip install 'mechmem[ray]', or omit the engine"
         ) from error
     begun_here = not ray.is_initialized()
     if begun_here:
@@ -64,42 +65,49 @@ def score_parts(
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
-        if device is not None and torch.device(device).type == "cpu":
-            gpus = 0
-        workers = workers or gpus or max(1, cores // CORES)
-        todo = [number for number in range(rows.parts) if not account_path(folder, number).is_file()]
-        if todo:
-            blocks = min(len(todo), MOST_BLOCKS)
-            share: dict[str, Any] = (
-                {"num_gpus": gpus / workers} if gpus else {"num_cpus": max(1, cores // (workers + 1))}
-            )
-            scored = ray.data.from_items([{"part": number} for number in todo], override_num_blocks=blocks).map_batches(
-                _Worker,
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=workers),
-                fn_constructor_kwargs={
-                    "settings": settings,
-                    "folder": str(folder.absolute()),
-                    "device": None if gpus else "cpu",
-                    "threads": max(1, cores // workers),
-                },
-                **share,
-            )
-            done = rows.total - sum(rows.size(number) for number in todo)
-            for row in scored.iter_rows():
-                done += row["size"]
-                report(settings.doing, done, rows.total)
+        todo = _missing(folder, rows)
+        done = rows.total - sum(rows.size(number) for number in todo)
+        for row in _scored(settings, folder, todo, workers, device) if todo else ():
+            done += row["size"]
+            report(settings.doing, done, rows.total)
     finally:
         if begun_here:
             ray.shutdown()
-    missing = [number for number in range(rows.parts) if not account_path(folder, number).is_file()]
+    missing = _missing(folder, rows)
     if missing:
         raise InputError(
             f"{folder}: {len(missing)} of {rows.parts} parts were scored and are not here; need a folder that all "
             "workers share: put the output on a shared file system"
         )
     return [json.loads(account_path(folder, number).read_text()) for number in range(rows.parts)]
+
+
+def _missing(folder: Path, rows: ScanRows | DocumentRows) -> list[int]:
+    """Parts without an account."""
+    return [number for number in range(rows.parts) if not account_path(folder, number).is_file()]
+
+
+def _scored(
+    settings: ScanSettings, folder: Path, todo: list[int], workers: int | None, device: str | torch.device | None
+) -> Iterable[dict[str, Any]]:
+    """Score parts on the cluster; yields {"part", "size"} as each is done."""
+    import ray
+    import ray.data
+
+    cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+    if device is not None and torch.device(device).type == "cpu":
+        gpus = 0
+    workers = workers or gpus or max(1, cores // CORES)
+    share: dict[str, Any] = {"num_gpus": gpus / workers} if gpus else {"num_cpus": max(1, cores // (workers + 1))}
+    parts = ray.data.from_items([{"part": number} for number in todo], override_num_blocks=min(len(todo), MOST_BLOCKS))
+    worker = {
+        "settings": settings,
+        "folder": str(folder.absolute()),
+        "device": None if gpus else "cpu",
+        "threads": max(1, cores // workers),
+    }
+    compute = ray.data.ActorPoolStrategy(size=workers)
+    return parts.map_batches(_Worker, batch_size=1, compute=compute, fn_constructor_kwargs=worker, **share).iter_rows()
 
 
 class _Worker:

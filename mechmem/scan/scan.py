@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.files import remove_partials, replacing
 from mechmem.data.settings_match import refuse_other_settings
-from mechmem.model.load import HookedTransformer, load_model, provenance
+from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
+from mechmem.scan.scan_model import Engine, scan_model
 from mechmem.scan.scan_output import write_output
 from mechmem.scan.scan_parts import PartScorer, account_path
 from mechmem.scan.scan_rows import DocumentRows, Report, ScanRows, open_rows, source_inputs
@@ -29,27 +32,33 @@ FORMAT = 1
 ADVICE = "choose another output, or remove this one"
 
 
+@public("refuse")
 def scan(
     settings: ScanSettings,
     out: str | Path,
     *,
+    model: HookedTransformer | None = None,
     device: str | None = None,
-    engine: str = "local",
+    engine: Engine = "local",
     workers: int | None = None,
     rows_per_file: int | None = None,
-    progress: Report | None = None,
+    progress: Report | bool | None = None,
 ) -> dict[str, Any]:
     """Score every paragraph of a corpus and write them, with what is known of each, as parquet.
 
     The work lies in a folder beside the output (`paragraphs.parquet` -> `paragraphs.scan/`) until the output is
-    written: token shards, the windows' index, one file of rows a part. After a kill at any point the same call goes on
-    and ends with the same output. Memory grows with a part and a few numbers a row of the output, not with the corpus.
+    written: token shards, the windows' index, one file of rows per part. After a kill at any point the same call goes
+    on and ends with the same output. Memory grows with a part and a few numbers per row of the output, not with the
+    corpus.
 
     Args:
         settings: what decides the rows.
         out: a `.parquet`. Columns `id, document, offset, source, count, em, nll, match_fraction, edit_distance, text,
-            cluster, tokens`; `Paragraphs.load` reads it. Rows of a parquet that came keep their own columns.
-        device: where to compute.
+            cluster, tokens`; `Paragraphs.load` reads it, and knows the tokenizer of text by its fingerprint. Rows of a
+            parquet of paragraphs keep their own columns.
+        model: a loaded model, perhaps edited, to score with instead of the one that the settings name. A model with
+            hooks is refused: another process may go on with the scan, and would not know them.
+        device: where to load the model that the settings name.
         engine: "local", or "ray": the parts are scored by workers of Ray, which must see the same files.
         workers: of Ray; by default one a GPU, or else one for two cores.
         rows_per_file: write a folder of files with so many rows each instead of one file.
@@ -65,12 +74,12 @@ def scan(
     Raises:
         InputError: a corpus or model that cannot be used, an output of another model or other settings, a full disk.
     """
-    out, report = Path(out), progress or (lambda *_: None)
+    out, report = Path(out), progress if callable(progress) else (lambda *_: None)
     _check_arguments(out, engine, workers, rows_per_file)
     inputs = [entry.identity() for entry in source_inputs(settings)]
-    model = load_model(settings.model, processing="raw", device=device)
-    described = {"format": FORMAT, "settings": settings.described(), "rows_per_file": rows_per_file}
-    described = json.loads(json.dumps(described | {"weights": provenance(model).weight_hash, "inputs": inputs}))
+    model, name, weights = scan_model(settings, model, device, engine)
+    described = {"format": FORMAT, "settings": settings.described() | {"model": name}, "rows_per_file": rows_per_file}
+    described = json.loads(json.dumps(described | {"weights": weights, "inputs": inputs}))
     manifest_path, folder = out.with_suffix(".scan.json"), out.with_suffix(".scan")
     if out.exists() and manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text())
@@ -96,15 +105,8 @@ def scan(
         gc.collect()
         run = settings.run if settings.spans is None else None
         written = write_output(folder, rows.parts, out, run=run, rows_per_file=rows_per_file, report=report)
-        manifest = {
-            "described": described,
-            "account": rows.account,
-            "rows": written,
-            **_total(accounts),
-            "seconds": {"scoring": round(seconds, 2), "all": round(time.monotonic() - started, 2)},
-            "per_second": round(left / seconds, 1),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+        manifest = {"described": described, "account": rows.account, "rows": written, **_total(accounts)}
+        manifest |= _speed(left, seconds, time.monotonic() - started)
         with replacing(manifest_path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(folder)
@@ -142,6 +144,15 @@ def _done(folder: Path, parts: int) -> int:
     return sum(json.loads(path.read_text())["size"] for path in paths if path.is_file())
 
 
+def _speed(scored: int, scoring: float, whole: float) -> dict[str, Any]:
+    """How long it took, in seconds, and with which versions."""
+    return {
+        "seconds": {"scoring": round(scoring, 2), "all": round(whole, 2)},
+        "per_second": round(scored / scoring, 1),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
 def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
     """What the parts' accounts say together: numbers are added up; the tolerance is the same in all."""
     first = accounts[0]
@@ -159,11 +170,10 @@ def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _check_arguments(out: Path, engine: str, workers: int | None, rows_per_file: int | None) -> None:
     if out.suffix != ".parquet":
-        raise InputError(f"the output is {out}; need a name that ends in .parquet")
-    if engine not in ("local", "ray"):
-        raise InputError(f"the engine is '{engine}'; need 'local' or 'ray'")
+        raise InputError(f"got the output {out}; need a name that ends in .parquet")
+    check_choice("engine", engine, Engine)
     if any(number is not None and number < 1 for number in (workers, rows_per_file)):
-        raise InputError(f"workers is {workers} and rows_per_file {rows_per_file}; need 1 or more of each")
+        raise InputError(f"got workers {workers} and rows_per_file {rows_per_file}; need 1 or more, or None")
 
 
 def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
@@ -174,10 +184,10 @@ def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
     if path.is_file():
         refuse_other_settings(folder, json.loads(path.read_text()), described, advice=ADVICE)
     elif out.exists():
-        raise InputError(f"{out}: is there and was written by something else; choose another output, or remove it")
+        raise InputError(f"{out}: exists and was written by something else; choose another output, or remove it")
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(
-            f"{folder}: holds files that are no scan's, and the work is to lie there; choose another output"
+            f"{folder}: holds files of something else, and a scan keeps its work there; choose another output"
         )
     new = not path.is_file()
     if new:

@@ -26,7 +26,7 @@ def write_output(
         folder: the scan's work folder.
         parts: how many parts it has.
         out: the file, or with `rows_per_file` the folder of files.
-        run: tokens that rows of one cluster share; rows that came with a column `cluster` keep it. None: no clusters.
+        run: tokens that rows of one cluster share; rows that have a column `cluster` keep it. None: no clusters.
         rows_per_file: most rows of a file of the folder.
         report: called after each part is read; each is read twice.
     """

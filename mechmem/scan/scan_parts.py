@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mechmem.data.files import replacing
+from mechmem.data.paragraph_files import metadata
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.data.shards import Documents
@@ -74,7 +75,7 @@ class PartScorer:
             paragraphs, account = self._scored(rows.part(number), progress)
             paragraphs.save(rows_path(self._folder, number))
         else:
-            table, account = self._spans(rows.corpus.shard(number), progress)
+            table, account = self._spans(rows.corpus.shard(number), rows.corpus.tokenizer, progress)
             with replacing(rows_path(self._folder, number)) as temporary:
                 pq.write_table(table, temporary, compression="zstd")
         account |= {
@@ -109,7 +110,9 @@ class PartScorer:
             columns["text"] = np.array(tokenizer.batch_decode(paragraphs.tokens.tolist()), dtype=object)
         return paragraphs.with_columns(**columns).select(keep), account
 
-    def _spans(self, documents: Documents, progress: Progress | None) -> tuple[pa.Table, dict[str, Any]]:
+    def _spans(
+        self, documents: Documents, tokenizer_mark: str | None, progress: Progress | None
+    ) -> tuple[pa.Table, dict[str, Any]]:
         settings = self._settings.spans
         assert settings is not None
         spans, found = find_spans(self._scorer, documents, settings, progress)
@@ -119,6 +122,7 @@ class PartScorer:
             spans = spans.append_column("text", pa.array(tokenizer.batch_decode(reproduced), pa.string()))
         lengths = {"prefix_len": settings.prefix_len, "continuation_len": settings.continuation_len}
         missed = {f"stride {stride}": missed_by_stride(spans, stride, **lengths) for stride in STRIDES}
+        spans = spans.replace_schema_metadata(metadata(settings.prefix_len, tokenizer_mark))
         return spans, {"found": found, "missed": missed}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechmem.data.assets import PARAGRAPHS_FILE
+from mechmem.data.assets import PARAGRAPHS_FILE, bundled_paragraphs
 from mechmem.data.corpora import holds_table, open_corpus
 from mechmem.data.distinct import random_numbers
 from mechmem.data.errors import InputError
@@ -134,17 +134,15 @@ def open_rows(
     """
     table = _table(settings)
     if table is not None and settings.spans is not None:
-        raise InputError(
-            f"{table}: holds paragraphs and document mode reads whole documents; give text, or ids as .npy"
-        )
+        raise InputError(f"{table}: got paragraphs, and document mode reads whole documents; need text, or ids as .npy")
     if table is not None:
         return _table_rows(settings, table, model)
     if settings.spans is not None:
         settings.spans.context_of(model.cfg.n_ctx)
     elif settings.windows.length > model.cfg.n_ctx:
         raise InputError(
-            f"paragraphs are to have {settings.windows.length} tokens and the model's context is {model.cfg.n_ctx}; "
-            "need no more than the context: ask for shorter windows"
+            f"got windows of {settings.windows.length} tokens for a model with a context of {model.cfg.n_ctx}; need at "
+            "most the context: ask for shorter windows"
         )
     assert settings.corpus is not None
     corpus = open_corpus(
@@ -159,8 +157,8 @@ def open_rows(
     )
     if corpus.highest_id >= model.cfg.d_vocab:
         raise InputError(
-            f"{settings.corpus}: a token id is {corpus.highest_id} and the model's vocabulary has {model.cfg.d_vocab} "
-            f"tokens; need ids below {model.cfg.d_vocab}: encode the text with this model's tokenizer"
+            f"{settings.corpus}: got the token id {corpus.highest_id} for a model with a vocabulary of "
+            f"{model.cfg.d_vocab} tokens; need ids below {model.cfg.d_vocab}: encode the text with its tokenizer"
         )
     if settings.spans is not None:
         rows = _document_rows(settings.spans, corpus)
@@ -185,7 +183,7 @@ def reopen_rows(settings: ScanSettings, model: HookedTransformer, folder: Path) 
 
 
 def _table(settings: ScanSettings) -> Path | None:
-    """The file or folder of paragraphs to take as they are, if that is what came."""
+    """The file or folder of paragraphs to take as they are, if the corpus is one."""
     if settings.corpus is None:
         return PARAGRAPHS_FILE
     path = Path(settings.corpus)
@@ -202,17 +200,21 @@ def _document_rows(settings: SpanSettings, corpus: Corpus) -> DocumentRows:
 
 
 def _table_rows(settings: ScanSettings, path: Path, model: HookedTransformer) -> ScanRows:
-    paragraphs = Paragraphs.load(path)
+    paragraphs = bundled_paragraphs() if settings.corpus is None else Paragraphs.load(path)
     rows, limit = len(paragraphs), settings.windows.limit
     if not rows:
-        raise InputError(f"{path}: holds no paragraph; need at least one row of tokens")
+        raise InputError(f"{path}: got 0 paragraphs; need at least one row of tokens")
     check_fit(model, paragraphs)
     if settings.run > paragraphs.tokens.shape[1]:
-        raise InputError(f"run is {settings.run} and paragraphs have {paragraphs.tokens.shape[1]} tokens; need less")
-    known = [] if paragraphs.table is None else paragraphs.table.column_names
-    if "id" not in known:
-        paragraphs = paragraphs.with_columns(id=np.arange(rows))
-    if "count" not in known:
+        raise InputError(
+            f"got run {settings.run} for paragraphs of {paragraphs.tokens.shape[1]} tokens; need a run no longer than "
+            "a paragraph: give a smaller run"
+        )
+    # Asked for even where the column is there: ids that occur twice are refused before anything is scored.
+    ids = paragraphs.ids
+    if not paragraphs.has("id"):
+        paragraphs = paragraphs.with_columns(id=ids)
+    if not paragraphs.has("count"):
         _, inverse, counts = np.unique(row_hashes(paragraphs.tokens.numpy()), return_inverse=True, return_counts=True)
         paragraphs = paragraphs.with_columns(count=counts[inverse])
     if limit is not None and limit < rows:

@@ -57,24 +57,24 @@ class ScanSettings:
         check_method(self.method, self.precision)
         if self.spans is not None and self.windows != WindowSettings(seed=self.windows.seed):
             raise InputError(
-                "settings of windows came for document mode, which looks at every offset of every document; leave "
-                "stride, filters and limit away"
+                "got settings of windows for document mode, which looks at every offset of every document; leave out "
+                "stride, filters and limit"
             )
         if not 1 <= self.run <= self.windows.length:
-            raise InputError(f"run is {self.run}; need 1 to {self.windows.length}, the paragraphs' length")
+            raise InputError(f"got run {self.run}; need 1 to {self.windows.length}, the paragraphs' length")
         if (
             self.min_em < 0
             or self.shard_tokens < self.windows.length
             or (self.batch_size is not None and self.batch_size < 1)
         ):
             raise InputError(
-                f"min_em is {self.min_em}, shard_tokens {self.shard_tokens} and batch_size {self.batch_size}; need "
+                f"got min_em {self.min_em}, shard_tokens {self.shard_tokens} and batch_size {self.batch_size}; need "
                 f"0 or more, at least the paragraphs' {self.windows.length} tokens, and 1 or more"
             )
         if self.corpus is None and self.model != "bundled":
             raise InputError(
-                f"no corpus came for {self.model}; the bundled paragraphs are token ids of the bundled model alone: "
-                "name text or tokens that the model was trained on with --corpus"
+                f"got no corpus for {self.model}; the bundled paragraphs are token ids of the bundled model alone: "
+                "name text or tokens that the model was trained on (corpus=, or --corpus)"
             )
 
     @property

@@ -55,11 +55,11 @@ class SpanSettings:
     def __post_init__(self) -> None:
         if self.prefix_len < 1 or self.continuation_len < 1:
             raise InputError(
-                f"prefix_len is {self.prefix_len} and continuation_len {self.continuation_len}; need 1 or more"
+                f"got prefix_len {self.prefix_len} and continuation_len {self.continuation_len}; need 1 or more of both"
             )
         if not 1 <= self.min_match <= self.continuation_len:
             raise InputError(
-                f"min_match is {self.min_match}; need 1 to {self.continuation_len}, the tokens of a continuation"
+                f"got min_match {self.min_match}; need 1 to {self.continuation_len}, the tokens of a continuation"
             )
 
     def context_of(self, n_ctx: int) -> int:
@@ -72,7 +72,7 @@ class SpanSettings:
         least = self.prefix_len + self.continuation_len
         if not least <= context <= n_ctx:
             raise InputError(
-                f"the context is {context}; need {least} (a prefix and a continuation) to {n_ctx}, the model's"
+                f"got a context of {context}; need {least} (a prefix and a continuation) to {n_ctx}, the model's"
             )
         return context
 
@@ -101,9 +101,10 @@ def find_spans(
         progress: called with (tokens read, tokens).
 
     Returns:
-        A table with one row a span: `document`, `source`, `start` and `stop` (the tokens that are reproduced, in the
-        document), `windows` (offsets of the confirmed windows' first tokens), `tokens` (ids from the first prefix token
-        to the span's end), and the numbers `tokens`, `candidates`, `windows`, `spans`.
+        A table with one row per span: `id` ("document:start", unique), `document`, `source`, `start` and `stop` (the
+        tokens that are reproduced, in the document), `windows` (offsets of the confirmed windows' first tokens),
+        `tokens` (ids from the first prefix token to the span's end), and the numbers `tokens`, `candidates`, `windows`,
+        `spans`.
 
     Raises:
         InputError: ids beyond the model's vocabulary, or a context that is not fit.
@@ -111,8 +112,8 @@ def find_spans(
     tokens = np.asarray(documents.tokens).astype(np.int64)
     if len(tokens) and int(tokens.max()) >= scorer.lean.d_vocab:
         raise InputError(
-            f"a token id is {tokens.max()} and the model's vocabulary has {scorer.lean.d_vocab} tokens; need lower "
-            "ids: encode the text with this model's tokenizer"
+            f"got the token id {tokens.max()} for a model with a vocabulary of {scorer.lean.d_vocab} tokens; need ids "
+            f"below {scorer.lean.d_vocab}: encode the text with this model's tokenizer"
         )
     predicted = predictions(scorer, documents, settings, progress)
     candidates = _candidates(predicted, documents.starts, settings)
@@ -124,6 +125,7 @@ def find_spans(
 
 SCHEMA = pa.schema(
     [
+        ("id", pa.string()),
         ("document", pa.int64()),
         ("source", pa.string()),
         ("start", pa.int64()),
@@ -149,7 +151,7 @@ def predictions(
         if stop - begin >= first + settings.continuation_len
         for start in range(begin, stop - first, context - first)
     ]
-    # Pieces of like lengths are read together, so that little is padded; padding stands behind, where nothing sees it.
+    # Pieces of like lengths are read together, so that little is padded; nothing attends to padding, at the end.
     pieces.sort(key=lambda piece: piece[0] - piece[1])
     predicted = np.zeros(len(documents.tokens), dtype=bool)
     at_once = TOKENS_AT_ONCE.get(lean.device.type, OTHERWISE)
@@ -244,6 +246,7 @@ def _spans(
         start, stop = int(places[0]), int(places[-1]) + settings.continuation_len
         rows.append(
             {
+                "id": f"{documents.numbers[number]}:{start - begin}",
                 "document": int(documents.numbers[number]),
                 "source": str(documents.sources[number]),
                 "start": start - begin,
@@ -261,14 +264,14 @@ def missed_by_stride(
     """What a scan of windows at this stride, from each document's start, does not see of some spans.
 
     Returns:
-        `spans` and `spans_missed` (no window of theirs stands on the grid), `tokens` (reproduced by any window) and
+        `spans` and `spans_missed` (no window of theirs is on the grid), `tokens` (reproduced by any window) and
         `tokens_missed` (by none on the grid), `windows` (memorized, at any offset) and `windows_missed` (off the grid).
 
     Raises:
         InputError: a stride below 1.
     """
     if stride < 1:
-        raise InputError(f"stride is {stride}; need 1 or more tokens from window to window")
+        raise InputError(f"got stride {stride}; need 1 or more tokens from window to window")
     result = {
         "spans": len(spans),
         "spans_missed": 0,

@@ -39,7 +39,7 @@ def match(
     A comparison of matched sets speaks of the matched memorized paragraphs, and removes only what was matched on.
 
     Args:
-        memorized: with the columns of `on`; `id` and `cluster` are used where known.
+        memorized: with the columns of `on`; `cluster` is used where it is known.
         candidates: paragraphs that are not memorized, with the same columns.
         on: names of columns; `with_covariates` adds `prefix_nll`, `rarity` and `repeated_run`.
         ratio: controls of each memorized paragraph.
@@ -47,13 +47,13 @@ def match(
         seed: of the order of candidates, which settles ties.
 
     Returns:
-        The controls, ordered by memorized paragraph and then by distance, with column `matched_to`: the `id` of the
-        memorized paragraph where ids are known and differ, or else its row. And a Dataset: what `balance` describes
-        [covariate, when], `controls` [paragraph] (of each memorized paragraph: `ratio` or 0), and in attrs what was
-        done and who is unmatched.
+        The controls, ordered by memorized paragraph and then by distance, with column `matched_to`: the id of the
+        memorized paragraph. And a Dataset: what `balance` describes [covariate, when], `controls` [paragraph] (of each
+        memorized paragraph, by its id: `ratio`, or 0 where it is unmatched), and in attrs what was done (`caliper`
+        only where one was given).
 
     Raises:
-        InputError: a column is missing, mixed or holds missing values; a paragraph stands in both sets; too few
+        InputError: a column is missing, mixed or holds missing values; a paragraph is in both sets; too few
             candidates; no pair at all; or a ratio, caliper or prefix that cannot be meant.
     """
     check_paragraphs("memorized", memorized)
@@ -70,41 +70,50 @@ def match(
     eligible, clusters = _other_clusters(memorized, candidates)
     if eligible.sum() < ratio * len(memorized):
         raise InputError(
-            f"{eligible.sum()} candidates came ({(~eligible).sum()} more share a cluster with a memorized paragraph); "
+            f"got {eligible.sum()} candidates ({(~eligible).sum()} more share a cluster with a memorized paragraph); "
             f"need {ratio} for each of {len(memorized)} memorized paragraphs: give more candidates or a lower ratio"
         )
-    numbers = [name for name in on if not is_categorical(first[name])]
-    one, other = points(_matrix(first, numbers), _matrix(second, numbers))
     order = np.random.default_rng(seed).permutation(np.flatnonzero(eligible))
-    chosen = np.full((len(memorized), ratio), -1)
-    approximate = False
-    for rows, pool in _strata(first, second, order):
-        picks = assign(one.select(rows), other.select(pool), ratio, caliper)
-        chosen[rows] = np.where(picks < 0, -1, pool[picks])
-        approximate |= min(len(rows) * ratio, len(pool)) > NEAREST
+    chosen, approximate = _assigned(first, second, order, ratio, caliper)
     found = chosen[:, 0] >= 0
     if not found.any():
         raise InputError(
             f"no memorized paragraph has {ratio} candidates of its own {[n for n in on if is_categorical(first[n])]} "
             f"within a caliper of {caliper}; need at least one pair: widen the caliper or match on fewer columns"
         )
-    names, kind = _names(memorized)
     controls = chosen[found].ravel()
-    matched = candidates.select(controls).with_columns(matched_to=np.repeat(names[found], ratio))
+    matched = candidates.select(controls).with_columns(matched_to=np.repeat(memorized.ids[found], ratio))
     after = {n: v[found] for n, v in first.items()}, {n: v[controls] for n, v in second.items()}
     result = balance((first, second), after)
     result["controls"] = ("paragraph", found * ratio, {"units": "paragraphs", "long_name": "controls of each"})
-    result = result.assign_coords(paragraph=np.arange(len(memorized)))
+    result = result.assign_coords(paragraph=memorized.ids)
     return matched, result.assign_attrs(
+        ({} if caliper is None else {"caliper": caliper}),
         ratio=ratio,
-        caliper="none" if caliper is None else caliper,
         seed=seed,
         assignment=f"approximate: {NEAREST} nearest candidates of each" if approximate else "optimal",
         clusters=clusters,
-        matched_to=kind,
         unmatched_count=int((~found).sum()),
-        unmatched=", ".join(map(str, names[~found])) or "none",
     )
+
+
+def _assigned(
+    first: dict[str, np.ndarray],
+    second: dict[str, np.ndarray],
+    order: Int[np.ndarray, " candidate"],
+    ratio: int,
+    caliper: float | None,
+) -> tuple[Int[np.ndarray, "paragraph ratio"], bool]:
+    """Candidates of each memorized paragraph, -1 where it has none, and whether the assignment is approximate."""
+    numbers = [name for name in first if not is_categorical(first[name])]
+    one, other = points(_matrix(first, numbers), _matrix(second, numbers))
+    chosen = np.full((len(one), ratio), -1)
+    approximate = False
+    for rows, pool in _strata(first, second, order):
+        picks = assign(one.select(rows), other.select(pool), ratio, caliper)
+        chosen[rows] = np.where(picks < 0, -1, pool[picks])
+        approximate |= min(len(rows) * ratio, len(pool)) > NEAREST
+    return chosen, approximate
 
 
 def _matrix(columns: dict[str, np.ndarray], names: list[str]) -> Float[np.ndarray, "paragraph covariate"]:
@@ -130,30 +139,22 @@ def _strata(
 
 
 def _other_clusters(memorized: Paragraphs, candidates: Paragraphs) -> tuple[Bool[np.ndarray, " candidate"], str]:
-    for paras, name in ((memorized, "memorized paragraphs"), (candidates, "candidates")):
-        if paras.table is None or "cluster" not in paras.table.column_names:
+    for paragraphs, name in ((memorized, "memorized paragraphs"), (candidates, "candidates")):
+        if not paragraphs.has("cluster"):
             return np.ones(len(candidates), dtype=bool), f"not compared: the {name} have no column 'cluster'"
     shared = np.isin(candidates.column("cluster"), memorized.column("cluster"))
     return ~shared, f"{shared.sum()} candidates in a cluster of a memorized paragraph were left out"
 
 
-def _names(memorized: Paragraphs) -> tuple[np.ndarray, str]:
-    if memorized.table is not None and "id" in memorized.table.column_names:
-        ids = memorized.column("id")
-        if ids.dtype.kind != "O" and len(np.unique(ids)) == len(ids):
-            return ids, "id"
-    return np.arange(len(memorized)), "row"
-
-
-def _column(paras: Paragraphs, side: str, name: str) -> np.ndarray:
+def _column(paragraphs: Paragraphs, side: str, name: str) -> np.ndarray:
     """A column of words, bools or float64, without gaps."""
-    if paras.table is None or name not in paras.table.column_names:
-        known = [] if paras.table is None else paras.table.column_names
+    if not paragraphs.has(name):
+        known = [] if paragraphs.table is None else paragraphs.table.column_names
         raise InputError(
-            f"the {side} paragraphs carry no column '{name}', only {known}; need all of on=: add it with "
-            "with_covariates(paras, model=..., unigram_counts=...) or paras.with_columns, or leave it out of on="
+            f"the {side} paragraphs have no column '{name}', only {known}; need all of on=: add it with "
+            "with_covariates(paragraphs, model=..., unigram_counts=...) or with_columns, or leave it out of on="
         )
-    values = paras.column(name)
+    values = paragraphs.column(name)
     if values.ndim == 1 and is_categorical(values):
         return values
     numbers = values.astype(np.float64) if values.ndim == 1 and values.dtype.kind in "iuf" else None
@@ -168,24 +169,24 @@ def _column(paras: Paragraphs, side: str, name: str) -> np.ndarray:
 
 def _check(memorized: Paragraphs, candidates: Paragraphs, on: Sequence[str], ratio: int, caliper: float | None) -> None:
     if isinstance(on, str) or len(on) == 0 or len(set(on)) < len(on):
-        raise InputError(f"on is {on!r}; need a list of different columns' names, for example ['prefix_nll']")
+        raise InputError(f"got on={on!r}; need a list of different columns' names, for example ['prefix_nll']")
     if ratio < 1 or not (caliper is None or 0 < caliper < np.inf):
         raise InputError(
-            f"ratio is {ratio} and caliper {caliper}; need a ratio of 1 or more and a caliper above 0 or None"
+            f"got ratio {ratio} and caliper {caliper}; need a ratio of 1 or more and a caliper above 0 or None"
         )
     if len(memorized) == 0 or len(candidates) == 0:
         raise InputError(
-            f"{len(memorized)} memorized paragraphs and {len(candidates)} candidates came; need some of both"
+            f"got {len(memorized)} memorized paragraphs and {len(candidates)} candidates; need at least 1 of both"
         )
-    shapes = [(paras.tokens.shape[1], paras.prefix_len) for paras in (memorized, candidates)]
+    shapes = [(paragraphs.tokens.shape[1], paragraphs.prefix_len) for paragraphs in (memorized, candidates)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"memorized paragraphs of length and prefix {shapes[0]} and candidates of {shapes[1]} came; need one "
+            f"got memorized paragraphs of length and prefix {shapes[0]} and candidates of {shapes[1]}; need one "
             "shape: covariates of texts of different lengths cannot be compared"
         )
-    rows = [{row.tobytes() for row in paras.tokens.cpu().numpy()} for paras in (memorized, candidates)]
+    rows = [{row.tobytes() for row in paragraphs.tokens.cpu().numpy()} for paragraphs in (memorized, candidates)]
     if rows[0] & rows[1]:
         raise InputError(
-            f"{len(rows[0] & rows[1])} paragraphs stand in both sets; need candidates that are not memorized: take "
-            "them from the other paragraphs of `split`"
+            f"got {len(rows[0] & rows[1])} paragraphs that are in both sets; need candidates that are not memorized: "
+            "take them from the other paragraphs of `split`"
         )

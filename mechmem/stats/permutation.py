@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Bool, Float, Integer, Num
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
-from mechmem.stats.bootstrap import check_clustered
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.stats.bootstrap import values_and_clusters
 
 Alternative = Literal["two-sided", "greater", "less"]
 # Shuffled labels of all draws held at once: 8 bytes each.
@@ -19,9 +22,9 @@ _TIE = 1e-10
 
 
 def permutation_test(
-    values: Num[np.ndarray, " value"],
+    values: Num[np.ndarray, " value"] | xr.DataArray,
     groups: np.ndarray,
-    clusters: np.ndarray | None = None,
+    clusters: np.ndarray | Paragraphs | None = None,
     *,
     statistic: Callable[..., object] | None = None,
     alternative: Alternative = "two-sided",
@@ -35,14 +38,18 @@ def permutation_test(
     2. In a cluster that holds both groups, labels are shuffled within it: what its values share stays shared.
     3. The statistic of the shuffled labels is the null distribution; the observed one counts as one of its draws.
 
+    SciPy's `permutation_test` shuffles all labels alike; here they keep to the blocks of steps 1 and 2.
+
     Shuffling of either kind leaves the null distribution as it is, so both together are an exact test of what both
     kinds of clusters say. Near-duplicates shuffled one by one would find differences everywhere. The null hypothesis
     of step 1 is that a cluster's label has nothing to do with the cluster, its size included.
 
     Args:
-        values: one number a paragraph.
+        values: one number per paragraph.
         groups: bool, [value]: True where the value is of the first group.
-        clusters: label of each value's cluster, [value]; None: every value is a cluster of its own.
+        clusters: label of each value's cluster, [value]; None: every value is a cluster of its own. Or the paragraphs
+            that the values and groups are about: then a DataArray's values are found by the paragraphs' ids, and
+            groups are in the paragraphs' order.
         statistic: called with (values of the first group, of the second), returns a number; None: the difference of
             the means, computed from cluster sums, much faster.
         alternative: "greater": the statistic is larger than by chance; "two-sided": twice the smaller one-sided
@@ -59,14 +66,16 @@ def permutation_test(
         InputError: no value, one that is not finite, labels of another length, groups that are not bool or all the
             same, or an unknown alternative.
     """
-    values, groups = np.asarray(values, dtype=np.float64), np.asarray(groups)
-    clusters = np.arange(len(values)) if clusters is None else np.asarray(clusters)
-    _check(values, clusters, permutations, alternative)
+    check_choice("alternative", alternative, Alternative)
+    if permutations < 1:
+        raise InputError(f"got permutations {permutations}; need at least 1")
+    groups = np.asarray(groups)
+    values, clusters = values_and_clusters(values, np.arange(len(values)) if clusters is None else clusters)
     if groups.shape != values.shape or groups.dtype != bool or groups.all() or not groups.any():
         raise InputError(
-            f"groups of type {groups.dtype} and shape {list(groups.shape)} with {np.unique(groups).tolist()[:4]} came "
-            f"for {len(values)} values; need one bool for each, some True and some False: compare labels, for "
-            "example source == 'book'"
+            f"got groups of type {groups.dtype} and shape {list(groups.shape)} with "
+            f"{np.unique(groups).tolist()[:4]} for {len(values)} values; need one bool for each, some True and some "
+            "False: compare labels, for example source == 'book'"
         )
     units, blocks = _exchangeable(groups, np.unique(clusters, return_inverse=True)[1])
     labels = np.zeros(len(blocks), dtype=bool)
@@ -80,43 +89,6 @@ def permutation_test(
     for start in range(0, permutations, chunk):
         shuffled = _shuffled(labels, blocks, min(chunk, permutations - start), rng)
         null.append(compute(values, units, shuffled, *extra))
-    return observed, _p_value(observed, np.concatenate(null), alternative, np.abs(values).max())
-
-
-def paired_permutation_test(
-    differences: Num[np.ndarray, " pair"],
-    clusters: np.ndarray | None = None,
-    *,
-    alternative: Alternative = "two-sided",
-    permutations: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Test whether the mean of paired differences is zero, by swapping the sides of all pairs of a cluster at once.
-
-    Args:
-        differences: one number a pair, for example of a memorized paragraph minus its matched control.
-        clusters: label of each pair's cluster, [pair]; None: every pair is a cluster of its own.
-        alternative: "greater": the mean is larger than by chance; "two-sided" as in `permutation_test`.
-        permutations: random swaps; with n clusters the smallest one-sided p-value is about 1 / 2^n.
-        seed: of the swaps.
-
-    Returns:
-        (mean difference, p_value), as in `permutation_test`.
-
-    Raises:
-        InputError: no value, one that is not finite, labels of another length, or an unknown alternative.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    clusters = np.arange(len(values)) if clusters is None else np.asarray(clusters)
-    _check(values, clusters, permutations, alternative)
-    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], values)
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // len(sums))
-    null = []
-    for start in range(0, permutations, chunk):
-        signs = rng.choice([-1.0, 1.0], size=(min(chunk, permutations - start), len(sums)))
-        null.append(signs @ sums / len(values))
-    observed = float(values.mean())
     return observed, _p_value(observed, np.concatenate(null), alternative, np.abs(values).max())
 
 
@@ -169,12 +141,3 @@ def _p_value(observed: float, null: Float[np.ndarray, " draw"], alternative: Alt
     greater = (1 + int((null >= observed - tie).sum())) / (1 + len(null))
     less = (1 + int((null <= observed + tie).sum())) / (1 + len(null))
     return {"greater": greater, "less": less, "two-sided": min(1.0, 2 * min(greater, less))}[alternative]
-
-
-def _check(values: np.ndarray, clusters: np.ndarray, permutations: int, alternative: str) -> None:
-    check_clustered(values, clusters)
-    if permutations < 1 or alternative not in get_args(Alternative):
-        raise InputError(
-            f"permutations is {permutations} and alternative {alternative!r}; need at least 1 and one of "
-            f"{', '.join(get_args(Alternative))}"
-        )

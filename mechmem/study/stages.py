@@ -106,8 +106,8 @@ def patch_stage(run: StudyFolder) -> None:
     that the memory has a way to go from the replaced token to the continuation.
     """
     chosen = run.subset("memorized", 3 * run.settings.pairs, distinct=True)
-    drop = perturb_prefix(run.model, chosen, seed=run.settings.seed, progress=part_of(run.progress, 0, 3))
-    clean, corrupt = worst_perturbations(run.model, chosen, drop, before=max(1, chosen.prefix_len * 4 // 5))
+    perturbed = perturb_prefix(run.model, chosen, seed=run.settings.seed, progress=part_of(run.progress, 0, 3))
+    clean, corrupt = worst_perturbations(run.model, chosen, perturbed)
     few = np.arange(min(len(clean), run.settings.pairs))
     clean, corrupt = clean.select(few), corrupt.select(few)
     pairs: dict[str, Any] = {"clean": clean, "corrupt": corrupt, "direction": "denoising", "scored": "impact"}

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from mechmem.data import tokenizing
 from mechmem.data.corpora import open_corpus, read_corpus
 from mechmem.data.errors import InputError
+from mechmem.data.fingerprint import fingerprint
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.shards import Corpus
 
@@ -185,7 +186,7 @@ def test_datasets_are_read_from_disk_and_streamed_from_the_hub_part_by_part(tmp_
     assert contents(open_corpus(tmp_path / "one", tokenizer, tmp_path / "c", column="body")) == documents
     from_dict = open_corpus(tmp_path / "dict", tokenizer, tmp_path / "d", column="body", split="test")
     assert contents(from_dict) == documents
-    with pytest.raises(InputError, match=r"the splits are \['test'\] and 'train' was asked for"):
+    with pytest.raises(InputError, match=r"got split 'train'; need one of test"):
         open_corpus(tmp_path / "dict", tokenizer, tmp_path / "e", column="body")
 
     def load(name, *, split, streaming):
@@ -219,23 +220,23 @@ def test_sources_that_are_no_corpus_are_refused(tmp_path, tokenizer):
     (tmp_path / "x" / "x.doc").write_text("text")
     refused("x: no file of 1 in this folder is one of", tmp_path / "x")
     path = jsonl(tmp_path / "x" / "a.jsonl", [{"text": "a"}])
-    refused("a.jsonl: is text and the model has no tokenizer; give token ids", path, None)
-    refused("shard_tokens is 0; need at least 1", path, shard_tokens=0)
-    with pytest.raises(InputError, match="lies inside the source"):
+    refused("a.jsonl: got text for a model without a tokenizer; give token ids", path, None)
+    refused("got shard_tokens 0; need at least 1", path, shard_tokens=0)
+    with pytest.raises(InputError, match="is inside the source"):
         open_corpus(tmp_path / "x", tokenizer, tmp_path / "x" / "c")
-    refused("holds no document; 1 records came, skipped 1, the first .*a.jsonl:1: no text", path, column="body")
+    refused("got 1 records, skipped 1, the first .*a.jsonl:1: no text.*; need at least 1 document", path, column="body")
     path.write_text("")
-    refused("holds no document; 0 records came", path)
+    refused("got 0 records, skipped 0; need at least 1 document", path)
 
 
 @pytest.mark.parametrize(
     ("ids", "sentence"),
     [
-        (np.zeros((2, 3)), r"float64 of shape \[2, 3\] came; need ids \[sequence, pos\] as uint16"),
-        (np.zeros(5, dtype=np.int32), r"int32 of shape \[5\] came; need ids"),
+        (np.zeros((2, 3)), r"got float64 of shape \[2, 3\]; need ids \[sequence, pos\] as uint16"),
+        (np.zeros(5, dtype=np.int32), r"got int32 of shape \[5\]; need ids"),
         (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; need ids"),
-        (np.array([[1, 2], [3, -1]]), "a token id in rows 0 to 1 is -1; ids start at 0"),
-        (np.zeros((0, 5), dtype=np.int32), "holds no document"),
+        (np.array([[1, 2], [3, -1]]), "got the token id -1 in rows 0 to 1; ids start at 0"),
+        (np.zeros((0, 5), dtype=np.int32), "got 0 records"),
     ],
 )
 def test_arrays_that_are_no_ids_are_refused(tmp_path, ids, sentence):
@@ -265,6 +266,7 @@ def test_read_jsonl_gives_windows_of_every_document_with_counts_and_sources(tmp_
     half = sum(ids in expected for ids in expected[: len(expected) // 2])
     assert paragraphs.column("count").tolist()[:half] == [2] * half
     assert paragraphs.column("text")[0] == tokenizer.decode(expected[0])
+    assert paragraphs.tokenizer == fingerprint(tokenizer)
 
 
 def test_a_limit_draws_from_the_whole_text_and_counts_speak_of_all_of_it(tmp_path, tokenizer):
@@ -296,6 +298,7 @@ def test_token_files_keep_their_columns_and_gain_the_missing_ones(tmp_path, toke
     np.save(tmp_path / "c.npy", rows.numpy())
     Paragraphs(rows, 50).with_columns(id=[7, 8, 9], cluster=[0, 0, 1]).save(tmp_path / "c.parquet")
     from_npy = read_corpus(tmp_path / "c.npy", None)
+    assert from_npy.tokenizer is None
     assert from_npy.column("id").tolist() == Paragraphs(rows, 50).ids.tolist() and from_npy.column(
         "cluster"
     ).tolist() == [0, 1, 2]
@@ -306,10 +309,10 @@ def test_token_files_keep_their_columns_and_gain_the_missing_ones(tmp_path, toke
 def test_read_refuses_bad_corpora(tmp_path, tokenizer):
     with pytest.raises(InputError, match="none.jsonl: no such file"):
         read_corpus(tmp_path / "none.jsonl", tokenizer)
-    with pytest.raises(InputError, match="1 documents came and none has 100 tokens"):
+    with pytest.raises(InputError, match="got 1 documents, none of 100 tokens"):
         read_corpus(jsonl(tmp_path / "short.jsonl", [{"text": "short"}]), tokenizer)
-    with pytest.raises(InputError, match="the model has no tokenizer; give token ids"):
+    with pytest.raises(InputError, match="a model without a tokenizer; give token ids"):
         read_corpus(jsonl(tmp_path / "text.jsonl", [{"text": "x"}]), None)
     np.save(tmp_path / "empty.npy", np.zeros((0, 100), dtype=np.int32))
-    with pytest.raises(InputError, match="holds no paragraph"):
+    with pytest.raises(InputError, match="got 0 paragraphs of 100 tokens"):
         read_corpus(tmp_path / "empty.npy", None)

@@ -86,7 +86,7 @@ def test_the_papers_memorized_paragraphs_are_76_clusters():
 
 
 def test_a_run_longer_than_the_paragraph_is_refused():
-    with pytest.raises(InputError, match="run is 25; need 1 to 20"):
+    with pytest.raises(InputError, match="got run 25; need 1 to 20"):
         cluster(Paragraphs(torch.arange(40).view(2, 20), 10), run=25)
 
 
@@ -117,7 +117,7 @@ def test_hashes_of_small_ids_do_not_depend_on_large_ones_beside_them():
 
 
 def test_an_id_that_no_vocabulary_holds_is_refused():
-    with pytest.raises(InputError, match="a token id is 1099511627776; need ids below 16777216"):
+    with pytest.raises(InputError, match="got the token id 1099511627776; need ids below 16777216"):
         window_hashes(np.array([1, 2**40]), 1)
 
 
@@ -162,5 +162,5 @@ def test_unigram_counts_of_a_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(counts, "BLOCK", 11)
     truth = Counter(ids.reshape(-1).tolist())
     assert corpus_unigram_counts(corpus, 60).tolist() == [truth[token] for token in range(60)]
-    with pytest.raises(InputError, match="the corpus holds token id 4[0-9]; need ids below 40"):
+    with pytest.raises(InputError, match="got the token id 4[0-9]; need ids below 40"):
         corpus_unigram_counts(corpus, 40)

@@ -31,5 +31,5 @@ def test_keywords_are_looked_for_in_the_text_and_letter_case_counts():
 
 
 def test_keywords_without_a_tokenizer_are_refused():
-    with pytest.raises(InputError, match=r"the keywords \['href'\] came without a tokenizer"):
+    with pytest.raises(InputError, match=r"got keywords \['href'\] and no tokenizer"):
         without_keywords(np.zeros((1, 3), dtype=np.int64), ["href"], None)

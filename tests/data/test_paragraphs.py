@@ -55,7 +55,7 @@ def test_split_by_cluster_shares_no_cluster_and_loses_no_row():
     [
         (torch.zeros(3, 10), 5, "torch.float32 with shape .3, 10.; need integer ids"),
         (torch.zeros(10, dtype=torch.long), 5, "need integer ids"),
-        (torch.zeros(3, 10, dtype=torch.long), 10, "prefix_len is 10 and paragraphs have 10 tokens"),
+        (torch.zeros(3, 10, dtype=torch.long), 10, "got prefix_len 10 for paragraphs of 10 tokens"),
         (torch.full((3, 10), -100), 5, "got the token id -100"),
     ],
 )
@@ -86,7 +86,7 @@ def test_bad_files_are_refused(tmp_path):
 
 def test_a_table_of_another_length_and_an_unknown_column_are_refused():
     p = paragraphs()
-    with pytest.raises(InputError, match="the table has 7 rows for 2 paragraphs"):
+    with pytest.raises(InputError, match="got a table of 7 rows for 2 paragraphs"):
         Paragraphs(p.tokens[:2], 5, p.table)
     with pytest.raises(InputError, match="no column 'em'; the columns known here are .'id', 'text'."):
         p.column("em")
@@ -155,13 +155,13 @@ def test_bad_parquet_columns_and_parts_are_refused(tmp_path):
             Paragraphs.load(folder, prefix_len=1)
 
     refused("this folder holds no .parquet file")
-    refused(r"'tokens' came as list<element: double>; need a list of integer ids", {"tokens": [[1.5, 2.0]]})
-    refused("'tokens' came as string", {"tokens": ["1 2"]})
+    refused(r"got 'tokens' as list<element: double>; need a list of integer ids", {"tokens": [[1.5, 2.0]]})
+    refused("got 'tokens' as string", {"tokens": ["1 2"]})
     refused("an id in 'tokens' is null", {"tokens": [[1, None]]})
     refused("rows have 2 different lengths", {"tokens": [[1, 2], None]})
     refused("rows have 2 different lengths", {"tokens": [[1, 2]]}, {"tokens": [[1, 2, 3]]})
     refused("the parts' columns differ", {"tokens": [[1, 2]], "em": [1]}, {"tokens": [[1, 2]]})
-    refused("1.parquet: columns .'em'. came; need 'tokens'", {"tokens": [[1, 2]]}, {"em": [1]})
+    refused("1.parquet: got columns .'em'.; need 'tokens'", {"tokens": [[1, 2]]}, {"em": [1]})
 
 
 def test_parts_with_two_prefixes_are_refused_unless_one_is_named(tmp_path):
@@ -191,7 +191,7 @@ def test_arrays_that_are_no_paragraphs_are_refused(tmp_path, array, sentence):
 def test_unsigned_ids_and_a_prefix_of_nothing(tmp_path):
     np.save(tmp_path / "a.npy", np.full((2, 60), 50_000, dtype=np.uint16))
     assert int(Paragraphs.load(tmp_path / "a.npy").tokens.max()) == 50_000
-    with pytest.raises(InputError, match="prefix_len is 0 and paragraphs have 60 tokens"):
+    with pytest.raises(InputError, match="got prefix_len 0 for paragraphs of 60 tokens"):
         Paragraphs.load(tmp_path / "a.npy", prefix_len=0)
 
 
@@ -224,7 +224,7 @@ def test_rows_are_chosen_as_in_numpy():
     with pytest.raises(IndexError, match="got index 7 for 7 paragraphs"):
         p[7]
     for wrong, sentence in (
-        ([0, 0], "chosen twice"),
+        ([0, 0], "got a row twice"),
         ([9], "got rows 9 to 9 of 7"),
         ([0.5], "need a mask or integers"),
     ):

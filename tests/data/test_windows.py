@@ -210,7 +210,7 @@ def test_an_index_is_used_again_and_another_is_refused(tmp_path, documents, monk
         index_windows(corpus, WindowSettings(5, 2, 3), tmp_path / "i")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(InputError, match="holds files that are no index of windows; need an empty folder"):
+    with pytest.raises(InputError, match="holds files of something else; need an empty folder for the index"):
         index_windows(corpus, settings, tmp_path / "other")
     assert (tmp_path / "other" / "file").read_text() == "mine"
     monkeypatch.setattr(windows, "_cut_all", None)
@@ -264,15 +264,15 @@ def test_keywords_use_the_tokenizers_text(tmp_path):
     index = index_windows(corpus, settings, tmp_path / "i", tokenizer)
     texts = tokenizer.batch_decode([list(row[5]) for row in found(index)])
     assert index.manifest["dropped"]["keywords"] > 0 and not [text for text in texts if "license" in text]
-    with pytest.raises(InputError, match="came without a tokenizer"):
+    with pytest.raises(InputError, match="got keywords .* and no tokenizer"):
         index_windows(corpus, settings, tmp_path / "j")
 
 
 def test_nothing_left_says_where_it_went(tmp_path):
     corpus = corpus_of([("s", [1] * 9), ("s", [2])], tmp_path)
-    with pytest.raises(InputError, match="2 documents came and none has 10 tokens; give longer documents"):
+    with pytest.raises(InputError, match="got 2 documents, none of 10 tokens; need at least 1: give longer documents"):
         index_windows(corpus, WindowSettings(10, 5), tmp_path / "i")
-    with pytest.raises(InputError, match="of 3 windows the filters dropped .*'min_distinct': 3.*; loosen"):
+    with pytest.raises(InputError, match="got 3 windows, all dropped by filters .*'min_distinct': 3.*; loosen"):
         index_windows(corpus, WindowSettings(3, 1, 3, min_distinct=1.0), tmp_path / "i")
     assert not list(tmp_path.glob("*i*.partial")) and not (tmp_path / "i").exists()
 
@@ -280,14 +280,14 @@ def test_nothing_left_says_where_it_went(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"prefix_len": 100}, "prefix_len is 100 and length 100; need 1 <= prefix_len < length"),
-        ({"prefix_len": 0}, "prefix_len is 0"),
-        ({"stride": 0}, "stride is 0; need at least 1"),
-        ({"min_distinct": 1.5}, "min_distinct is 1.5; need a share"),
-        ({"keywords": "href"}, "keywords is 'href'; need a tuple of strings"),
+        ({"prefix_len": 100}, "got prefix_len 100, length 100; need 1 <= prefix_len < length"),
+        ({"prefix_len": 0}, "got prefix_len 0"),
+        ({"stride": 0}, "got stride 0; need at least 1"),
+        ({"min_distinct": 1.5}, "got min_distinct 1.5; need a share"),
+        ({"keywords": "href"}, "got keywords 'href'; need a tuple of strings"),
         ({"keywords": ("",)}, "need a tuple of strings that are not empty"),
-        ({"limit": 0}, "limit is 0; need at least 1 window, or None"),
-        ({"seed": -1}, "seed is -1; need 0 or more"),
+        ({"limit": 0}, "got limit 0; need at least 1 window, or None"),
+        ({"seed": -1}, "got seed -1; need 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, sentence):

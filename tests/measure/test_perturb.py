@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from jaxtyping import TypeCheckError
 
 from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.errors import InputError
@@ -70,7 +71,7 @@ def perturbed(tiny_model, memorized) -> xr.Dataset:
 def test_every_number_is_that_of_replacing_and_decoding_one_by_one(tiny_model, memorized, scope):
     result = perturb_prefix(tiny_model, memorized, scope=scope, samples=2, edit_distance=True, seed=1, batch_size=2)
     assert result.em.dims == ("paragraph", "pos") and result.sizes["pos"] == PREFIX
-    rise, lost, distances = np.zeros((PREFIX, 10)), np.zeros((PREFIX, 10)), np.zeros((5, PREFIX))
+    rise, gained, distances = np.zeros((PREFIX, 10)), np.zeros((PREFIX, 10)), np.zeros((5, PREFIX))
     for row in range(5):
         text = memorized.tokens[row]
         true = text[PREFIX:]
@@ -92,21 +93,22 @@ def test_every_number_is_that_of_replacing_and_decoding_one_by_one(tiny_model, m
                 different = np.flatnonzero((argmax != clean_match).numpy())
                 assert int(result.impact.isel(here)) == (PREFIX + different[0] if len(different) else -1)
                 rise[place] += (nll - clean_nll).numpy()
-                lost[place] += (clean_match == true).long().numpy() - (argmax == true).long().numpy()
+                gained[place] += (argmax == true).long().numpy() - (clean_match == true).long().numpy()
                 distances[row, place] += edit_distances(said[None].numpy(), true[None].numpy())[0] / 2
     np.testing.assert_allclose(result.nll_profile, rise / 10, atol=2e-4)
-    np.testing.assert_allclose(result.match_profile, lost / 10, atol=1e-9)
+    np.testing.assert_allclose(result.match_profile, gained / 10, atol=1e-9)
     np.testing.assert_allclose(result.edit_distance, distances, atol=1e-9)
-    np.testing.assert_allclose(result.em_drop, result.clean_em - result.sample_em.mean("sample"))
-    np.testing.assert_allclose(result.nll_rise, result.sample_nll.mean("sample") - result.clean_nll)
-    assert float(result.em_drop.max()) > 0 and (result.em_drop.isel(pos=0) != 0).any()
+    np.testing.assert_allclose(result.em_change, result.sample_em.mean("sample") - result.clean_em)
+    np.testing.assert_allclose(result.nll_change, result.sample_nll.mean("sample") - result.clean_nll)
+    assert float(result.em_change.min()) < 0 and (result.em_change.isel(pos=0) != 0).any()
+    assert result.paragraph.values.tolist() == memorized.ids.tolist()
 
 
 def test_the_interval_is_that_of_the_clusters(perturbed, memorized):
     for place in (0, 7):
-        low, high = cluster_bootstrap(perturbed.em_drop.values[:, place], memorized.column("cluster"))
-        assert (float(perturbed.em_drop_low[place]), float(perturbed.em_drop_high[place])) == (low, high)
-        assert low <= float(perturbed.em_drop_mean[place]) <= high
+        low, high = cluster_bootstrap(perturbed.em_change.values[:, place], memorized.column("cluster"))
+        assert (float(perturbed.em_change_low[place]), float(perturbed.em_change_high[place])) == (low, high)
+        assert low <= float(perturbed.em_change_mean[place]) <= high
 
 
 def test_the_whole_prefix_is_the_rest_from_position_0(tiny_model, memorized):
@@ -135,8 +137,8 @@ def test_a_replacement_equal_to_the_original_would_change_nothing(tiny_model, me
     same = memorized.prefix.numpy()[None]
     monkeypatch.setattr("mechmem.measure.perturb.replacements", lambda *_, **__: same)
     result = perturb_prefix(tiny_model, memorized)
-    assert float(abs(result.em_drop).max()) == 0 and int(result.impact.max()) == -1
-    assert float(abs(result.nll_rise).max()) < 1e-5
+    assert float(abs(result.em_change).max()) == 0 and int(result.impact.max()) == -1
+    assert float(abs(result.nll_change).max()) < 1e-5
 
 
 def test_a_random_token_is_any_but_the_original_and_the_special_ones(small_model):
@@ -166,28 +168,49 @@ def test_the_runner_up_is_the_best_other_token_after_the_true_ones(tiny_model, m
             assert found[0, row, place] == int(logits.argmax())
 
 
-@pytest.mark.parametrize("before", [None, 30])
+@pytest.mark.parametrize("before", [None, 30, "all"])
 def test_on_the_bundled_model_a_replaced_token_costs_memorized_text(tmp_path, before):
     model, known = load_model("bundled"), bundled_paragraphs()
     assert model.tokenizer is not None
     paras = known.select(np.argsort(-known.column("count"), kind="stable")[:300:50])
-    drop = perturb_prefix(model, paras, seed=2)
-    assert int(drop.clean_em.min()) == 50 and 0 < float(drop.em_drop.mean()) < 50
-    assert not np.isin(drop.replacement, [0, *model.tokenizer.all_special_ids]).any()
-    clean, corrupt = worst_perturbations(model, paras, drop, before=before)
-    assert clean.column("perturbed_pos").max() < 30 or before is None
+    result = perturb_prefix(model, paras, seed=2)
+    assert int(result.clean_em.min()) == 50 and -50 < float(result.em_change.mean()) < 0
+    assert not np.isin(result.replacement, [0, *model.tokenizer.all_special_ids]).any()
+    clean, corrupt = worst_perturbations(model, paras, result, before=before)
+    stop = {None: 40, 30: 30, "all": 50}[before]
+    assert clean.column("perturbed_pos").max() < stop
+    assert clean.ids.tolist() == corrupt.ids.tolist() and set(clean.ids) <= set(paras.ids)
+    assert paras.table is not None and all(corrupt.has(name) for name in paras.table.column_names)
+    assert corrupt.tokenizer == paras.tokenizer is not None
     for row in range(len(clean)):
         source, impact = int(clean.column("perturbed_pos")[row]), int(clean.column("impact_pos")[row])
         changed = (clean.tokens[row] != corrupt.tokens[row]).nonzero()[:, 0].tolist()
         assert [place for place in changed if place < 50] == [source] and changed[1] == impact
-        assert impact == 50 + 50 - clean.column("em_drop")[row]
-        here = {"paragraph": int(clean.column("row")[row]), "sample": 0, "pos": source}
-        assert int(drop.sample_em.isel(here)) == int(drop.sample_em[0, here["paragraph"], :before].min())
+        assert impact == 50 + 50 + clean.column("em_change")[row]
+        here = result.sel(paragraph=clean.ids[row]).isel(sample=0)
+        assert int(here.sample_em.isel(pos=source)) == int(here.sample_em[:stop].min())
         assert torch.equal(greedy(model, corrupt.tokens[row, :50], 50), corrupt.tokens[row, 50:])
+        assert corrupt.column("text")[row] == model.tokenizer.decode(corrupt.tokens[row])
     clean.save(tmp_path / "clean.parquet")
     assert (
         Paragraphs.load(tmp_path / "clean.parquet").column("impact_pos").tolist() == clean.column("impact_pos").tolist()
     )
+
+
+def test_some_of_the_paragraphs_in_another_order_give_the_same_pairs(tiny_model, memorized, perturbed):
+    clean, corrupt = worst_perturbations(tiny_model, memorized, perturbed)
+    some = memorized.select([3, 0, 2])
+    less, changed = worst_perturbations(tiny_model, some, perturbed)
+    assert less.ids.tolist() == [identity for identity in some.ids if identity in clean.ids]
+    rows = [clean.ids.tolist().index(identity) for identity in less.ids]
+    assert torch.equal(changed.tokens, corrupt.tokens[rows]) and len(rows) >= 2
+
+
+def test_old_argument_names_are_taken_with_a_warning(tiny_model, memorized, perturbed):
+    pairs = worst_perturbations(tiny_model, memorized, perturbed)
+    with pytest.warns(DeprecationWarning, match="drop is called perturbation now"):
+        old = worst_perturbations(tiny_model, memorized, drop=perturbed)  # pyright: ignore[reportCallIssue]
+    assert torch.equal(old[1].tokens, pairs[1].tokens)
 
 
 def test_pairs_of_the_study_are_read_as_they_are():
@@ -203,24 +226,24 @@ def test_pairs_of_the_study_are_read_as_they_are():
 def test_pairs_that_are_none_are_refused(memorized):
     two = memorized.tokens.clone()
     two[1, :2] = (two[1, :2] + 1) % 61
-    with pytest.raises(InputError, match="pair 0 differs in 0 prefix tokens"):
+    with pytest.raises(InputError, match="pair 0 with 0 prefix tokens that differ"):
         compare_pairs(memorized, memorized)
     one = memorized.tokens.clone()
     one[:, 3] = (one[:, 3] + 1) % 61
     source, impact = compare_pairs(memorized, Paragraphs(one, PREFIX))
     assert source.tolist() == [3] * 5 and impact.tolist() == [-1] * 5
     one[1] = two[1]
-    with pytest.raises(InputError, match="pair 1 differs in 2 prefix tokens"):
+    with pytest.raises(InputError, match="pair 1 with 2 prefix tokens that differ"):
         compare_pairs(memorized, Paragraphs(one, PREFIX))
-    with pytest.raises(InputError, match="need the same of both"):
+    with pytest.raises(InputError, match="need the same shape and prefix of both"):
         compare_pairs(memorized, Paragraphs(one, PREFIX + 1))
 
 
 def test_what_cannot_be_perturbed_is_refused(tiny_model, small_model, memorized, perturbed):
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"samples": 0}, "0 samples"),
+        ({"samples": 0}, "got 0 samples"),
         ({"samples": 2, "replacement": "runner-up"}, "2 samples of 'runner-up'"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "got batch_size 0"),
     ]
     for arguments, sentence in refused:
         with pytest.raises(InputError, match=sentence):
@@ -229,17 +252,25 @@ def test_what_cannot_be_perturbed_is_refused(tiny_model, small_model, memorized,
         perturb_prefix(tiny_model, Paragraphs(torch.full((2, 9), 61), 5))
     with pytest.raises(InputError, match="need at least 2"):
         allowed_ids(small_model(d_vocab=1))
-    with pytest.raises(InputError, match="perturbations of 5 paragraphs .* came for 3"):
-        worst_perturbations(tiny_model, memorized.select(np.arange(3)), perturbed)
-    with pytest.raises(InputError, match="scope is 'rest'; need 'token'"):
+    stranger = Paragraphs(torch.randint(1, 61, (2, LENGTH)), PREFIX)
+    with pytest.raises(InputError, match="2 of 2 paragraphs are not in this result"):
+        worst_perturbations(tiny_model, stranger, perturbed)
+    with pytest.raises(InputError, match="perturbations of 13 prefix tokens for paragraphs with a prefix of 12"):
+        worst_perturbations(tiny_model, Paragraphs(memorized.tokens, PREFIX - 1), perturbed)
+    with pytest.raises((InputError, TypeCheckError)):
+        perturb_prefix(tiny_model, memorized, scope="word")  # pyright: ignore[reportArgumentType]
+    with pytest.raises((InputError, TypeCheckError)):
+        perturb_prefix(tiny_model, memorized, replacement="best")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="perturbation of scope 'rest'; need 'token'"):
         worst_perturbations(tiny_model, memorized, perturb_prefix(tiny_model, memorized, scope="rest"))
-    with pytest.raises(InputError, match="before is 0; need 1 to 13"):
-        worst_perturbations(tiny_model, memorized, perturbed, before=0)
+    for before in (0, 14):
+        with pytest.raises(InputError, match=f"got before={before!r}; need 1 to 13"):
+            worst_perturbations(tiny_model, memorized, perturbed, before=before)
 
 
 def test_results_go_through_netcdf_and_say_what_they_mean(perturbed, tmp_path):
     perturbed.to_netcdf(tmp_path / "p.nc", engine="h5netcdf")
     read = xr.load_dataset(tmp_path / "p.nc", engine="h5netcdf")
     xr.testing.assert_identical(read, perturbed)
-    for name in ("em", "nll", "em_drop", "nll_rise"):
+    for name in ("em", "nll", "em_change", "nll_change"):
         assert read[name].attrs["units"] and read[name].attrs["higher"]

@@ -9,6 +9,7 @@ import torch
 
 from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.errors import InputError
+from mechmem.data.fingerprint import fingerprint
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.shards import Documents
 from mechmem.data.windows import WindowSettings
@@ -174,7 +175,7 @@ def test_what_a_stride_misses_is_counted():
         "windows_missed": 5,
     }
     assert missed_by_stride(table, 1)["tokens_missed"] == 0
-    with pytest.raises(InputError, match="stride is 0"):
+    with pytest.raises(InputError, match="got stride 0"):
         missed_by_stride(table, 0)
 
 
@@ -221,6 +222,10 @@ def test_a_scan_in_document_mode_goes_on_and_reports_what_windows_miss(tmp_path)
     assert model.tokenizer is not None
     for row in table.to_pylist():
         assert row["text"] == model.tokenizer.decode(row["tokens"][50:])
+        assert row["id"] == f"{row['document']}:{row['start']}"
+    assert len(set(table["id"].to_pylist())) == len(table)
+    marks = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+    assert marks == {"mechmem.prefix_len": "50", "mechmem.tokenizer": fingerprint(model.tokenizer)}
     again = scan(
         ScanSettings(corpus=settings.corpus, spans=SpanSettings(), shard_tokens=10**6), tmp_path / "one.parquet"
     )
@@ -231,10 +236,10 @@ def test_a_scan_in_document_mode_goes_on_and_reports_what_windows_miss(tmp_path)
     ("make", "sentence"),
     [
         (lambda: SpanSettings(prefix_len=0), "need 1 or more"),
-        (lambda: SpanSettings(min_match=51), "min_match is 51; need 1 to 50"),
-        (lambda: SpanSettings(context=99).context_of(256), "context is 99; need 100 .* to 256"),
-        (lambda: SpanSettings(context=300).context_of(256), "context is 300"),
-        (lambda: ScanSettings(spans=SpanSettings(), windows=WindowSettings(stride=50)), "leave stride"),
+        (lambda: SpanSettings(min_match=51), "got min_match 51; need 1 to 50"),
+        (lambda: SpanSettings(context=99).context_of(256), "context of 99; need 100 .* to 256"),
+        (lambda: SpanSettings(context=300).context_of(256), "context of 300"),
+        (lambda: ScanSettings(spans=SpanSettings(), windows=WindowSettings(stride=50)), "leave out stride"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, sentence):
@@ -243,7 +248,7 @@ def test_settings_out_of_range_are_refused(make, sentence):
 
 
 def test_documents_that_cannot_be_read_are_refused(scorer, tmp_path):
-    with pytest.raises(InputError, match="a token id is 61 and the model's vocabulary has 61"):
+    with pytest.raises(InputError, match="got the token id 61 for a model with a vocabulary of 61"):
         find_spans(scorer, documents([[61] * 30]), SMALL)
     with pytest.raises(InputError, match="document mode reads whole documents"):
         scan(ScanSettings(spans=SpanSettings()), tmp_path / "o.parquet")

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
+import scipy.stats
+import torch
+import xarray as xr
 
 from mechmem.data.errors import InputError
+from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_difference
 
 
@@ -24,6 +28,38 @@ def test_the_fast_mean_is_the_slow_statistic():
     assert fast != cluster_bootstrap(values, labels, draws=500, seed=4)
     median = cluster_bootstrap(values, labels, draws=200, statistic=np.median)
     assert median[0] < np.median(values) < median[1]
+
+
+def test_the_interval_of_the_mean_is_that_of_scipy_over_cluster_sums():
+    values, labels = sample(4)
+    sums, sizes = np.bincount(labels, values), np.bincount(labels).astype(float)
+    theirs = scipy.stats.bootstrap(
+        (sums, sizes),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=700,
+        confidence_level=0.9,
+        rng=5,
+    ).confidence_interval
+    ours = cluster_bootstrap(values, labels, draws=700, seed=5, level=0.9)
+    np.testing.assert_allclose(ours, (theirs.low, theirs.high), rtol=1e-12)
+
+
+def test_values_are_found_by_the_ids_of_the_paragraphs():
+    values, labels = sample(5)
+    paragraphs = Paragraphs(torch.arange(2 * len(values)).view(-1, 2), 1).with_columns(cluster=labels)
+    scores = xr.DataArray(values, {"paragraph": paragraphs.ids}, ("paragraph",))
+    order = np.random.default_rng(0).permutation(len(values))
+    expected = cluster_bootstrap(values, labels, draws=99)
+    assert cluster_bootstrap(scores[order], paragraphs, draws=99) == expected
+    assert cluster_bootstrap(values, paragraphs, draws=99) == expected
+    assert cluster_bootstrap(scores[order], labels, draws=99) != expected
+    part = paragraphs.select(order[:50])
+    found = cluster_bootstrap_difference(scores, scores, part, paragraphs, draws=99)
+    assert found == cluster_bootstrap_difference(values[order[:50]], values, labels[order[:50]], labels, draws=99)
+    with pytest.raises(InputError, match="1 of 161 paragraphs are not in this result"):
+        cluster_bootstrap(scores[1:], paragraphs)
 
 
 def test_clusters_are_resampled_whole():
@@ -94,7 +130,7 @@ def test_no_draw_leaves_a_set_empty():
 
 def test_bad_sets_are_refused():
     one = np.ones(3)
-    with pytest.raises(InputError, match="no value came"):
+    with pytest.raises(InputError, match="got 0 values"):
         cluster_bootstrap_difference(one, np.zeros(0), one, np.zeros(0))
     with pytest.raises(InputError, match=r"values of shape .3. and clusters of shape .2."):
         cluster_bootstrap_difference(one, one, one, np.ones(2))
@@ -104,9 +140,9 @@ def test_bad_input_is_refused():
     one = np.ones(3)
     with pytest.raises(InputError, match=r"values of shape .3. and clusters of shape .2."):
         cluster_bootstrap(one, np.zeros(2))
-    with pytest.raises(InputError, match="no value came, or one that is not finite"):
+    with pytest.raises(InputError, match="got 2 values, 1 of them not finite"):
         cluster_bootstrap(np.array([1.0, np.nan]), np.zeros(2))
-    with pytest.raises(InputError, match="no value came"):
+    with pytest.raises(InputError, match="got 0 values"):
         cluster_bootstrap(np.zeros(0), np.zeros(0))
-    with pytest.raises(InputError, match="draws is 9 and level 95.0"):
+    with pytest.raises(InputError, match="got draws 9 and level 95.0"):
         cluster_bootstrap(one, one, draws=9, level=95.0)

@@ -97,14 +97,18 @@ def test_columns_are_added_and_the_others_stay(tiny_model, tiny_paragraphs):
 
 
 def test_bad_input_is_refused(tiny_model, tiny_paragraphs):
-    with pytest.raises(InputError, match="neither a model nor unigram counts came.*model= .*unigram_counts= "):
+    with pytest.raises(InputError, match="got neither a model nor unigram counts.*model= .*unigram_counts= "):
         with_covariates(tiny_paragraphs)
-    with pytest.raises(InputError, match="prefix_len is 1"):
+    with pytest.raises(InputError, match="got prefix_len 1"):
         prefix_nll(tiny_model, Paragraphs(tiny_paragraphs.tokens, 1))
-    with pytest.raises(InputError, match="a token id is 60 and 60 counts came"):
+    with pytest.raises(InputError, match="got the token id 60 and 60 counts"):
         rarity(Paragraphs(torch.full((2, 20), 60), 5), np.ones(60))
-    for counts in (np.full(61, -1), np.full(61, np.nan), np.zeros(61)):
-        with pytest.raises(InputError, match="a count is below zero or not finite, or all are zero"):
+    for counts, sentence in (
+        (np.full(61, -1), "negative"),
+        (np.full(61, np.nan), "not finite"),
+        ([0] * 61, "all zero"),
+    ):
+        with pytest.raises(InputError, match=sentence):
             rarity(tiny_paragraphs, counts)
-    with pytest.raises(InputError, match="no paragraph came"):
+    with pytest.raises(InputError, match="got 0 paragraphs"):
         prefix_nll(tiny_model, tiny_paragraphs.select([]))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.spatial
+import scipy.stats
 import torch
 import xarray as xr
 
@@ -13,14 +14,13 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats import assignment, matching
 from mechmem.stats.covariates import with_covariates
 from mechmem.stats.matching import match
-from mechmem.stats.permutation import paired_permutation_test, permutation_test
+from mechmem.stats.permutation import permutation_test
 
 
 def made(start: int, **columns: Any) -> Paragraphs:
-    """Paragraphs whose tokens differ from each other; those of different starts differ, too."""
-    count = len(next(iter(columns.values())))
-    tokens = (start + torch.arange(count))[:, None].repeat(1, 6)
-    return Paragraphs(tokens, 3).with_columns(**columns)
+    """Paragraphs whose tokens and ids differ from each other; those of different starts differ, too."""
+    numbers = start + torch.arange(len(next(iter(columns.values()))))
+    return Paragraphs(numbers[:, None].repeat(1, 6), 3).with_columns(**({"id": numbers.numpy()} | columns))
 
 
 def rows_of(matched: Paragraphs, start: int = 1000) -> list[int]:
@@ -110,8 +110,21 @@ def test_words_agree_exactly_and_who_has_no_partner_is_named():
     )
     matched, balance = match(memorized, candidates, ["source", "seen", "x"])
     assert rows_of(matched) == [2, 3] and matched.column("matched_to").tolist() == [70, 71]
-    assert balance.attrs["unmatched"] == "72, 73" and balance.attrs["unmatched_count"] == 2
-    assert balance.controls.values.tolist() == [1, 1, 0, 0] and balance.attrs["matched_to"] == "id"
+    assert balance.paragraph[balance.controls == 0].values.tolist() == [72, 73] and balance.unmatched_count == 2
+    assert balance.controls.values.tolist() == [1, 1, 0, 0]
+
+
+def test_controls_name_their_paragraph_by_its_id_whatever_its_row():
+    memorized = made(0, x=[0.0, 5.0, 9.0])
+    candidates = made(1000, x=[9.1, 0.1, 5.1, 70.0])
+    partners = dict(
+        zip(*(lambda m: (m.column("matched_to"), m.ids))(match(memorized, candidates, ["x"])[0]), strict=True)
+    )
+    turned, balance = match(memorized.select([2, 0]), candidates, ["x"])
+    assert dict(zip(turned.column("matched_to"), turned.ids, strict=True)) == {i: partners[i] for i in (2, 0)}
+    assert balance.paragraph.values.tolist() == [2, 0]
+    plain, balance = match(Paragraphs(memorized.tokens, 3).with_columns(x=[0.0, 5.0, 9.0]), candidates, ["x"])
+    assert set(plain.column("matched_to")) == set(balance.paragraph.values)
 
 
 def test_with_two_controls_each_a_paragraph_has_both_or_none():
@@ -176,7 +189,10 @@ def p_values(memorized: Paragraphs, candidates: Paragraphs, seed: int) -> tuple[
     naive = permutation_test(np.concatenate(scores), is_memorized, permutations=199, seed=seed)[1]
     matched, balance = match(memorized, candidates, ["prefix_nll", "source"], seed=seed)
     differences = scores[0][matched.column("matched_to")] - matched.column("score")
-    return naive, paired_permutation_test(differences, permutations=199, seed=seed)[1], balance
+    paired = scipy.stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=199, vectorized=True, rng=seed
+    )
+    return naive, float(paired.pvalue), balance
 
 
 def test_matching_removes_a_planted_confounding_and_keeps_a_true_effect():
@@ -216,26 +232,27 @@ def test_the_balance_goes_through_netcdf(tmp_path):
     balance.to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
     read = xr.load_dataset(tmp_path / "b.nc", engine="h5netcdf")
     xr.testing.assert_equal(read, balance)
-    assert read.attrs["unmatched"] == "none" and "Austin 2009" in read.attrs["convention"]
+    assert read.attrs["unmatched_count"] == 0 and "caliper" not in read.attrs
+    assert "Austin 2009" in read.attrs["convention"]
     assert read.smd.attrs["units"] == "pooled standard deviations before matching"
 
 
 def test_bad_input_is_refused():
     one, two = made(0, x=[1.0, 2.0], s=["a", "b"]), made(1000, x=[1.0, 2.0, 3.0], s=["a", "b", "c"])
     cases: list[tuple[str, Paragraphs, Paragraphs, dict[str, Any]]] = [
-        ("memorized paragraphs carry no column 'rarity', only .*with_covariates", one, two, {"on": ["rarity"]}),
-        ("candidate paragraphs carry no column 'x'", one, made(1000, s=["a"] * 3), {}),
+        ("memorized paragraphs have no column 'rarity', only .*with_covariates", one, two, {"on": ["rarity"]}),
+        ("candidate paragraphs have no column 'x'", one, made(1000, s=["a"] * 3), {}),
         ("column 'x' is float64 in the memorized and <U1", one, made(1000, x=["a"] * 3), {}),
         ("'x' of the candidate .* 1 of 3 values missing", one, made(1000, x=[1.0, np.nan, 2.0]), {}),
         ("'s' of the memorized .* 1 of 2 values missing", made(0, s=["a", None]), two, {"on": ["s"]}),
-        ("1 paragraphs stand in both sets", one, made(1, x=[1.0, 2.0]), {}),
-        ("3 candidates came .0 more share a cluster.*; need 2 for each of 2", one, two, {"ratio": 2}),
-        ("0 memorized paragraphs and 3 candidates", one.select([]), two, {}),
+        ("got 1 paragraphs that are in both sets", one, made(1, x=[1.0, 2.0]), {}),
+        ("got 3 candidates .0 more share a cluster.*; need 2 for each of 2", one, two, {"ratio": 2}),
+        ("got 0 memorized paragraphs and 3 candidates", one.select([]), two, {}),
         ("no memorized paragraph has 1 candidates", one, made(1000, x=[90.0, 80.0, 70.0]), {"caliper": 0.1}),
-        ("on is \\[\\]", one, two, {"on": []}),
-        ("on is 's'", one, two, {"on": "s"}),
-        ("ratio is 0 and caliper None", one, two, {"ratio": 0}),
-        ("ratio is 1 and caliper -1.0", one, two, {"caliper": -1.0}),
+        ("got on=\\[\\]", one, two, {"on": []}),
+        ("got on='s'", one, two, {"on": "s"}),
+        ("got ratio 0 and caliper None", one, two, {"ratio": 0}),
+        ("got ratio 1 and caliper -1.0", one, two, {"caliper": -1.0}),
         ("length and prefix .6, 3. and candidates of .6, 2.", one, Paragraphs(two.tokens, 2, two.table), {}),
     ]
     for sentence, memorized, candidates, settings in cases:

@@ -3,9 +3,13 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+import torch
+import xarray as xr
+from jaxtyping import TypeCheckError
 
 from mechmem.data.errors import InputError
-from mechmem.stats.permutation import Alternative, paired_permutation_test, permutation_test
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.stats.permutation import Alternative, permutation_test
 
 DESIGNS = ["pure", "mixed", "both"]
 
@@ -129,36 +133,30 @@ def test_the_smallest_p_value_is_that_of_the_observed_draw_and_equal_values_say_
     assert permutation_test(np.full(200, 0.1), groups, permutations=99)[1] == 1.0
 
 
-def test_pairs_are_swapped_by_cluster():
-    naive, whole, power = 0, 0, 0
-    for seed in range(400):
-        rng = np.random.default_rng(seed)
-        labels = np.repeat(np.arange(15), rng.integers(1, 10, size=15))
-        differences = clustered(labels, rng)
-        whole += paired_permutation_test(differences, labels, permutations=199, seed=seed)[1] <= 0.05
-        naive += paired_permutation_test(differences, permutations=199, seed=seed)[1] <= 0.05
-        power += paired_permutation_test(differences + 1.5, labels, permutations=199, seed=seed)[1] <= 0.05
-    assert 0.02 * 400 <= whole <= 0.085 * 400 and naive > 0.2 * 400 and power > 0.8 * 400
-
-
-def test_paired_p_values_are_those_of_every_swap():
-    differences, labels = np.array([0.4, 1.0, 2.0, -0.7, 0.9, 0.3]), np.array([0, 0, 1, 2, 3, 4])
-    null = [np.mean(differences * np.array(s)[labels]) for s in itertools.product([-1, 1], repeat=5)]
-    p = np.mean(np.array(null) >= differences.mean() - 1e-9)
-    found = paired_permutation_test(differences, labels, alternative="greater", permutations=20_000)
-    assert found == (pytest.approx(0.65), pytest.approx(p, abs=0.015))
-    assert paired_permutation_test(-differences, labels, alternative="greater")[1] > 0.8
+def test_values_are_found_by_the_ids_of_the_paragraphs():
+    rng = np.random.default_rng(3)
+    groups, labels = design("both", rng)
+    values = clustered(labels, rng)
+    paragraphs = Paragraphs(torch.arange(2 * len(values)).view(-1, 2), 1).with_columns(cluster=labels)
+    scores = xr.DataArray(values, {"paragraph": paragraphs.ids}, ("paragraph",))
+    order = rng.permutation(len(values))
+    expected = permutation_test(values, groups, labels, permutations=99)
+    assert permutation_test(scores[order], groups, paragraphs, permutations=99) == expected
+    with pytest.raises(InputError, match="paragraphs are not in this result"):
+        permutation_test(scores[1:], groups, paragraphs, permutations=99)
 
 
 def test_bad_input_is_refused():
     values, groups = np.arange(4.0), np.array([True, True, False, False])
-    with pytest.raises(InputError, match=r"groups of type bool and shape .4. with .True. came for 4 values"):
+    with pytest.raises(InputError, match=r"groups of type bool and shape .4. with .True. for 4 values"):
         permutation_test(values, np.ones(4, bool))
     with pytest.raises(InputError, match="groups of type int64"):
         permutation_test(values, groups.astype(int))
     with pytest.raises(InputError, match=r"values of shape .4. and clusters of shape .3."):
         permutation_test(values, groups, np.arange(3))
-    with pytest.raises(InputError, match="one that is not finite"):
-        paired_permutation_test(np.array([1.0, np.nan]))
-    with pytest.raises(InputError, match="permutations is 0 and alternative 'less'"):
+    with pytest.raises(InputError, match="got 4 values, 1 of them not finite"):
+        permutation_test(np.array([1.0, np.nan, 0.0, 0.0]), groups)
+    with pytest.raises(InputError, match="got permutations 0"):
         permutation_test(values, groups, permutations=0, alternative="less")
+    with pytest.raises((InputError, TypeCheckError)):
+        permutation_test(values, groups, alternative="more")  # pyright: ignore[reportArgumentType]
