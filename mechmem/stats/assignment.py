@@ -1,4 +1,4 @@
-"""Give each of some points its own nearest of others, at the smallest total distance."""
+"""Match points one to one (or one to several) at the smallest total distance."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.spatial import KDTree
 
 from mechmem.stats.balance import pooled_variance
 
-# Candidates looked at for each that is wanted. While no more are wanted than this, the assignment is optimal none the
-# less: the others can take at most all but one of a point's nearest.
+# Nearest candidates considered for each slot. With at most this many slots the assignment is still optimal: the other
+# slots can take at most all but one of a slot's nearest candidates.
 NEAREST = 500
 
 
@@ -42,8 +42,8 @@ def points(
 ) -> tuple[Points, Points]:
     """Both sets in pooled SDs and whitened by the pooled covariance, the mean of the two sets' covariances.
 
-    Directions in which nothing varies are left out (the pseudo-inverse), so that columns which say the same count once
-    and constant ones not at all. Without any column all points are equal.
+    Directions without variance are left out (the pseudo-inverse), so that redundant columns count once and constant
+    columns do not count. Without any column all points are equal.
     """
     spread = np.array([pooled_variance(a, b) for a, b in zip(first.T, second.T, strict=True)]) ** 0.5
     scaled = [side / np.where(spread > 0, spread, 1.0) for side in (first, second)]
@@ -59,22 +59,22 @@ def points(
 
 
 def assign(first: Points, second: Points, ratio: int, caliper: float | None) -> Int[np.ndarray, "row ratio"]:
-    """`ratio` points of the second set for each of the first, none twice.
+    """Assign `ratio` points of the second set to each point of the first, none twice.
 
-    1. Every wanted point is a slot. Slots and their nearest candidates are a bipartite graph, and as many slots as
-       possible are filled at the smallest sum of Mahalanobis distances.
-    2. Slots left empty although candidates are free (there are more than `NEAREST` slots) look among those.
-    3. If rows have some of theirs and not all, as many as must go are taken out, those with fewest first, and the rest
-       starts again.
+    1. Each point of the first set has `ratio` slots. Slots and their nearest candidates form a bipartite graph, and as
+       many slots as possible are filled at the smallest sum of Mahalanobis distances.
+    2. Slots that stay empty although candidates are free (with more than `NEAREST` slots) are filled from those.
+    3. If some rows are only partly filled, as few rows as necessary are removed, those with the fewest candidates
+       first, and the assignment is repeated without them.
 
     Args:
-        first: points that want others.
-        second: points to be given; of equally good choices, those depend on the order.
-        ratio: how many each wants.
+        first: points to match.
+        second: candidates; ties are broken by their order.
+        ratio: candidates per point.
         caliper: largest allowed difference in every column, in pooled SDs; None: any.
 
     Returns:
-        Indices into `second`, nearest first, [row, ratio]; rows that cannot have all of theirs have -1.
+        Indices into `second`, nearest first, [row, ratio]; -1 in rows that cannot be filled completely.
     """
     left = np.arange(len(first))
     result = np.full((len(first), ratio), -1)
@@ -84,14 +84,14 @@ def assign(first: Points, second: Points, ratio: int, caliper: float | None) -> 
         if (filled == ratio).all():
             result[left] = chosen
             break
-        # No fewer rows than these can go, whichever they are.
+        # At least this many rows have to be removed, whichever they are.
         gone = -(-int(ratio * len(left) - filled.sum()) // ratio)
         left = left[np.sort(np.argsort(filled, kind="stable")[gone:])]
     return result
 
 
 def _fill(first: Points, second: Points, ratio: int, caliper: float | None) -> Int[np.ndarray, "row ratio"]:
-    """As many as possible at the smallest sum of distances, nearest first; -1 where there is none."""
+    """Fill as many slots as possible at the smallest sum of distances, nearest first; -1 in empty slots."""
     chosen = np.full(len(first) * ratio, -1)
     free = np.arange(len(second))
     while len(free) and (chosen < 0).any():
@@ -99,11 +99,11 @@ def _fill(first: Points, second: Points, ratio: int, caliper: float | None) -> I
         slots, picks, costs = _pairs(first.select(empty // ratio), second.select(free), caliper)
         if len(slots) == 0:
             break
-        # Every slot has a place of its own that is dearer than all pairs together: it stays empty only if it must.
+        # Every slot has a dummy candidate dearer than all pairs together, so a slot stays empty only if it must.
         none = np.full(len(empty), (1 + costs.max()) * (len(empty) + 1))
         own = np.arange(len(empty))
         ends = np.concatenate([slots, own]), np.concatenate([picks, len(free) + own])
-        # Distances of zero would not be edges: one is added to all, which changes no choice among as many pairs.
+        # A distance of zero would be no edge: one is added to all, which changes no choice among equally many pairs.
         graph = coo_matrix((np.concatenate([1 + costs, none]), ends), shape=(len(empty), len(free) + len(empty)))
         _, columns = min_weight_full_bipartite_matching(graph.tocsr())
         real = columns < len(free)
@@ -123,7 +123,7 @@ def _pairs(
     if caliper is None:
         costs, picks = KDTree(_at_least_one_axis(free)).query(_at_least_one_axis(slots), k=count)
         return np.repeat(np.arange(len(slots)), count), np.ravel(picks), np.ravel(costs)
-    # The caliper is a box in pooled SDs; rounding must not shut out a candidate on its border.
+    # The caliper is a box in pooled SDs; rounding must not exclude a candidate on its border.
     box = KDTree(free.scaled)
     parts = []
     for slot in range(len(slots)):

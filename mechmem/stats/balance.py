@@ -1,4 +1,4 @@
-"""How alike two sets of paragraphs are in what might explain a difference between them."""
+"""How similar two sets of paragraphs are in covariates that might explain a difference between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONVENTION = (
 
 
 def is_categorical(values: np.ndarray) -> bool:
-    """Words and truth values are compared as categories, all else as numbers."""
+    """Whether a column is compared as categories (strings, booleans) or as numbers (everything else)."""
     return values.dtype.kind in "USTb"
 
 
@@ -75,7 +75,7 @@ def _numeric(
         # Constant columns: no difference is balanced, any difference is infinitely many SDs.
         smd = 0.0 if difference == 0 else float(np.float64(difference) / spread)
         ratio = float(np.float64(variances[0]) / variances[1])
-        # Its p-value, which a single paragraph has none of, is not used.
+        # The p-value, which is undefined for a single paragraph, is not used.
         distance = ks_2samp(memorized, controls, method="asymp")
     return {
         "mean_memorized": float(memorized.mean()),
