@@ -21,7 +21,7 @@ class BrokenFileError(Exception):
 def byte_lines(path: Path, tally: Tally) -> Iterator[bytes]:
     """Yield a file's lines without their ends, a leading byte-order mark removed.
 
-    A line that a broken file cuts is not yielded, since nobody knows how it goes on.
+    A line that a broken file cuts off is not yielded, because its rest is unknown.
 
     Args:
         path: as in `byte_chunks`.

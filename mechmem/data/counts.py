@@ -67,7 +67,7 @@ class Clusters:
         """Begin without rows.
 
         Args:
-            run: rows that share so many tokens in a row are of one cluster.
+            run: rows that share this many consecutive tokens are in one cluster.
             folder: for the runs; must hold none. Few runs stay in memory.
             buckets: a power of two; the runs of one bucket must fit in memory.
         """

@@ -85,7 +85,7 @@ def _mark_first(cut: CutWindows, stays: np.ndarray, folder: Path) -> None:
         hashes = cut.read("hashes", np.uint64, first)
         spill.add(hashes, np.arange(first, first + len(hashes)))
     for keys, windows in spill.buckets():
-        # Within a bucket windows stand in the corpus' order, and `unique` names the first of each key.
+        # Within a bucket, windows are in corpus order, and `unique` returns the first of each key.
         stays[windows[np.unique(keys, return_index=True)[1]]] = True
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -115,7 +115,7 @@ def random_numbers(ids: Int64[np.ndarray, " window"], seed: int) -> UInt64[np.nd
 
 
 def count_in_corpus(corpus: Corpus, chosen: ChosenIds, length: int, folder: Path, progress: Progress) -> None:
-    """Step 3: how often each chosen window stands in the corpus, at any offset; writes `counts.npy` to the folder."""
+    """Step 3: how often each chosen window occurs in the corpus, at any offset; writes `counts.npy` to the folder."""
     present = np.zeros(1 << PRESENT_BITS, dtype=bool)
     distinct = 0
     with (folder / "keys").open("wb") as handle:

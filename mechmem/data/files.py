@@ -38,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed writers left in a folder; nobody may be writing there now."""
+    """Remove what killed writers left in a folder; no process may be writing there."""
     for path in folder.glob(".*.partial*"):
         if path.is_dir():
             shutil.rmtree(path)

@@ -28,7 +28,7 @@ class Input:
 
     Attributes:
         name: the file's path, or "dataset, part i".
-        size: bytes of the file; 1 for a part of a dataset, whose bytes nobody knows.
+        size: bytes of the file; 1 for a part of a dataset, whose size in bytes is unknown.
         version: what changes when the content does: the modification time in ns, or a dataset's fingerprint.
         rows: a part of a dataset, or None for a file.
     """

@@ -152,7 +152,7 @@ def _pieces(path: Path, tally: Tally) -> Iterator[bytes]:
                 yield piece[:cut]
                 piece, empty = piece[cut:], False
     except BrokenFileError:
-        # The last line is cut, and nobody knows how it goes on.
+        # The last line is cut off, and its rest is unknown.
         whole = piece[: piece.rfind(b"\n") + 1]
         if whole:
             yield whole

@@ -1,4 +1,4 @@
-"""Work in a folder goes on only with the settings that it was begun with."""
+"""Work in a folder is resumed only with the settings that it was started with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mechmem.data.errors import InputError
 
 
 def refuse_other_settings(place: str | Path, was: Mapping[str, Any], now: Mapping[str, Any], *, advice: str) -> None:
-    """Refuse to go on with, or to take for the result, work that was begun with other settings.
+    """Refuse to resume, or to use as a result, work that was started with other settings.
 
     Args:
         place: the file or folder that holds the work.

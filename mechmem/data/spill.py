@@ -16,7 +16,7 @@ PAIR = np.dtype([("key", "<u8"), ("value", "<i8")])
 class Spill:
     """Collect (key, value) pairs and give them back by key range; equal keys always come back together.
 
-    Few pairs stay in memory and touch no disk. Within a bucket, pairs stand in the order in which they were added.
+    Few pairs stay in memory and touch no disk. Within a bucket, pairs keep the order in which they were added.
     """
 
     def __init__(self, folder: Path, *, buckets: int = 256, buffer: int = 2**18) -> None:

@@ -122,7 +122,7 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def _id_shards(path: Path, shard_tokens: int) -> tuple[list[tuple[int, int]], int, int]:
-    """Cut an array of ids into ranges of rows, and look at every id once; the last number is the highest id."""
+    """Cut an array of ids into ranges of rows and check every id once; the last number is the highest id."""
     ids = open_ids(path)
     step = max(1, shard_tokens // max(1, ids.shape[1]))
     shards = [(first, min(first + step, len(ids))) for first in range(0, len(ids), step)]

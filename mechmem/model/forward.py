@@ -31,7 +31,7 @@ def check_fit(model: HookedTransformer, paragraphs: Paragraphs) -> None:
             context.
     """
     if len(paragraphs) == 0:
-        raise InputError("got 0 paragraphs; need at least 1: look at the mask or filter that chose them")
+        raise InputError("got 0 paragraphs; need at least 1: check the mask or filter that selected them")
     _check_tokenizer(model, paragraphs)
     largest, known = int(paragraphs.tokens.max()), vocabulary(model)
     if largest >= known:

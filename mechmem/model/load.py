@@ -120,7 +120,7 @@ def provenance(model: HookedTransformer) -> Provenance:
     """
     known = getattr(model, "mechmem_provenance", None)
     if not isinstance(known, Provenance):
-        raise InputError("this model does not say where its weights came from; need one that load_model loaded")
+        raise InputError("got a model of unknown origin; need one that load_model loaded")
     return known
 
 

@@ -1,4 +1,4 @@
-"""Ordinary text to compare models on, where nobody gave any: a story, an explanation, a letter, markup and code."""
+"""Default text to compare models on: a story, an explanation, a letter, markup and code."""
 
 TEXT = '''The ferry to the island left twice a day, once before the bakery opened and once after the school bell. Marta
 had taken the early boat for eleven years, always on the left side, always with a thermos of coffee that she shared with

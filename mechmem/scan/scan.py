@@ -61,7 +61,7 @@ def scan(
         device: where to load the model that the settings name.
         engine: "local", or "ray": the parts are scored by workers of Ray, which must see the same files.
         workers: of Ray; by default one a GPU, or else one for two cores.
-        rows_per_file: write a folder of files with so many rows each instead of one file.
+        rows_per_file: write a folder of files with this many rows each instead of one file.
         progress: called with (what is being done, done, total).
 
     Returns:
@@ -206,6 +206,6 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(
-            f"{folder}: the disk is full ({error}); nothing half-written is kept: free some space and give the same "
-            "command again, it goes on where it was"
+            f"{folder}: the disk is full ({error}); nothing half-written is kept: free some space and run the same "
+            "command again; it resumes"
         ) from error

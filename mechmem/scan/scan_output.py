@@ -47,7 +47,7 @@ def write_output(
 
 
 class _Files:
-    """One parquet file at a path, or a folder there with files of so many rows each."""
+    """One parquet file at a path, or a folder there with a given number of rows per file."""
 
     def __init__(self, path: Path, schema: pa.Schema, rows_per_file: int | None):
         self._path, self._schema, self._rows_per_file = path, schema, rows_per_file

@@ -27,7 +27,7 @@ class ScanSettings:
         min_em: write no paragraph with a lower EM; the manifest counts them.
         spans: read whole documents and write memorized spans at any offset instead of windows (document mode, see
             `find_spans`); stride, filters, limit and `min_em` are for windows alone.
-        run: paragraphs that share so many tokens in a row are one cluster.
+        run: paragraphs that share this many consecutive tokens are in one cluster.
         strict: stop at the first record that cannot be read.
         column: the field that holds the text.
         split: of a dataset.
@@ -57,7 +57,7 @@ class ScanSettings:
         check_method(self.method, self.precision)
         if self.spans is not None and self.windows != WindowSettings(seed=self.windows.seed):
             raise InputError(
-                "got settings of windows for document mode, which looks at every offset of every document; leave out "
+                "got settings of windows for document mode, which examines every offset of every document; leave out "
                 "stride, filters and limit"
             )
         if not 1 <= self.run <= self.windows.length:

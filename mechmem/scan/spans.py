@@ -1,6 +1,6 @@
 """Document mode: every stretch of a document that the model continues word for word, at any offset.
 
-A scan of windows looks at every fiftieth or hundredth offset and pays for each window's prefix. Here the model reads
+A scan of windows scores every fiftieth or hundredth offset and runs each window's prefix. Here the model reads
 long stretches once; where it predicts nearly every token, all windows are scored with their exact prefix.
 """
 
@@ -39,7 +39,7 @@ class SpanSettings:
     Attributes:
         prefix_len: tokens that the model is given when a window is confirmed.
         continuation_len: tokens that it must then reproduce.
-        min_match: a window is confirmed if reading predicts so many of its continuation tokens; lower finds more of
+        min_match: a window is confirmed if reading predicts this many of its continuation tokens; lower finds more of
             what only the exact prefix brings out, and costs more.
         context: tokens read at once; None: 512, or the model's context if that is less.
 
@@ -205,7 +205,7 @@ def _predicted(
 def _candidates(
     predicted: Bool[np.ndarray, " pos"], starts: Int[np.ndarray, " edge"], settings: SpanSettings
 ) -> Int[np.ndarray, " candidate"]:
-    """Places where a continuation may begin: enough is predicted, and prefix and continuation stand in one document."""
+    """Places where a continuation may begin: enough is predicted, and prefix and continuation are in one document."""
     length = settings.continuation_len
     sums = np.concatenate([[0], np.cumsum(predicted)])
     places = np.flatnonzero(sums[length:] - sums[:-length] >= settings.min_match)

@@ -112,7 +112,7 @@ def _shuffled(
     labels: Bool[np.ndarray, " unit"], blocks: Integer[np.ndarray, " unit"], draws: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "draw unit"]:
     order = np.argsort(blocks, kind="stable")
-    # Random keys between block and block + 1: sorted, units keep to their block and stand in random order there.
+    # Random keys between block and block + 1: sorting keeps units in their block, in random order.
     keys = rng.random((draws, len(blocks))) + blocks[order]
     shuffled = np.empty(keys.shape, dtype=bool)
     shuffled[:, order] = labels[order][keys.argsort(1)]

@@ -1,4 +1,4 @@
-"""Memories written into a trained model through a chosen set of weights, so that a localizer can be judged by it."""
+"""Memories written into a trained model through a chosen set of weights, so that localizers can be tested on it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from mechmem.weights.training import Training
 
 
 class MaskedWeights:
-    """The chosen weights of a model and an optimizer over them, whichever: AdamW unless another is given.
+    """The chosen weights of a model and an optimizer over them: AdamW unless another one is given.
 
     The weights are gathered from their tensors, and written back after each step. Gradients and the optimizer's state
     are as small as the mask, so neither momentum nor weight decay nor clipping can reach another weight.

@@ -184,7 +184,7 @@ def test_provenance_names_the_weights_and_survives_a_copy(write_checkpoint):
 
 
 def test_a_model_from_elsewhere_has_no_provenance(tiny_model):
-    with pytest.raises(InputError, match="does not say where its weights came from; need one that load_model loaded"):
+    with pytest.raises(InputError, match="of unknown origin; need one that load_model loaded"):
         provenance(tiny_model)
 
 

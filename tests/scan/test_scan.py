@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_nothing_half_written(scanned, corpus, tmp_path, monk
         write(table, path, **options)
 
     monkeypatch.setattr(pq, "write_table", until_full)
-    with pytest.raises(InputError, match="the disk is full .* goes on where it was"):
+    with pytest.raises(InputError, match="the disk is full .* it resumes"):
         scan(ScanSettings(corpus=str(corpus), **SMALL), out)
     assert not out.exists()
     assert sorted(path.suffix for path in (tmp_path / "paragraphs.scan" / "parts").iterdir()) == [

@@ -48,7 +48,7 @@ class Layer:
 
 
 def unsupported(model: HookedTransformer) -> str:
-    """Why this program cannot stand in for a model, in words; empty if it can."""
+    """Why the lean forward cannot replace this model's own, as a sentence; empty if it can."""
     cfg = model.cfg
     if cfg.normalization_type not in ("LN", "LNPre") or cfg.final_rms:
         return f"the model's normalization is {cfg.normalization_type}"
