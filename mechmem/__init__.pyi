@@ -54,6 +54,7 @@ from .stats.covariates import with_covariates as with_covariates
 from .stats.matching import match as match
 from .stats.permutation import permutation_test as permutation_test
 from .truth.injected import inject as inject
+from .truth.injected import random_neurons as random_neurons
 from .truth.planted import planted as planted
 from .truth.planted_settings import PlantedSettings as PlantedSettings
 from .weights.masks import Mask as Mask

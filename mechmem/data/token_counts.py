@@ -11,13 +11,14 @@ from torch import Tensor
 from mechmem.data.errors import InputError
 
 
-def as_counts(counts: Any, vocabulary: int) -> Float[np.ndarray, " d_vocab"]:
+def as_counts(counts: Any, vocabulary: int, known: int | None = None) -> Float[np.ndarray, " d_vocab"]:
     """Token counts as float64, [d_vocab].
 
     Args:
         counts: one number for each token id: a list, a NumPy array, a torch tensor on any device, a DataArray, a
             pandas Series, or what else NumPy makes an array of.
         vocabulary: how many token ids the model has.
+        known: how many of them its tokenizer has, if it has fewer; counts may end there, and the others' are 0.
 
     Raises:
         InputError: not numbers, counts of another length or shape, or a count that is negative or not finite.
@@ -32,6 +33,8 @@ def as_counts(counts: Any, vocabulary: int) -> Float[np.ndarray, " d_vocab"]:
             f"got counts as {type(counts).__name__} ({error}); need one number for each token id: "
             "mechmem.corpus_unigram_counts(corpus, d_vocab), or an array [d_vocab]"
         ) from error
+    if known is not None and array.ndim == 1 and known <= len(array) < vocabulary:
+        array = np.pad(array, (0, vocabulary - len(array)))
     if array.shape != (vocabulary,):
         raise InputError(
             f"got counts of shape {list(array.shape)} for a vocabulary of {vocabulary}; need one for each token id: "

@@ -23,6 +23,7 @@ from mechmem.model.lean.trace import Trace, trace
 from mechmem.model.lean.weights import norm_weights, unsupported
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
+from mechmem.model.vocabulary import vocabulary
 
 RAREST = 0.1
 # Keys of the vocabulary computed at once.
@@ -77,7 +78,7 @@ def head_circuits(
             used.
     """
     check_fit(model, paragraphs)
-    counts = as_counts(unigram_counts, model.cfg.d_vocab)
+    counts = as_counts(unigram_counts, model.cfg.d_vocab, vocabulary(model))
     if (counts > 0).sum() < 2:
         raise InputError(
             f"got counts above zero for {(counts > 0).sum()} tokens; need at least 2: give the counts of the corpus"
@@ -142,7 +143,7 @@ def _direction(
 ) -> Float[Tensor, "pair column d_model"]:
     """What one more unit of the residual stream does to the true next token's logit above the mean logit."""
     unembed = model.W_U.detach()
-    target = unembed.T[tokens[:, prefix_len:]] - unembed.mean(-1)
+    target = unembed.T[tokens[:, prefix_len:]] - unembed[:, : vocabulary(model)].mean(-1)
     norm = norm_weights(model.ln_final, unembed.dtype)
     target = target if norm is None else target * norm[0]
     target = target - target.mean(-1, keepdim=True)

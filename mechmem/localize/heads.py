@@ -25,6 +25,7 @@ from mechmem.model.hooks import recording
 from mechmem.model.lean.patterns import pattern_reader
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
+from mechmem.model.vocabulary import vocabulary
 
 RAREST = 0.1
 
@@ -87,7 +88,7 @@ def rare_token_attention(
         InputError: fewer than two paragraphs, counts of another length or below zero, or paragraphs that do not fit.
     """
     check_fit(model, paragraphs)
-    counts = as_counts(unigram_counts, model.cfg.d_vocab)
+    counts = as_counts(unigram_counts, model.cfg.d_vocab, vocabulary(model))
     if len(paragraphs) < 2:
         raise InputError(
             f"got {len(paragraphs)} paragraph; need at least 2: the expectation comes from the others' attention"

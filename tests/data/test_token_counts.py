@@ -27,6 +27,14 @@ def test_every_array_like_gives_the_same_counts(kind):
     assert counts.dtype == np.float64 and counts.tolist() == [3.0, 0.0, 5.0, 1.0]
 
 
+def test_counts_may_end_where_the_tokenizer_does():
+    for length in (4, 5, 6):
+        assert as_counts([3, 0, 5, 1, 0, 0][:length], 6, known=4).tolist() == [3.0, 0.0, 5.0, 1.0, 0.0, 0.0]
+    for length in (3, 7):
+        with pytest.raises(InputError, match=rf"shape \[{length}\] for a vocabulary of 6"):
+            as_counts([1] * length, 6, known=4)
+
+
 @pytest.mark.parametrize(
     ("counts", "sentence"),
     [

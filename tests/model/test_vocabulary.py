@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from mechmem.data.errors import InputError
 from mechmem.data.fingerprint import fingerprint
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.localize.circuits import head_circuits
+from mechmem.localize.heads import rare_token_attention
 from mechmem.measure.scores import kl, score
 from mechmem.model.check import check_model
 from mechmem.model.export import export
@@ -135,3 +137,17 @@ def test_paragraphs_of_the_tokenizer_before_padding_are_read(write_padded):
     surplus[2, 4] = KNOWN + 1
     with pytest.raises(InputError, match="got the token id 284 for a model with a vocabulary of 284 tokens"):
         score(model, Paragraphs(surplus, prefix_len=10))
+
+
+def test_counts_of_the_tokenizers_own_ids_do_for_heads(write_padded):
+    folder, _ = write_padded("gpt_neo")
+    model, paragraphs, counts = load_model(folder), Paragraphs(ids(), prefix_len=10), np.arange(1, KNOWN + 1)
+    padded = np.pad(counts, (0, PADDED - KNOWN))
+    for own, whole in (
+        (head_circuits(model, paragraphs, counts), head_circuits(model, paragraphs, padded)),
+        (
+            rare_token_attention(model, paragraphs, counts, permutations=3),
+            rare_token_attention(model, paragraphs, padded, permutations=3),
+        ),
+    ):
+        assert own.identical(whole)
