@@ -38,5 +38,5 @@ def check_used(method: str, used: Iterable[str], given: dict[str, Any]) -> None:
     ignored = [name for name, value in given.items() if value is not None and name not in set(used)]
     if ignored:
         raise InputError(
-            f"method '{method}' does not use {', '.join(ignored)}; leave out {'it' if len(ignored) == 1 else 'them'}"
+            f"method '{method}' does not use {', '.join(ignored)}; leave {'it' if len(ignored) == 1 else 'them'} out"
         )

@@ -19,7 +19,7 @@ def test_a_choice_is_one_of_a_literal_or_of_some_values():
 
 def test_options_that_a_method_does_not_use_are_refused():
     check_used("slow", ["steps"], {"steps": 3, "rate": None})
-    with pytest.raises(InputError, match="method 'slow' does not use rate; leave out it"):
+    with pytest.raises(InputError, match="method 'slow' does not use rate; leave it out"):
         check_used("slow", ["steps"], {"steps": 3, "rate": 0.0})
-    with pytest.raises(InputError, match="does not use rate, size; leave out them"):
+    with pytest.raises(InputError, match="does not use rate, size; leave them out"):
         check_used("slow", [], {"steps": None, "rate": 0.1, "size": 2})

@@ -335,7 +335,7 @@ SETTINGS = {
 @pytest.mark.parametrize("method", list(DROPPING))
 def test_a_setting_that_a_method_does_not_use_is_refused(tiny_model, sets, method, name):
     """Also where it equals the default: what was set was meant."""
-    with pytest.raises(InputError, match=f"method '{method}' does not use {name}; leave out it"):
+    with pytest.raises(InputError, match=f"method '{method}' does not use {name}; leave it out"):
         unlearn(tiny_model, *sets, method=method, training=Training(**{name: SETTINGS[name]}))
 
 
