@@ -119,7 +119,7 @@ def test_only_the_heads_that_are_named_run(tiny_model, memorized):
     for name in ("em_change", "nll_change"):
         np.testing.assert_allclose(some[name].values[asked], whole[name].values[asked], atol=1e-6)
         assert np.isnan(some[name].values[~asked]).all()
-    for heads in ([], ["L4H0"], ["head 3"], [(0, 3)], [7]):
+    for heads in ([], ["L4H0"], ["head 3"], [(0, 3)]):
         with pytest.raises(InputError, match="got heads .*names .*layer below 4 and head below 3"):
             inspect.unwrap(ablate_heads)(tiny_model, memorized, heads=heads)  # pyright: ignore[reportArgumentType]
 
@@ -163,7 +163,7 @@ def test_a_head_that_writes_nothing_costs_nothing_and_owners_hooks_count(tiny_mo
 
 
 def test_equal_paragraphs_lose_nothing_by_another_ones_output(tiny_model, memorized):
-    same = memorized.select(np.zeros(5, dtype=np.int64))
+    same = Paragraphs(memorized.tokens[:1].repeat(5, 1), 13)
     for method in ("mean", "resample"):
         result = ablate_heads(tiny_model, same, method=method)
         np.testing.assert_allclose(result.to_array(), 0, atol=1e-4)

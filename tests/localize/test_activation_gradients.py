@@ -25,6 +25,7 @@ def paras(tiny_paragraphs) -> Paragraphs:
 @pytest.mark.parametrize("site", SITES)
 def test_it_is_the_gradient_of_each_paragraph_alone(tiny_model, paras, site, target):
     found = activation_gradients(tiny_model, paras, site=site, target=target, average=False, batch_size=2)
+    assert found.paragraph.values.tolist() == paras.ids.tolist()
     product = activation_gradients(tiny_model, paras, site=site, target=target, method="gradient_x_activation")
     targets = list(range(13, 23)) if target is None else [target]
     products = []

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy.stats import spearmanr
 
 from mechmem.data.errors import InputError
@@ -80,6 +81,13 @@ def test_the_planted_head_is_named_and_the_silent_one_only_by_its_attention():
     # Size alone would name a decoy.
     largest = result.written.argmax(...)
     assert (int(largest["layer"]), int(largest["head"])) in truth.loud
+
+
+def test_counts_are_any_array(tiny_model, tiny_paragraphs):
+    counts = np.arange(1, 62)
+    expected = head_circuits(tiny_model, tiny_paragraphs, torch.from_numpy(counts))
+    for kind in (list, np.asarray, lambda c: torch.from_numpy(c).float(), lambda c: xr.DataArray(c, dims="token")):
+        xr.testing.assert_identical(head_circuits(tiny_model, tiny_paragraphs, kind(counts)), expected)
 
 
 def test_counts_that_do_not_fit_are_refused(tiny_model, tiny_paragraphs):

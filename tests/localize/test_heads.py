@@ -202,6 +202,12 @@ def test_patterns_are_those_of_the_heads_asked_for(tiny_model, paras):
         head_patterns(tiny_model, tokens, [])
 
 
+def test_counts_are_any_array(tiny_model, paras, counts):
+    expected = rare_token_attention(tiny_model, paras, counts, permutations=5)
+    for kind in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.double, lambda c: xr.DataArray(c, dims="token")):
+        xr.testing.assert_identical(rare_token_attention(tiny_model, paras, kind(counts), permutations=5), expected)
+
+
 def test_what_cannot_be_used_is_refused(tiny_model, paras, counts):
     with pytest.raises(InputError, match=r"got counts of shape \[60\] for a vocabulary of 61"):
         rare_token_attention(tiny_model, paras, counts[:60])

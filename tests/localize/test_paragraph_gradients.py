@@ -34,6 +34,7 @@ def test_every_paragraph_is_as_if_it_were_alone(model, tiny_paragraphs, reductio
         alone = parameter_gradients(model, paras.select(np.array([row])), reduction=reduction)
         np.testing.assert_allclose(found.isel(paragraph=row).values, alone.values, rtol=2e-4, atol=1e-7)
         assert found.component.values.tolist() == alone.component.values.tolist()
+    assert found.paragraph.values.tolist() == paras.ids.tolist()
     assert found.dims == ("paragraph", "layer", "component") and seen == [(2, 5), (4, 5), (5, 5)]
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     assert not any(parameter.grad is not None for parameter in model.parameters())

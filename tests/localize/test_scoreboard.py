@@ -7,7 +7,14 @@ import torch
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.neurons import localize_neurons, top_neurons
-from mechmem.localize.scoreboard import deletion_board, injection_board, precision_area, recall, without_neurons
+from mechmem.localize.scoreboard import (
+    INJECTING,
+    deletion_board,
+    injection_board,
+    precision_area,
+    recall,
+    without_neurons,
+)
 from mechmem.measure.scores import score
 from mechmem.truth.injected import inject, random_neurons
 from mechmem.weights.masks import Mask
@@ -62,9 +69,11 @@ def test_boards_have_a_number_for_every_method_and_target(tiny_model, rows):
     assert injected.recall.dims == ("method", "target", "fraction") and injected.recall.shape == (2, 2, 3)
     # Computed once more by hand for one target: its neurons, the injection, the localizer, the share found.
     truth = random_neurons(tiny_model, 0.1, 1)
-    model, history = inject(tiny_model, targets.select(np.array([1])), Mask.neurons(tiny_model, truth))
+    model, history = inject(
+        tiny_model, targets.select(np.array([1])), Mask.neurons(tiny_model, truth), training=INJECTING
+    )
     scores = localize_neurons(model, targets.select(np.array([1])), keep, method="gate_gradient", seed=1)
-    ours = injected.sel(method="gate_gradient", target=1)
+    ours = injected.sel({"method": "gate_gradient", "target": 1})
     for fraction in (0.01, 0.02, 0.05):
         order = np.argsort(-scores.values, axis=None)[: round(fraction * scores.size)]
         found = {divmod(int(flat), 44) for flat in order} & set(truth)

@@ -23,11 +23,12 @@ def test_editable_parameters_are_the_attention_and_mlp_matrices_themselves(tiny_
 
 
 def test_gpt_neo_125m_has_the_papers_count_of_weights(small_model):
-    """84,934,656 = 12 layers x (4 x 768 x 768 + 2 x 768 x 3072); the same formula at this size."""
-    model = small_model(n_layers=3, d_mlp=40)
-    count = sum(parameter.numel() for parameter in editable_parameters(model).values())
-    assert count == 3 * (4 * 10 * 10 + 2 * 10 * 40)
-    assert 12 * (4 * 768 * 768 + 2 * 768 * 3072) == 84_934_656
+    """Stoehr et al. 2024, section 5: 84,934,656 weights; a model of that shape without memory for its weights."""
+    sizes = {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_head": 64, "d_mlp": 3072, "d_vocab": 50257}
+    with torch.device("meta"):
+        model = small_model(**sizes, device="meta", init_weights=False)
+    assert sum(parameter.numel() for parameter in editable_parameters(model).values()) == 84_934_656
+    assert len(component_names(model)) == 50
 
 
 @pytest.mark.parametrize(
