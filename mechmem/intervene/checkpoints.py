@@ -1,4 +1,4 @@
-"""An edit that was interrupted goes on: everything that it needs, in one file, written whole after some steps."""
+"""Checkpoints of an edit: everything it needs to resume, in one file that is written atomically."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.masks import Mask
 
-# Between two writes passes so many times what one takes: seconds for all weights of a large model.
+# Time between two writes, as a multiple of what one write takes: seconds for all weights of a large model.
 PATIENCE = 20.0
 
 

@@ -46,7 +46,7 @@ def edit(
     """Return a copy of the model that continues clean prefixes with the corrupt continuations.
 
     Row i of `corrupt` belongs to row i of `clean`: it is the same paragraph, for example with one token of the prefix
-    replaced and the model's continuation of that, as `worst_perturbations` gives; or with any text the user wants
+    replaced and the model's continuation of that, as `worst_perturbations` gives; or with any other text
     (`with_continuation`). Descent on the masked weights minimizes
 
         NLL(target) + keep_weight * KL(p_0 || p on keep)

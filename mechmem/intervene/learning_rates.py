@@ -1,4 +1,4 @@
-"""A learning rate where none was given: searched on part of the targets, and said in the history."""
+"""Search a learning rate on part of the targets, where none was given, and record it in the history."""
 
 from __future__ import annotations
 

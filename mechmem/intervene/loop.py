@@ -15,7 +15,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.progress import Progress
 
 Row = dict[str, float]
-# An objective that stands this far above its first value has diverged: nats a token.
+# An objective this far above its first value has diverged; nats per token.
 DIVERGED = 1.0
 UNITS = {
     "memorized_nll": "nats per token",
@@ -94,7 +94,7 @@ class Updater(Protocol):
         ...
 
     def snapshot(self) -> Any:
-        """What `restore` wants."""
+        """What `restore` takes."""
         ...
 
     def restore(self, snapshot: Any) -> None:

@@ -58,7 +58,7 @@ def memorize(
     Returns:
         The model, and a Dataset [step] of the values before each update: `target_nll` (nats per token), `target_em`
         (tokens), `keep_kl`, `objective` (lower is better). Attributes as in `unlearn`, and `learned` (1 or 0: whether
-        all is reproduced), `weights_allowed`, and `weights_needed`: so many of the largest changes are enough to
+        all is reproduced), `weights_allowed`, and `weights_needed`: how many of the largest changes suffice to
         reproduce all (see `weights_needed`; 0 if it was not learned).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Noise on chosen weights: how fragile what they hold is, against as many random weights."""
+"""Noise on chosen weights, with noise on as many random weights as a control."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def noise_by_size(
         InputError: as `noise_curve` and `Mask.top`.
     """
     if not fractions:
-        raise InputError("no fraction came; need at least one, for example 0.001 for one weight in a thousand")
+        raise InputError("got no fraction; need at least one, for example 0.001 for one weight in a thousand")
     masks = [Mask.top(scores, fraction=fraction, per=per) for fraction in fractions]
     for mask in masks:
         check_mask(model, mask, all_allowed=True)
@@ -187,7 +187,7 @@ def _put_noise(model: HookedTransformer, noisy: HookedTransformer, mask: Mask, s
     for name, chosen in mask.indices.items():
         flat, index = original[name].detach().reshape(-1), chosen.to(original[name].device)
         values = flat[index]
-        # Not even +0.0 is added for nothing: it would turn -0.0 into 0.0.
+        # Adding +0.0 is skipped, too: it would turn -0.0 into 0.0.
         if scale > 0:
             wide = torch.promote_types(values.dtype, torch.float32)
             drawn = torch.randn(len(chosen), generator=generator).to(flat.device, wide)
@@ -212,12 +212,12 @@ def _means(model: HookedTransformer, sets: Mapping[str, Paragraphs], batch_size:
 def _check_scales(scales: Sequence[float]) -> None:
     wrong = [scale for scale in scales if not 0 <= scale < np.inf]
     if wrong or not scales:
-        raise InputError(f"scales {wrong or list(scales)} came; need at least one, each 0 or more and finite")
+        raise InputError(f"got scales {wrong or list(scales)}; need at least one, each 0 or more and finite")
 
 
 def _check_sets(model: HookedTransformer, sets: Mapping[str, Paragraphs]) -> None:
     if not sets:
-        raise InputError("no set of paragraphs came; need at least one, {'memorized': paragraphs} for example")
+        raise InputError("got no set of paragraphs; need at least one, {'memorized': paragraphs} for example")
     for name, paragraphs in sets.items():
         if len(paragraphs) == 0:
             raise InputError(f"the set '{name}' is empty; leave it out")

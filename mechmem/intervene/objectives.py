@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 # (log-probabilities [paragraph, pos, d_vocab], true tokens [paragraph, pos], the original model's log-probabilities
-# [paragraph, pos, d_vocab]) -> one number a paragraph, in nats a token, to be minimized.
+# [paragraph, pos, d_vocab]) -> one number per paragraph, in nats per token, to minimize.
 Term = Callable[[Tensor, Tensor, Tensor], Float[Tensor, " paragraph"]]
 
 
@@ -20,9 +20,9 @@ class Objective:
     """mean over targets of `target` + keep_weight * mean over the keep set of `keep`.
 
     Attributes:
-        target: of the paragraphs that shall change.
-        keep: of those that shall not; None: nothing is held.
-        compares: whether `target` looks at the original model's log-probabilities; if not, it is given none.
+        target: term of the paragraphs to change.
+        keep: term of the paragraphs to hold; None: there is no keep term.
+        compares: whether `target` uses the original model's log-probabilities; if not, it is given none.
     """
 
     target: Term
@@ -55,8 +55,8 @@ def hold_kl(log_probs: Tensor, true: Tensor, reference: Tensor) -> Float[Tensor,
 def negative_preference(beta: float = 0.1) -> Term:
     """NPO (Zhang et al. 2024, arXiv 2404.05868): (2 / beta) log(1 + (p / p_0)^beta), of the whole continuation.
 
-    Bounded below, so unlike ascent it lets go of a paragraph that is forgotten. Divided by the continuation's length,
-    to be in nats a token as the other terms.
+    It is bounded below: unlike ascent, it stops pushing a paragraph that is forgotten. It is divided by the
+    continuation's length, to be in nats per token like the other terms.
     """
 
     def term(log_probs: Tensor, true: Tensor, reference: Tensor) -> Float[Tensor, " paragraph"]:

@@ -102,7 +102,7 @@ def _train(
 
 
 def check_sets(model: HookedTransformer, targets: Paragraphs, keep: Paragraphs, name: str) -> None:
-    """Refuse sets by which an edit cannot be judged.
+    """Refuse sets on which an edit cannot be evaluated.
 
     Raises:
         InputError: an empty set, one that does not fit the model, or a paragraph in both.

@@ -161,15 +161,15 @@ def test_bad_input_is_refused(tiny_model, small_model, sets):
     with pytest.raises(InputError, match="the mask is of another model"):
         add_noise(tiny_model, Mask.heads(small_model(), [(0, 0)]), scale=1.0, seed=0)
     for scale in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="scales .* came; need at least one, each 0 or more"):
+        with pytest.raises(InputError, match="got scales .*; need at least one, each 0 or more"):
             add_noise(tiny_model, mask, scale=scale, seed=0)
     with pytest.raises(InputError, match=r"scales \[\] came"):
         noise_curve(tiny_model, sets, mask, scales=())
     with pytest.raises(InputError, match="draws is 0; need at least 1"):
         noise_curve(tiny_model, sets, mask, draws=0)
-    with pytest.raises(InputError, match="no set of paragraphs came"):
+    with pytest.raises(InputError, match="got no set of paragraphs"):
         noise_curve(tiny_model, {}, mask)
     with pytest.raises(InputError, match="the set 'none' is empty"):
         noise_curve(tiny_model, {"none": sets["one"].select(np.zeros(4, dtype=bool))}, mask)
-    with pytest.raises(InputError, match="no fraction came"):
+    with pytest.raises(InputError, match="got no fraction"):
         noise_by_size(tiny_model, sets, {}, fractions=())

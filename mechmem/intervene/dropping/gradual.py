@@ -44,7 +44,7 @@ def dropped_rows(model: HookedTransformer, name: str, gain: Tensor, limit: float
 
 
 class GradualDrop:
-    """A updater of `run_loop`: step k stands at strength k / steps."""
+    """An updater of `run_loop`: step k has strength k / steps."""
 
     can_diverge = False
 
@@ -74,7 +74,7 @@ class GradualDrop:
         self.restore(self._at + 1)
 
     def snapshot(self) -> int:
-        """The step it stands at."""
+        """The current step."""
         return self._at
 
     @torch.no_grad()

@@ -61,11 +61,11 @@ def neuron_drop(
     seed: int,  # noqa: ARG001 - nothing is drawn
     progress: Progress | None = None,
 ) -> Schedule:
-    """Drop MLP neurons: what they write is zero (DEL of Chang et al. 2024, arXiv 2311.09060).
+    """Drop MLP neurons by zeroing what they write (DEL of Chang et al. 2024, arXiv 2311.09060).
 
-    Neurons stand in the order of what closing one adds to the NLL of memorized paragraphs and not to that of the keep
-    set, by integrated gradients: where a memory is sure, the gradient at the model itself is flat. At strength 1 a
-    twentieth of all neurons is gone.
+    Neurons are ranked by how much closing one adds to the NLL of memorized paragraphs beyond what it adds to that of
+    the keep set. The estimate uses integrated gradients, because the gradient at the model itself is flat where a
+    memory is certain. At strength 1 a twentieth of all neurons is dropped.
     """
     gain = gate_gradient(model, memorized, INTEGRATED) - gate_gradient(model, keep, INTEGRATED)
     _done(progress)
@@ -81,10 +81,10 @@ def head_drop(
     seed: int,
     progress: Progress | None = None,
 ) -> Schedule:
-    """Drop attention heads: what they write is zero, biases apart.
+    """Drop attention heads by zeroing what they write, except biases.
 
-    Heads stand in the order of what ablating one alone adds to the NLL of memorized paragraphs beyond what it adds to
-    that of the keep set. At strength 1 half of all heads is gone.
+    Heads are ranked by how much ablating one alone adds to the NLL of memorized paragraphs beyond what it adds to that
+    of the keep set. At strength 1 half of all heads are dropped.
     """
     rises: list[xr.DataArray] = [
         ablate_heads(

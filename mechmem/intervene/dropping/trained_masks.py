@@ -21,7 +21,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masks import Mask
 
-# Both: updates; rate of Adam; NLL of memorized text beyond which raising it earns no more, nats a token.
+# Both methods: number of updates; NLL of memorized text beyond which raising it gains nothing, nats per token.
 STEPS, CAP = 40, 3.0
 # BalancedSubnet: share of the weights that is dropped while training and at strength 1; rate of the scores, which
 # begin as magnitudes over their matrix' root mean square.
