@@ -18,8 +18,8 @@ EXTRAS = ("ray", "pytest", "_pytest", "xdist", "ruff", "pyright")
 
 def run(*command: str | Path, cwd: Path) -> str:
     # A PYTHONPATH would put this checkout before the wheel.
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    answer = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=cwd, env=clean, timeout=300)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "200"}
+    answer = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=cwd, env=clean, timeout=600)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
 
@@ -70,3 +70,14 @@ def test_the_installed_command_and_library_work(environment, tmp_path):
     where, sizes = run(environment / "bin/python", "-c", code, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(environment)
     assert sizes == "2 4096"
+
+
+def test_the_installed_command_runs_a_small_study(environment, tmp_path):
+    if "--set" not in run(environment / "bin/mechmem", "run", "--help", cwd=tmp_path):
+        pytest.skip("mechmem run has no --set to make a study small")
+    small = {"gradient_sample": 2, "ablation_sample": 2, "pairs": 1, "targets": 2, "evaluated": 4, "decoded": 0}
+    small |= {"steps": 3, "attack_prefixes": 2, "attack_samples": 2, "relearning_steps": 2, "edits": '["npo top"]'}
+    settings = [argument for name, value in small.items() for argument in ("--set", f"{name}={value}")]
+    said = run(environment / "bin/mechmem", "run", "--out", "study", "--limit", "300", *settings, cwd=tmp_path)
+    assert (tmp_path / "study/report.html").stat().st_size > 100_000, said
+    assert (tmp_path / "study/edits/npo-top").is_dir()
