@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.model.lean.attention import attention_pattern
 from mechmem.model.lean.model import LeanModel
 from mechmem.model.lean.trace import HEAD_SITES, Trace
 
@@ -171,11 +172,11 @@ def _own_z(lean: LeanModel, site: str, base: Trace, source: Trace, cells: Cells)
     else:
         layer = lean.layers[number]
         keys = base["k"][number, pair, part]
-        scores = torch.einsum("rd,rkd->rk", source["q"][number, pair, part, pos], keys) * layer.scale
-        seen = lean.visible(0, keys.shape[1], layer.window)[pos]
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        queries = source["q"][number, pair, part, pos][:, None]
+        seen = lean.visible(0, keys.shape[1], layer.window)[pos][:, None]
+        weights = attention_pattern(queries, keys, seen, layer.scale)[:, 0]
     values = base["v"][number, pair, part]
-    return torch.einsum("rk,rkd->rd", weights, values) - base["z"][number, pair, part, pos]
+    return torch.einsum("rk,rkd->rd", weights.to(values.dtype), values) - base["z"][number, pair, part, pos]
 
 
 def _seen_by_later_queries(
@@ -188,10 +189,9 @@ def _seen_by_later_queries(
     keys, values = base["k"][number, pair, part], base["v"][number, pair, part]
     other = source[site][number, pair, part, pos]
     seen = lean.visible(0, keys.shape[1], layer.window)[cells.start : cells.stop]
-    scores = torch.einsum("rqd,rkd->rqk", queries, keys) * layer.scale
     if site == "k":
-        scores[rows, :, pos] = torch.einsum("rqd,rd->rq", queries, other) * layer.scale
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        keys[rows, pos] = other
+    weights = attention_pattern(queries, keys, seen, layer.scale).to(values.dtype)
     if site == "v":
         return weights[rows, :, pos][..., None] * (other - values[rows, pos])[:, None]
     return torch.einsum("rqk,rkd->rqd", weights, values) - base["z"][number, pair, part, cells.start : cells.stop]

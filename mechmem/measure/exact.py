@@ -138,7 +138,7 @@ class ExactScorer:
         tokens = tokens.to(self.lean.device)
         true = tokens[:, prefix_len:]
         with self.fast():
-            result = margins(self.lean, self.lean.forward(tokens[:, :-1])[:, prefix_len - 1 :], true)
+            result = margins(self.lean, self.lean.forward(tokens[:, :-1], needed=prefix_len - 1), true)
         assert result.token_nll is not None
         match, greedy = result.matches(true), result.greedy(true)
         near, _ = uncertain(result.margin, self.tolerance["float32"])
@@ -155,7 +155,7 @@ class ExactScorer:
         """Whether each continuation token is the argmax, and the argmax, [paragraph, column], in float64."""
         self.settled["float64"] += len(tokens)
         true = tokens[:, prefix_len:].to(self.lean.device)
-        hidden = self.lean.forward(tokens[:, :-1], dtype=torch.float64)[:, prefix_len - 1 :]
+        hidden = self.lean.forward(tokens[:, :-1], needed=prefix_len - 1, dtype=torch.float64)
         result = margins(self.lean, hidden, true, nll=False)
         return result.matches(true), result.greedy(true)
 

@@ -80,7 +80,7 @@ class _KeptRuns:
         # The positions before the place are clean and kept; those from it on are written over.
         self._kept.length = place
         with self._scorer.fast():
-            hidden = lean.forward(changed[:, place:-1], self._kept)[:, prefix_len - 1 - place :]
+            hidden = lean.forward(changed[:, place:-1], self._kept, needed=prefix_len - 1)
             true = changed[:, prefix_len:].to(hidden.device)
             result = margins(lean, hidden, true)
         assert result.token_nll is not None

@@ -95,10 +95,10 @@ def _largest_error(lean: LeanModel, sample: Paragraphs, fast: Fast) -> tuple[flo
         return 0.0, True
     tokens, start = sample.tokens.to(lean.device), sample.prefix_len
     true = tokens[:, start:]
-    exact = margins(lean, lean.forward(tokens[:, :-1], dtype=torch.float64)[:, start - 1 :], true)
+    exact = margins(lean, lean.forward(tokens[:, :-1], needed=start - 1, dtype=torch.float64), true)
     for context in (fast, _slow):
         with context(lean.device):
-            found = margins(lean, lean.forward(tokens[:, :-1])[:, start - 1 :], true)
+            found = margins(lean, lean.forward(tokens[:, :-1], needed=start - 1), true)
         assert found.token_nll is not None and exact.token_nll is not None
         error = float((found.token_nll - exact.token_nll).abs().max())
         if lean.dtype != torch.float32 or error <= FLOAT32_ERROR:

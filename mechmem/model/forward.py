@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,8 @@ from transformer_lens.utilities.activation_functions import apply_softcap
 from mechmem.data.errors import InputError
 from mechmem.data.fingerprint import fingerprint, vocabulary_size
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.model.attention_scores import ADVICE, NonfiniteScores, wide_scores
+from mechmem.model.hooks import recording
 from mechmem.model.lean.model import LeanModel, fast_float32, runs_lean
 from mechmem.model.tokenizer import MOST_PADDING
 from mechmem.model.vocabulary import vocabulary
@@ -82,11 +85,13 @@ def residual_before(model: HookedTransformer, tokens: Int[Tensor, "paragraph pos
 
     Every token counts as text: nothing is padded, so no position is masked although its token may be the tokenizer's
     padding token.
+
+    Raises:
+        InputError: the result has NaN or infinite values; the sentence names the layer where the first appears.
     """
     # With left padding a tokenizer would make the model mask leading <|endoftext|> tokens; here they are text.
-    residual = model(tokens, padding_side="right", return_type=None, stop_at_layer=layer)
-    assert isinstance(residual, Tensor)
-    return residual
+    options = {"padding_side": "right", "return_type": None, "stop_at_layer": layer}
+    return _checked(model, tokens, options, 0, layer)
 
 
 def advance(
@@ -96,7 +101,7 @@ def advance(
 
     Raises:
         InputError: the model adds its position embedding inside each layer (shortformer), so the residual stream alone
-            does not say how to go on.
+            does not say how to go on; or the result has NaN or infinite values.
     """
     if model.cfg.positional_embedding_type == "shortformer":
         raise InputError(
@@ -105,9 +110,31 @@ def advance(
         )
     if start == stop:
         return residual
-    result = model(residual, start_at_layer=start, stop_at_layer=stop, return_type=None)
-    assert isinstance(result, Tensor)
-    return result
+    options = {"start_at_layer": start, "stop_at_layer": stop, "return_type": None}
+    return _checked(model, residual, options, start, stop)
+
+
+def _checked(model: HookedTransformer, given: Tensor, options: dict[str, Any], first: int, stop: int) -> Tensor:
+    """Run layers of the model, scores in float32; refuse NaN and infinite results, and only then find their layer."""
+    with wide_scores(model):
+        try:
+            result = model(given, **options)
+            assert isinstance(result, Tensor)
+            if bool(result.isfinite().all()):
+                return result
+            scores = None
+        except NonfiniteScores as error:
+            scores = error.layer
+        names = {f"blocks.{layer}.hook_resid_post": layer for layer in range(first, stop if scores is None else scores)}
+        recorded: dict[str, Tensor] = {}
+        if names:
+            with torch.no_grad(), recording(model, names) as recorded:
+                model(given, **options | {"stop_at_layer": first + len(names)})
+    entered = not given.is_floating_point() or bool(given.isfinite().all())
+    bad = [layer for name, layer in names.items() if not bool(recorded[name].isfinite().all())]
+    found = bad[0] if bad else scores
+    where = f"layer {found} gives" if entered and found is not None else f"what enters layer {first} has"
+    raise InputError(f"{where} NaN or infinite values; need finite ones: {ADVICE}")
 
 
 def unembed_continuation(
@@ -162,7 +189,7 @@ def continuation_reader(model: HookedTransformer, prefix_len: int) -> Callable[[
 
     def read(tokens: Tensor) -> Tensor:
         with fast_float32(lean.device):
-            return lean.unembed(lean.forward(tokens[:, :-1])[:, prefix_len - 1 :])
+            return lean.unembed(lean.forward(tokens[:, :-1], needed=prefix_len - 1))
 
     return read
 

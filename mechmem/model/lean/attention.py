@@ -1,9 +1,10 @@
-"""Attention as plain products, in blocks that fit the cache."""
+"""Attention as plain products, in blocks that fit the cache. Scores and softmax are at least float32 everywhere."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +15,47 @@ SCORES_AT_ONCE = 2**19
 LONG = 512
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What the heads of one layer attend with, and to.
+
+    Attributes:
+        query, key, value: [paragraph, head, pos, d_head]; queries are those of the last positions.
+        seen: which keys each query sees.
+        scale: factor of the products of queries and keys.
+    """
+
+    query: Float[Tensor, "paragraph head query_pos d_head"]
+    key: Float[Tensor, "paragraph head key_pos d_head"]
+    value: Float[Tensor, "paragraph head key_pos d_head"]
+    seen: Bool[Tensor, "query_pos key_pos"]
+    scale: float
+
+    def pattern(self) -> Float[Tensor, "paragraph head query_pos key_pos"]:
+        """Attention weights, at least float32."""
+        flat = attention_pattern(self.query.flatten(0, 1), self.key.flatten(0, 1), self.seen, self.scale)
+        return flat.unflatten(0, self.query.shape[:2])
+
+    def output(self) -> Float[Tensor, "paragraph head query_pos d_head"]:
+        """Values summed with these weights, z."""
+        return attend(self.query, self.key, self.value, self.seen, self.scale)
+
+
+def attention_pattern(
+    query: Float[Tensor, "row query_pos d_head"],
+    key: Float[Tensor, "row key_pos d_head"],
+    seen: Bool[Tensor, "*row query_pos key_pos"],
+    scale: float,
+) -> Float[Tensor, "row query_pos key_pos"]:
+    """Softmax over the keys that each query sees; gradients flow.
+
+    Sixteen-bit queries and keys are raised to float32 first, as transformers does: their products can pass 65,504.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    hidden = torch.zeros(seen.shape, dtype=wide, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return torch.baddbmm(hidden, query.to(wide), key.to(wide).mT, alpha=scale).softmax(-1)
+
+
 def attend(
     query: Float[Tensor, "paragraph head query_pos d_head"],
     key: Float[Tensor, "paragraph head key_pos d_head"],
@@ -21,21 +63,22 @@ def attend(
     seen: Bool[Tensor, "query_pos key_pos"],
     scale: float,
 ) -> Float[Tensor, "paragraph head query_pos d_head"]:
-    """Attention of the queries to the keys they see.
+    """Attention of the queries to the keys they see; gradients flow.
 
     On a CPU torch's fused kernel takes two to seven times as long as plain products, where the scores of some heads fit
-    the cache together (docs/benchmarks/attention.md). Scores and their softmax are never of sixteen bits, as in the
-    fused kernel.
+    the cache together (docs/benchmarks/attention.md).
     """
     if query.device.type != "cpu" or key.shape[2] > LONG:
         return functional.scaled_dot_product_attention(query, key, value, seen, scale=scale)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    flat = [rearrange(x, "paragraph head pos d_head -> (paragraph head) pos d_head") for x in (query, key, value)]
-    hidden = torch.zeros(seen.shape, dtype=wide).masked_fill_(~seen, -torch.inf)
-    z = torch.empty_like(flat[0])
-    step = max(1, SCORES_AT_ONCE // seen.numel())
-    for start in range(0, len(z), step):
-        q, k, v = (x[start : start + step] for x in flat)
-        weights = torch.baddbmm(hidden, q.to(wide), k.to(wide).mT, alpha=scale).softmax(-1)
-        torch.bmm(weights.to(v.dtype), v, out=z[start : start + step])
-    return rearrange(z, "(paragraph head) pos d_head -> paragraph head pos d_head", head=query.shape[1])
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        # Blocks written into one tensor would have no gradient.
+        z = attention_pattern(q, k, seen, scale).to(v.dtype) @ v
+    else:
+        z = torch.empty_like(q)
+        step = max(1, SCORES_AT_ONCE // seen.numel())
+        for start in range(0, len(z), step):
+            part = slice(start, start + step)
+            weights = attention_pattern(q[part], k[part], seen, scale)
+            torch.bmm(weights.to(v.dtype), v[part], out=z[part])
+    return z.unflatten(0, query.shape[:2])

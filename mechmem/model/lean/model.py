@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 from transformer_lens import HookedTransformer
 
 from mechmem.data.errors import InputError
 from mechmem.model.hooks import hooked_points, refuse_hooks
-from mechmem.model.lean.attention import attend
-from mechmem.model.lean.weights import Affine, Layer, layer_weights, norm_weights, unsupported
+from mechmem.model.lean.layers import Layers
+from mechmem.model.lean.weights import Affine, layer_weights, norm_weights, unsupported
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -69,7 +68,7 @@ def runs_lean(model: HookedTransformer) -> bool:
     return not unsupported(model) and not hooked_points(model)
 
 
-class LeanModel:
+class LeanModel(Layers):
     """A HookedTransformer's weights, as they are now, ready to run without hooks or gradients.
 
     GPT-Neo, GPT-2 and GPT-NeoX, raw or folded. Matrices of the same type are shared with the model, only the fused
@@ -111,27 +110,23 @@ class LeanModel:
         tokens: Int[Tensor, "paragraph pos"],
         kept: KeyValues | None = None,
         *,
+        needed: int = 0,
         dtype: torch.dtype | None = None,
-    ) -> Float[Tensor, "paragraph pos d_model"]:
+    ) -> Float[Tensor, "paragraph needed_pos d_model"]:
         """The normalized residual stream at the end of the body, which `unembed` takes.
 
         Args:
             tokens: ids, on any device; they follow the positions that are kept.
             kept: earlier positions' keys and values; those of `tokens` are added. None: the tokens begin the text.
+            needed: positions before this one are not returned.
             dtype: compute in this type; each layer's weights are converted when it runs and not held.
+
+        Raises:
+            InputError: the result has a NaN or infinite value; the sentence names the layer where the first appears.
         """
-        dtype = dtype or self.dtype
         past = 0 if kept is None else kept.length
-        residual = self.embed(tokens, past, dtype)
-        rotation = self.rotation(past, tokens.shape[1], dtype)
-        for number, stored in enumerate(self.layers):
-            layer = stored if dtype == self.dtype else stored.to(dtype)
-            attention = self._attention(layer, number, residual, kept, past, rotation)
-            if self.parallel:
-                residual = residual + attention + self.mlp_out(layer, self.neurons(layer, residual))
-            else:
-                residual += attention
-                residual += self.mlp_out(layer, self.neurons(layer, residual))
+        residual = self.embed(tokens, past, dtype or self.dtype)
+        residual = self.run(residual, start=past, needed=needed, extend=None if kept is None else kept.extend)
         if kept is not None:
             kept.length += tokens.shape[1]
         return self.final_norm(residual)
@@ -160,81 +155,6 @@ class LeanModel:
             logits.add_(self._unembedding_bias.to(hidden.dtype))
         return logits.view(*hidden.shape[:-1], -1)
 
-    def _normalize(self, residual: Tensor, norm: Affine) -> Tensor:
-        weight, bias = norm or (None, None)
-        return functional.layer_norm(residual, residual.shape[-1:], weight, bias, self._eps)
-
-    def _attention(
-        self,
-        layer: Layer,
-        number: int,
-        residual: Float[Tensor, "paragraph pos d_model"],
-        kept: KeyValues | None,
-        past: int,
-        rotation: tuple[Tensor, Tensor] | None,
-    ) -> Float[Tensor, "paragraph pos d_model"]:
-        query, key, value = self.queries_keys_values(layer, residual, rotation)
-        if kept is not None:
-            key, value = kept.extend(number, key, value)
-        z = attend(query, key, value, self.visible(past, key.shape[2], layer.window), layer.scale)
-        return self.attention_out(layer, z)
-
-    def queries_keys_values(
-        self, layer: Layer, residual: Float[Tensor, "paragraph pos d_model"], rotation: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What a layer's heads ask for and offer, each [paragraph, head, pos, d_head], rotated where the model does."""
-        fused = self.affine(self._normalize(residual, layer.norm_attention), layer.w_qkv, layer.b_qkv)
-        query, key, value = rearrange(
-            fused, "paragraph pos (three head d_head) -> three paragraph head pos d_head", three=3, head=self.n_heads
-        )
-        if rotation is not None:
-            query, key = _rotate(query, rotation), _rotate(key, rotation)
-        return query, key, value
-
-    def attention_out(
-        self, layer: Layer, z: Float[Tensor, "paragraph head pos d_head"]
-    ) -> Float[Tensor, "paragraph pos d_model"]:
-        """What attention writes to the residual stream."""
-        return self.affine(
-            rearrange(z, "paragraph head pos d_head -> paragraph pos (head d_head)"), layer.w_o, layer.b_o
-        )
-
-    def neurons(self, layer: Layer, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_mlp"]:
-        """The MLP's neurons after their activation function."""
-        return self._activation(self.affine(self._normalize(residual, layer.norm_mlp), layer.w_in, layer.b_in))
-
-    def mlp_out(self, layer: Layer, neurons: Float[Tensor, "*row d_mlp"]) -> Float[Tensor, "*row d_model"]:
-        """What the MLP writes to the residual stream."""
-        return self.affine(neurons, layer.w_out, layer.b_out)
-
-    def affine(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The product x @ weight + bias, over the last axis of x."""
-        return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.shape[1])
-
-    def after_attention(
-        self,
-        layer: Layer,
-        residual: Float[Tensor, "*row d_model"],
-        attention: Float[Tensor, "*row d_model"],
-    ) -> Float[Tensor, "*row d_model"]:
-        """The residual stream after a layer, from what entered it and what attention wrote."""
-        middle = residual if self.parallel else residual + attention
-        written = self.mlp_out(layer, self.neurons(layer, middle))
-        return residual + attention + written if self.parallel else middle + written
-
-    def visible(self, past: int, stop: int, window: int | None) -> Bool[Tensor, "query_pos key_pos"]:
-        """Which keys 0 ... stop - 1 each query past ... stop - 1 sees."""
-        distance = torch.arange(past, stop, device=self.device)[:, None] - torch.arange(stop, device=self.device)
-        return (distance >= 0) & (distance < (stop if window is None else window))
-
-    def rotation(self, past: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines of positions `past` to `past + count`, for models with rotary positions."""
-        if self._rotary is None:
-            return None
-        angles = torch.arange(past, past + count, device=self.device, dtype=torch.float64)[:, None] * self._rotary[1]
-        angles = torch.cat([angles, angles], -1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
 
 @contextmanager
 def fast_float32(device: torch.device) -> Iterator[None]:
@@ -249,11 +169,3 @@ def fast_float32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding of the first dimensions of each head, halves paired."""
-    cos, sin = rotation
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, -1)
-    return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, rest], -1)

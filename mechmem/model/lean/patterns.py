@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Int
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechmem.model.forward import residual_before
 from mechmem.model.hooks import recording
-from mechmem.model.lean.attention import attend
+from mechmem.model.lean.attention import Heads
 from mechmem.model.lean.model import LeanModel, fast_float32, runs_lean
 from mechmem.model.load import HookedTransformer
 
@@ -37,20 +37,19 @@ def pattern_reader(model: HookedTransformer, dtype: torch.dtype | None = None) -
 
 @torch.no_grad()
 def _lean(lean: LeanModel, tokens: Int[Tensor, "paragraph pos"]) -> list[Tensor]:
-    length, patterns = tokens.shape[1], []
+    patterns: list[Tensor] = []
+
+    def watch(_: int, heads: Heads, __: Mapping[str, Tensor]) -> None:
+        patterns.append(heads.pattern())
+
     with fast_float32(lean.device):
-        residual = lean.embed(tokens)
-        rotation = lean.rotation(0, length, lean.dtype)
-        for number, layer in enumerate(lean.layers):
-            query, key, value = lean.queries_keys_values(layer, residual, rotation)
-            seen = lean.visible(0, length, layer.window)
-            wide = torch.promote_types(query.dtype, torch.float32)
-            hidden = torch.zeros_like(seen, dtype=wide).masked_fill_(~seen, -torch.inf)
-            patterns.append(torch.add(hidden, query.to(wide) @ key.to(wide).mT, alpha=layer.scale).softmax(-1))
-            # What follows the last pattern changes none.
-            if number < len(lean.layers) - 1:
-                z = attend(query, key, value, seen, layer.scale)
-                residual = lean.after_attention(layer, residual, lean.attention_out(layer, z))
+        # What follows the last pattern changes none.
+        last = len(lean.layers) - 1
+        residual = lean.run(lean.embed(tokens), stop=last, watch=watch)
+        rotation = lean.rotation(0, tokens.shape[1], lean.dtype)
+        patterns.append(lean.heads(last, lean.layers[last], residual, rotation).pattern())
+    if not bool(patterns[-1].isfinite().all()):
+        lean.forward(tokens)  # names the layer
     return patterns
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.model.lean.attention import attend
+from mechmem.model.lean.attention import Heads
 from mechmem.model.lean.model import LeanModel
 
 HEAD_SITES = ("q", "k", "v", "z", "pattern")
@@ -46,29 +46,14 @@ def trace(lean: LeanModel, tokens: Int[Tensor, "pair pos"], sites: Collection[st
     """Run some paragraphs and keep what the given sites see."""
     kept: dict[str, list[Tensor]] = {site: [] for site in sites}
 
-    def keep(**values: Tensor) -> None:
-        for site, value in values.items():
-            if site in kept:
-                kept[site].append(value)
+    def watch(_: int, heads: Heads, seen: Mapping[str, Tensor]) -> None:
+        found = {"q": heads.query, "k": heads.key, "v": heads.value, **seen}
+        for site, values in kept.items():
+            values.append(heads.pattern() if site == "pattern" else found[site])
 
-    residual = lean.embed(tokens)
-    length = tokens.shape[1]
-    rotation = lean.rotation(0, length, lean.dtype)
-    for layer in lean.layers:
-        query, key, value = lean.queries_keys_values(layer, residual, rotation)
-        seen = lean.visible(0, length, layer.window)
-        if "pattern" in kept:
-            scores = (query @ key.mT * layer.scale).masked_fill(~seen, -torch.inf)
-            keep(pattern=scores.softmax(-1))
-        z = attend(query, key, value, seen, layer.scale)
-        attention = lean.attention_out(layer, z)
-        middle = residual if lean.parallel else residual + attention
-        neurons = lean.neurons(layer, middle)
-        written = lean.mlp_out(layer, neurons)
-        after = residual + attention + written
-        keep(resid_pre=residual, resid_mid=middle, resid_post=after, attn_out=attention, mlp_out=written)
-        keep(q=query, k=key, v=value, z=z, mlp_post=neurons)
-        residual = after
+    residual = lean.run(lean.embed(tokens), watch=watch)
+    if not bool(residual.isfinite().all()):
+        lean.forward(tokens)  # names the layer
     return Trace({site: torch.stack(values) for site, values in kept.items()}, lean.final_norm(residual))
 
 
@@ -93,16 +78,12 @@ def resume(
         pair: which pair of the base run each row belongs to, [row].
         needed: positions before this one are neither returned nor run through the last layer.
     """
-    length = residual.shape[1]
-    rotation = lean.rotation(start, length, lean.dtype)
-    for number in range(first, len(lean.layers)):
-        layer = lean.layers[number]
-        query, key, value = lean.queries_keys_values(layer, residual, rotation)
-        if start:
-            key = torch.cat([base["k"][number, pair, :, :start], key], 2)
-            value = torch.cat([base["v"][number, pair, :, :start], value], 2)
-        if number == len(lean.layers) - 1 and needed > start:
-            query, residual, start = query[:, :, needed - start :], residual[:, needed - start :], needed
-        z = attend(query, key, value, lean.visible(start, key.shape[2], layer.window), layer.scale)
-        residual = lean.after_attention(layer, residual, lean.attention_out(layer, z))
-    return lean.final_norm(residual[:, max(needed - start, 0) :])
+
+    def extend(number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        before = (base[site][number, pair, :, :start] for site in ("k", "v"))
+        key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
+        return key, value
+
+    residual = lean.run(residual, first=first, start=start, needed=needed, extend=extend if start else None)
+    # Through layer `first` = n_layers nothing runs, and nothing is cut.
+    return lean.final_norm(residual[:, max(needed - start, 0) :] if first == len(lean.layers) else residual)

@@ -29,18 +29,21 @@ class TrainableModel(LeanModel):
 
     With a mask, the chosen weights of each matrix are kept in a separate vector, and only these vectors get gradients:
     that of a single weight is the product of its input and the gradient of its output, summed over tokens. A sparse
-    mask never needs a full matrix of gradients. Hooks on the model do not take part.
+    mask never needs a full matrix of gradients.
 
     Attributes:
         values: parameter name -> what to optimize: the chosen weights [chosen], in the order of the mask's indices,
             or without a mask the parameter itself.
     """
 
+    # A diverging loss is the training loop's business: it goes back to the weights before.
+    refuses_nonfinite = False
+
     def __init__(self, model: HookedTransformer, names: list[str], indices: Mapping[str, Tensor] | None):
         """Take the parameters `names`; with a mask, their weights that it chose.
 
         Raises:
-            InputError: an architecture whose forward this is not.
+            InputError: an architecture whose forward this is not, or hooks on the model.
         """
         super().__init__(model)
         parameters: dict[str, Any] = dict(model.named_parameters())
@@ -104,33 +107,22 @@ class TrainableModel(LeanModel):
         self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
     ) -> Float[Tensor, "paragraph continuation_pos d_model"]:
         """The normalized end of the body at the columns that score the continuation; gradients flow to `values`."""
-        residual = self.embed(tokens)
-        rotation = self.rotation(0, tokens.shape[1], self.dtype)
-        for number, layer in enumerate(self._current_layers()):
-            query, key, value = self.queries_keys_values(layer, residual, rotation)
-            seen = self.visible(0, tokens.shape[1], layer.window)
-            scores = (query @ key.mT * layer.scale).masked_fill(~seen, -torch.inf)
-            attention = self.attention_out(layer, scores.softmax(-1) @ value)
-            if number == len(self.layers) - 1:
-                # After the last attention, only the columns that score the continuation are asked for.
-                residual, attention = residual[:, prefix_len - 1 : -1], attention[:, prefix_len - 1 : -1]
-            residual = self.after_attention(layer, residual, attention)
-        return self.final_norm(residual)
+        # The last token scores nothing; no position before the columns is asked for after the last attention.
+        return self.final_norm(self.run(self.embed(tokens[:, :-1]), needed=prefix_len - 1))
 
-    def _current_layers(self) -> list[Layer]:
+    def layer(self, number: int, dtype: torch.dtype) -> Layer:
+        """A layer's weights as they are now; without a mask, made of the parameters so that gradients flow to them."""
+        layer = super().layer(number, dtype)
         if not self._dense:
-            return self.layers
-        layers = []
-        for number, layer in enumerate(self.layers):
-            own = {
-                name.rsplit("_", 1)[1]: parameter
-                for name, parameter in self._parameters.items()
-                if name.startswith(f"blocks.{number}.")
-            }
-            fused = [rearrange(own[x], "head d_model d_head -> d_model (head d_head)") for x in "QKV"]
-            out = rearrange(own["O"], "head d_head d_model -> (head d_head) d_model")
-            layers.append(replace(layer, w_qkv=torch.cat(fused, -1), w_o=out, w_in=own["in"], w_out=own["out"]))
-        return layers
+            return layer
+        own = {
+            name.rsplit("_", 1)[1]: parameter
+            for name, parameter in self._parameters.items()
+            if name.startswith(f"blocks.{number}.")
+        }
+        fused = [rearrange(own[x], "head d_model d_head -> d_model (head d_head)") for x in "QKV"]
+        out = rearrange(own["O"], "head d_head d_model -> (head d_head) d_model")
+        return replace(layer, w_qkv=torch.cat(fused, -1), w_o=out, w_in=own["in"], w_out=own["out"])
 
     def affine(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The product x @ weight + bias, with gradients to the chosen weights."""
