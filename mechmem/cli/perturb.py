@@ -65,14 +65,19 @@ def perturb(
                 seed=seed,
                 progress=lambda done, total: progress("perturbing paragraphs", done, total),
             )
-        written = [out]
-        if scope == "token":
-            clean, corrupt = worst_perturbations(loaded, paragraphs, result)
-            for name, pairs in (("clean", clean), ("corrupt", corrupt)):
-                written.append(out.with_name(f"{out.stem}-{name}.parquet"))
-                pairs.save(written[-1])
         with replacing(out) as temporary:
             result.to_netcdf(temporary, engine="h5netcdf")
+        written = [out]
+        if scope == "token":
+            try:
+                clean, corrupt = worst_perturbations(loaded, paragraphs, result)
+            except InputError as error:
+                # Memories that no single replacement changes are a result, too.
+                console.print(f"No pairs: {error}", highlight=False)
+            else:
+                for name, pairs in (("clean", clean), ("corrupt", corrupt)):
+                    written.append(out.with_name(f"{out.stem}-{name}.parquet"))
+                    pairs.save(written[-1])
         table = Table("position", "EM change", "95 %", title="Tokens that matter most")
         for place in result.em_change_mean.argsort().values[:10]:
             here = result.isel(pos=int(place))
