@@ -1,17 +1,20 @@
-"""Where the NLL of one memorized paragraph leans on the values of heads.
+"""Which values of heads the NLL of one memorized paragraph depends on.
 
     python experiments/activation_gradients.py     # a few seconds; writes results/activation_gradients
 
 Stoehr et al. (2024, section 5 and figure 6) show d NLL / d activation by head, the largest over d_head, where layer 1
-head 2 of GPT-Neo 125M stands out. One paragraph is a picture and no statistic: nothing here says what holds for others.
+head 2 of GPT-Neo 125M stands out. One paragraph is an example: nothing here says what holds for others.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 import xarray as xr
-from figure_data import by_em, save, token_texts
+from inputs import Inputs, open_inputs, token_texts
+from outputs import save
+from samples import by_em
 
 import mechmem as mm
 from mechmem.model.load import HookedTransformer
@@ -21,12 +24,12 @@ from mechmem.study.stages import top_heads
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
         seed: draws candidates; the first memorized one is taken.
-        candidates: bundled paragraphs that are scored, at random.
+        candidates: paragraphs that are scored, at random.
         site: which activation: q, k, v or z.
         out: folder of the result and the figure.
     """
@@ -42,20 +45,20 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: the bundled model, if it is loaded already.
+        model: the model, if it is loaded already.
 
     Returns:
         gradient [layer, head, pos], largest |gradient| over d_head in nats per token per unit of activation; largest
         [layer, head], over positions; strongest_pos [layer, head], where; token [pos]. Attributes: paragraph_id, and
         strongest_layer, strongest_head.
     """
-    model = mm.load_model("bundled") if model is None else model
-    found = by_em(model, {"memorized": (50, 50)}, candidates=settings.candidates, each=1, seed=settings.seed)
-    paras = found["memorized"]
-    gradient = mm.activation_gradients(model, paras, site=settings.site)
+    model, shipped = open_inputs(settings, model)
+    found = by_em(model, shipped, {"memorized": (50, 50)}, candidates=settings.candidates, each=1, seed=settings.seed)
+    paragraphs = found["memorized"]
+    gradient = mm.activation_gradients(model, paragraphs, site=settings.site)
     largest = gradient.max("pos", keep_attrs=True)
     layer, head = top_heads(largest, 1)[0]
-    tokens = token_texts(model, paras.tokens[0])
+    tokens = token_texts(model, paragraphs.tokens[0])
     result = xr.Dataset(
         {
             "gradient": gradient,
@@ -63,10 +66,10 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "strongest_pos": gradient.argmax("pos").assign_attrs(units="token position"),
             "token": ("pos", np.array(tokens, dtype=object)),
         },
-        attrs={"paragraph_id": int(paras.column("id")[0]), "strongest_layer": layer, "strongest_head": head},
+        attrs={"paragraph_id": paragraphs.ids[0].item(), "strongest_layer": layer, "strongest_head": head},
     )
-    text = "".join(tokens[: paras.prefix_len])
-    print(f"paragraph {result.attrs['paragraph_id']}, NLL {float(mm.score(model, paras).nll[0]):.3g}: {text!r}")
+    text = "".join(tokens[: paragraphs.prefix_len])
+    print(f"paragraph {result.attrs['paragraph_id']}, NLL {float(mm.score(model, paragraphs).nll[0]):.3g}: {text!r}")
     for place in top_heads(largest, 5):
         pos = int(result.strongest_pos.values[place])
         print(f"L{place[0]}H{place[1]}: {float(largest.values[place]):.3g} at position {pos}, {tokens[pos]!r}")
@@ -76,7 +79,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     heads.update_traces(hovertemplate="%{y}%{x}: %{z:.3g}<extra></extra>")
     positions = position_heatmap(
         gradient.sel(layer=layer),
-        title=f"|gradient| at {settings.site} of layer {layer} by token (brighter = the NLL leans more on it)",
+        title=f"|gradient| at {settings.site} of layer {layer} by token (brighter = the NLL depends more on it)",
         unit=unit,
         kind="sequential",
         tokens=tokens,
@@ -86,4 +89,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

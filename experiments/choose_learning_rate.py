@@ -7,94 +7,183 @@ partly known paragraphs (EM 11 to 29). No study uses either as a target or for e
 at every rate until the targets' NLL reaches the study's threshold; the rate with the lowest KL is chosen.
 """
 
-import platform
-import time
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+import tyro
+from inputs import Inputs, open_inputs
+from outputs import stamp, write_json, write_page
+from samples import shuffled
 
 import mechmem as mm
-from mechmem.study.settings import Settings
+from mechmem.model.load import HookedTransformer
+from mechmem.study.settings import Settings as Study
 
-# Settings -------------------------------------------------------------------------------------------------------------
-SPARSE_RATES, DENSE_RATES = [3e-4, 1e-3, 3e-3, 1e-2], [1e-5, 3e-5, 1e-4, 3e-4]
-STUDY = Settings()
-SEED = 1
-PAGE = Path("docs/learning-rate.md")
+STUDY = Study()
+# Mask -> its trials; a trial has the keys of COLUMNS.
+Trials = dict[str, list[dict[str, Any]]]
+COLUMNS = {
+    "rate": ("rate", "g"),
+    "steps": ("steps", "d"),
+    "reached": ("threshold reached", ""),
+    "nll": ("targets' NLL", ".2f"),
+    "em": ("targets' EM", ".1f"),
+    "kl": ("KL, held-out", ".3f"),
+}
 
 
-def main() -> None:
-    """Try every mask at every rate and write the page."""
-    model, paragraphs = mm.load_model("bundled"), mm.bundled_paragraphs()
-    em = mm.score(model, paragraphs).em.values
-    cluster = paragraphs.column("cluster")
-    known = np.isin(cluster, cluster[em == 50])
-    rng = np.random.default_rng(SEED)
-    nearly, half = np.flatnonzero((em >= 30) & (em < 50) & ~known), np.flatnonzero((em > 10) & (em < 30) & ~known)
-    targets = paragraphs.select(rng.permutation(nearly)[: STUDY.targets])
-    half = rng.permutation(half)
-    keep, held = paragraphs.select(half[: len(half) // 2]), paragraphs.select(half[len(half) // 2 :])
-    top = mm.Mask.top(mm.weight_gradients(model, targets), fraction=STUDY.fraction)
-    masks = {"top": top, "random": mm.Mask.random_like(top, seed=SEED), "all": None}
-    print(f"{len(targets)} targets, {len(keep)} keep, {len(held)} held out")
-    lines = []
-    for name, mask in masks.items():
-        for rate in DENSE_RATES if mask is None else SPARSE_RATES:
-            try:
-                edited, history = mm.unlearn(
-                    model,
-                    targets,
-                    keep,
-                    method="contrastive",
-                    mask=mask,
-                    training=mm.Training(steps=STUDY.steps, learning_rate=rate),
-                    seed=SEED,
-                    stop=lambda row: row["memorized_nll"] >= STUDY.forgotten_nll,
-                )
-            except FloatingPointError:
-                lines.append([name, f"{rate:g}", "diverged", "", "", "", ""])
-                continue
-            reached = history.memorized_nll.values[-1] >= STUDY.forgotten_nll
-            after = mm.score(edited, targets)
-            row = [name, f"{rate:g}", str(history.sizes["step"]), "yes" if reached else "no"]
-            row += [f"{float(after.nll.mean()):.2f}", f"{float(after.em.mean()):.1f}"]
-            row += [f"{float(mm.kl(model, edited, held).mean()):.3f}"]
-            lines.append(row)
-            print(*row, flush=True)
-    least = {
-        name: min((float(row[6]), row[1]) for row in lines if row[0] == name and row[3] == "yes")
-        for name in masks
-        if any(row[0] == name and row[3] == "yes" for row in lines)
+@dataclass(frozen=True)
+class Settings(Inputs):
+    """What decides the numbers.
+
+    Attributes:
+        seed: draws paragraphs, random masks and batches.
+        candidates: paragraphs that are scored, at random; None: all.
+        targets: nearly memorized paragraphs to unlearn.
+        steps: at most this many updates.
+        forgotten_nll: an edit stops when its batch of targets reaches this, nats per token.
+        fraction: of the attention and MLP weights, for the sparse masks.
+        sparse_rates: learning rates to try with the sparse masks.
+        dense_rates: learning rates to try with all weights.
+        out: folder of the results.
+        page: the table, or None.
+    """
+
+    seed: int = 1
+    candidates: int | None = None
+    targets: int = STUDY.targets
+    steps: int = STUDY.steps
+    forgotten_nll: float = STUDY.forgotten_nll
+    fraction: float = STUDY.fraction
+    sparse_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    dense_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)
+    out: Path = Path("results/learning_rate")
+    page: Path | None = Path("docs/learning-rate.md")
+
+
+def choose(settings: Settings, model: HookedTransformer, paragraphs: mm.Paragraphs) -> dict[str, mm.Paragraphs]:
+    """Targets, the keep set and the held set; none of a cluster that holds a memorized paragraph."""
+    if settings.candidates is not None:
+        paragraphs = shuffled(paragraphs, settings.seed)[: settings.candidates]
+    em, most = mm.score(model, paragraphs).em.values, paragraphs.continuation_len
+    known = np.isin(paragraphs.clusters, paragraphs.clusters[em == most])
+    rng = np.random.default_rng(settings.seed)
+    nearly = rng.permutation(np.flatnonzero((em >= 30) & (em < most) & ~known))
+    half = rng.permutation(np.flatnonzero((em > 10) & (em < 30) & ~known))
+    return {
+        "targets": paragraphs.select(nearly[: settings.targets]),
+        "keep": paragraphs.select(half[: len(half) // 2]),
+        "held": paragraphs.select(half[len(half) // 2 :]),
     }
-    prices = "; ".join(f"{name} {kl:.3f} (rate {rate})" for name, (kl, rate) in least.items())
-    head = ["mask", "rate", "steps", "threshold reached", "targets' NLL", "targets' EM", "KL, held-out"]
-    text = [
-        "# The learning rates of the study's edits",
-        "",
-        "`experiments/choose_learning_rate.py` tries every kind of mask at every rate on paragraphs that no study uses "
-        f"as a target or for evaluation: {len(targets)} targets with EM 30 to 49 and {len(held)} held-out paragraphs "
-        "with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the NLL of its batch of targets "
-        f"reaches {STUDY.forgotten_nll} or after {STUDY.steps} steps. For the top weights and for all weights, the "
-        "study takes the rate with the lowest KL among those that reach the threshold. Random weights are the control "
-        "of the top weights and use the same rate.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-        *("| " + " | ".join(row) + " |" for row in lines),
-        "",
-        f"Lowest KL at the threshold: {prices}. This is one seed and one set of targets, without an interval: it "
-        "chooses rates and does not rank masks.",
-        "",
-        f"The study's rates: {STUDY.learning_rate:g} for top and random weights, {STUDY.dense_learning_rate:g} for "
-        "all weights.",
-        "",
-        f"Measured on {time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"seed {SEED}.",
-        "",
+
+
+def attempt(
+    model: HookedTransformer, sets: dict[str, mm.Paragraphs], mask: mm.Mask | None, rate: float, settings: Settings
+) -> dict[str, Any]:
+    """One edit: its steps, whether it reached the threshold, and what it cost; only the rate if it diverged."""
+    with warnings.catch_warnings():
+        # A rate that removes nothing, or diverges, is a row of the table.
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        edited, history = mm.unlearn(
+            model,
+            sets["targets"],
+            sets["keep"],
+            method="contrastive",
+            mask=mask,
+            training=mm.Training(steps=settings.steps, learning_rate=rate),
+            seed=settings.seed,
+            stop=lambda row: row["memorized_nll"] >= settings.forgotten_nll,
+        )
+    if history.attrs["ended"] == "diverged":
+        return {"rate": rate, "reached": "diverged"}
+    after = mm.score(edited, sets["targets"])
+    return {
+        "rate": rate,
+        "steps": int(history.sizes["step"]),
+        "reached": "yes" if history.memorized_nll.values[-1] >= settings.forgotten_nll else "no",
+        "nll": float(after.nll.mean()),
+        "em": float(after.em.mean()),
+        "kl": float(mm.kl(model, edited, sets["held"]).mean()),
+    }
+
+
+def best_rates(trials: Trials) -> dict[str, dict[str, Any]]:
+    """Mask -> the trial with the lowest KL among those that reached the threshold, if any."""
+    reached = {mask: [trial for trial in found if trial["reached"] == "yes"] for mask, found in trials.items()}
+    return {mask: min(found, key=lambda trial: trial["kl"]) for mask, found in reached.items() if found}
+
+
+def main(settings: Settings, model: HookedTransformer | None = None) -> Trials:
+    """Try every mask at every rate.
+
+    Args:
+        settings: what decides the numbers.
+        model: the model, if it is loaded already.
+
+    Returns:
+        Mask -> one trial a rate.
+    """
+    model, paragraphs = open_inputs(settings, model)
+    sets = choose(settings, model, paragraphs)
+    top = mm.Mask.top(mm.weight_gradients(model, sets["targets"]), fraction=settings.fraction)
+    masks = {"top": top, "random": mm.Mask.random_like(top, seed=settings.seed), "all": None}
+    trials: Trials = {}
+    for name, mask in masks.items():
+        trials[name] = []
+        for rate in settings.dense_rates if mask is None else settings.sparse_rates:
+            trials[name].append(attempt(model, sets, mask, rate, settings))
+            print(name, trials[name][-1], flush=True)
+    sizes = {name: len(part) for name, part in sets.items()}
+    write_json(settings.out / "result.json", {"settings": vars(settings), "paragraphs": sizes, "trials": trials})
+    write(settings, trials, sizes)
+    return trials
+
+
+def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
+    """The page of docs.
+
+    Args:
+        settings: of the run.
+        trials: what `main` returns.
+        sizes: paragraphs of each set.
+    """
+    best = "; ".join(f"{mask} {trial['kl']:.3f} (rate {trial['rate']:g})" for mask, trial in best_rates(trials).items())
+    rows = [
+        f"| {mask} | "
+        + " | ".join(format(trial[key], form) if key in trial else "" for key, (_, form) in COLUMNS.items())
+        + " |"
+        for mask, found in trials.items()
+        for trial in found
     ]
-    PAGE.write_text("\n".join(text))
+    write_page(
+        settings.page,
+        [
+            "# The learning rates of the study's edits",
+            "",
+            "`experiments/choose_learning_rate.py` tries every kind of mask at every rate on paragraphs that no study "
+            f"uses as a target or for evaluation: {sizes['targets']} targets with EM 30 to 49 and {sizes['held']} "
+            "held-out paragraphs with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the NLL of its "
+            f"batch of targets reaches {settings.forgotten_nll} or after {settings.steps} steps. For the top weights "
+            "and for all weights, the study takes the rate with the lowest KL among those that reach the threshold. "
+            "Random weights are the control of the top weights and use the same rate.",
+            "",
+            "| mask | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
+            "|---|" + "---|" * len(COLUMNS),
+            *rows,
+            "",
+            f"Lowest KL at the threshold: {best}. This is one seed and one set of targets, without an interval: it "
+            "chooses rates and does not rank masks.",
+            "",
+            f"The study's rates: {STUDY.learning_rate:g} for top and random weights, {STUDY.dense_learning_rate:g} for "
+            "all weights.",
+            "",
+            f"Measured by {stamp('choose_learning_rate')}, seed {settings.seed}.",
+        ],
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,4 +1,4 @@
-"""Which weights memorized paragraphs lean on and others do not, by three scores.
+"""Which weights memorized paragraphs depend on and others do not, by three scores.
 
     python experiments/contrastive_gradients.py     # under a minute on one core; writes results/contrastive_gradients
 
@@ -13,8 +13,11 @@ from typing import get_args
 
 import numpy as np
 import torch
+import tyro
 import xarray as xr
-from figure_data import MEMORIZED_OTHER, by_em, save
+from inputs import Inputs, open_inputs
+from outputs import save
+from samples import MEMORIZED_OTHER, by_em
 
 import mechmem as mm
 from mechmem.localize.paragraph_gradients import Contrast
@@ -26,12 +29,12 @@ CONTRASTS = get_args(Contrast)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
         seed: draws candidates and samples.
-        candidates: bundled paragraphs that are scored, at random.
+        candidates: paragraphs that are scored, at random.
         each: memorized paragraphs, and as many others; one of each cluster.
         fraction: share of the attention and MLP weights that a mask takes.
         out: folder of the result and the figure.
@@ -49,15 +52,17 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: the bundled model, if it is loaded already.
+        model: the model, if it is loaded already.
 
     Returns:
         score [contrast, layer, component], the largest in the component; chosen [contrast, layer, component], how many
         of its weights the mask takes; overlap [contrast, other_contrast], the masks' Jaccard index; overlap_by_chance
         [], that of two random masks; paragraph_id [set, paragraph].
     """
-    model = mm.load_model("bundled") if model is None else model
-    sets = by_em(model, MEMORIZED_OTHER, candidates=settings.candidates, each=settings.each, seed=settings.seed)
+    model, shipped = open_inputs(settings, model)
+    sets = by_em(
+        model, shipped, MEMORIZED_OTHER, candidates=settings.candidates, each=settings.each, seed=settings.seed
+    )
     largest, chosen, masks = [], [], []
     for contrast in CONTRASTS:
         scores = mm.contrastive_gradients(model, sets["memorized"], sets["other"], method=contrast)
@@ -80,7 +85,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "overlap": (("contrast", "other_contrast"), overlap, {"units": "1", "higher": "the masks agree more"}),
             # Of weights in either mask, those in both, when each is drawn at random.
             "overlap_by_chance": settings.fraction / (2 - settings.fraction),
-            "paragraph_id": (("set", "paragraph"), np.stack([paras.column("id") for paras in sets.values()])),
+            "paragraph_id": (("set", "paragraph"), np.stack([paragraphs.ids for paragraphs in sets.values()])),
         },
         {"other_contrast": list(CONTRASTS), "set": list(sets)},
     )
@@ -95,7 +100,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     for contrast in CONTRASTS:
         one = result.sel(contrast=contrast)
         unit = "no unit" if contrast == "fisher" else "nats per token per unit of weight"
-        title = f"Largest score, {contrast} (brighter = memorized text leans more on it)"
+        title = f"Largest score, {contrast} (brighter = memorized text depends more on it)"
         figures.append(component_heatmap(one.score, title=title, unit=unit, kind="log"))
         title = f"Weights among the top {settings.fraction:.1%}, {contrast} (brighter = more of them)"
         figures.append(component_heatmap(one.chosen, title=title, unit="weights", kind="plain"))
@@ -104,4 +109,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

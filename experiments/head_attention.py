@@ -1,9 +1,9 @@
-"""What the head most drawn to rare tokens looks at when memorized text begins.
+"""What the head that attends most to rare tokens attends to where the continuation begins.
 
     python experiments/head_attention.py     # half a minute on one core; writes results/head_attention
 
 Stoehr et al. (2024, section 5 and figure 7) show the attention of one head from query position 50 to keys 0 to 49, high
-at rare words. Here the head is found on other paragraphs than those that are shown, so that what is seen is no choice.
+at rare words. Here the head is found on other paragraphs than those that are shown: the examples were not selected.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
+import tyro
 import xarray as xr
-from figure_data import by_em, save, token_texts
+from inputs import Inputs, open_inputs, token_counts, token_texts
+from outputs import save
+from samples import by_em
 
 import mechmem as mm
 from mechmem.localize.heads import RAREST, head_patterns
@@ -25,12 +28,12 @@ from mechmem.study.stages import top_heads
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
         seed: draws candidates, samples and shuffles.
-        candidates: bundled paragraphs that are scored, at random.
+        candidates: paragraphs that are scored, at random.
         searched: memorized paragraphs on which the head is found, one of each cluster.
         shown: memorized paragraphs of other clusters that are shown.
         permutations: shuffles of the head's p-value.
@@ -47,8 +50,8 @@ class Settings:
 
 def bars(one: xr.Dataset) -> go.Figure:
     """Attention to each token of one paragraph's prefix; the rarest tokens have another colour."""
-    title = f"Paragraph {int(one.paragraph_id)}: attention of L{one.attrs['layer']}H{one.attrs['head']}"
-    figure = empty_figure(f"{title} from position {one.attrs['query_pos']} (higher = looks there more)", 340)
+    title = f"Paragraph {one.paragraph_id.item()}: attention of L{one.attrs['layer']}H{one.attrs['head']}"
+    figure = empty_figure(f"{title} from position {one.attrs['query_pos']} (higher = attends more)", 340)
     rare = one.rarest.values > 0
     labels = np.array([plotly_text(token, TOKEN_LIMIT) for token in one.token.values], dtype=object)
     for name, chosen, ink in (("rarest tenth", rare, COLOURS["memorized"]), ("others", ~rare, COLOURS["between"])):
@@ -74,19 +77,24 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: the bundled model, if it is loaded already.
+        model: the model, if it is loaded already.
 
     Returns:
         attention, rarest (weight among the paragraph's rarest tenth), token_count (in the corpus), token
         [paragraph, key_pos]; excess and p_value [layer, head] of the search; paragraph_id [paragraph]; searched_id
         [searched]. Attributes: layer and head, zero-based, and query_pos.
     """
-    model = mm.load_model("bundled") if model is None else model
+    model, shipped = open_inputs(settings, model)
     count = settings.searched + settings.shown
-    found = by_em(model, {"memorized": (50, 50)}, candidates=settings.candidates, each=count, seed=settings.seed)
-    paras = found["memorized"]
-    shown, searched = paras.select(range(settings.shown)), paras.select(range(settings.shown, len(paras)))
-    counts = mm.bundled_unigram_counts()
+    found = by_em(
+        model, shipped, {"memorized": (50, 50)}, candidates=settings.candidates, each=count, seed=settings.seed
+    )
+    paragraphs = found["memorized"]
+    shown, searched = (
+        paragraphs.select(range(settings.shown)),
+        paragraphs.select(range(settings.shown, len(paragraphs))),
+    )
+    counts = token_counts(settings, model, shipped)
     rare = mm.rare_token_attention(
         model, searched, torch.as_tensor(counts), permutations=settings.permutations, seed=settings.seed
     )
@@ -97,30 +105,34 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     each = ("paragraph", "key_pos")
     result = xr.Dataset(
         {
-            "attention": (each, patterns[:, 0, query, :query].numpy(), {"units": "1", "higher": "looks there more"}),
+            "attention": (
+                each,
+                patterns[:, 0, query, :query].numpy(),
+                {"units": "1", "higher": "the head attends more to this position"},
+            ),
             "rarest": (each, rarest_weight(frequency.astype(float), RAREST)),
             "token_count": (each, frequency),
             "token": (each, np.array([token_texts(model, row) for row in shown.prefix], dtype=object)),
             "excess": rare.excess,
             "p_value": rare.p_value,
-            "paragraph_id": ("paragraph", shown.column("id")),
-            "searched_id": ("searched", searched.column("id")),
+            "paragraph_id": ("paragraph", shown.ids),
+            "searched_id": ("searched", searched.ids),
         },
         {"key_pos": np.arange(query)},
         {"layer": layer, "head": head, "query_pos": query},
     )
     at = {"layer": layer, "head": head}
     print(f"L{layer}H{head}: excess {float(rare.excess.sel(at)):.3f}, p = {float(rare.p_value.sel(at)):.4f}, found on")
-    print(f"{len(searched)} paragraphs; the five tokens it looks at most, with attention and corpus count:")
+    print(f"{len(searched)} paragraphs; the five tokens that it attends to most, with attention and corpus count:")
     for _, one in result.groupby("paragraph"):
         one = one.squeeze()
         best = np.argsort(-one.attention.values)[:5]
         words = [f"{one.token.values[i]!r} {one.attention.values[i]:.2f} ({one.token_count.values[i]:,})" for i in best]
         mass = float((one.attention * one.rarest).sum())
-        print(f"paragraph {int(one.paragraph_id)}: {', '.join(words)}; {mass:.2f} on the rarest tenth")
+        print(f"paragraph {one.paragraph_id.item()}: {', '.join(words)}; {mass:.2f} on the rarest tenth")
     save(result, [bars(result.isel(paragraph=number)) for number in range(len(shown))], settings)
     return result
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

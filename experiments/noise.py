@@ -7,16 +7,16 @@ own component. Three curves: the weights with the largest gradients, the head wh
 increasing number of weights. Weights and head are chosen on memorized paragraphs that are not scored.
 """
 
-import platform
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import tyro
 import xarray as xr
-from figure_data import MEMORIZED_OTHER, by_em, save
+from inputs import Inputs, open_inputs
+from outputs import save, stamp, write_page
+from samples import MEMORIZED_OTHER, by_em
 from scipy.stats import t
 
 import mechmem as mm
@@ -25,7 +25,7 @@ from mechmem.model.load import HookedTransformer
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
@@ -56,13 +56,15 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: by default the bundled one is loaded.
+        model: the model, if it is loaded already.
 
     Returns:
         em and nll [curve, mask, level, draw, set]; curves are weights, head and size.
     """
-    model = model or mm.load_model("bundled")
-    found = by_em(model, MEMORIZED_OTHER, candidates=settings.candidates, each=2 * settings.each, seed=settings.seed)
+    model, shipped = open_inputs(settings, model)
+    found = by_em(
+        model, shipped, MEMORIZED_OTHER, candidates=settings.candidates, each=2 * settings.each, seed=settings.seed
+    )
     memorized, other = found["memorized"], found["other"]
     half = len(memorized) // 2
     choosing = memorized.select(np.arange(half))
@@ -90,8 +92,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         compat="override",
     ).assign_attrs(head=f"L{place[0]}H{place[1]}")
     save(result, [], settings)
-    if settings.page is not None:
-        write(settings, result, {name: mask.count for name, mask in masks.items()}, curves["weights"])
+    write(settings, result, {name: mask.count for name, mask in masks.items()}, curves["weights"])
     return result
 
 
@@ -110,7 +111,6 @@ def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve:
         counts: weights with noise, by curve.
         curve: for the values before any noise.
     """
-    assert settings.page is not None
     titles = {
         "weights": (
             f"{counts['weights']:,} weights with the largest gradients",
@@ -124,10 +124,9 @@ def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve:
     lines = [
         "# Noise on a few weights",
         "",
-        f"`python experiments/noise.py`, {datetime.now(UTC).date()}, {platform.machine()}, {torch.get_num_threads()} "
-        f"threads, seed {settings.seed}, {settings.draws} draws. Values are mean EM in tokens with 95 % intervals "
-        f"over draws. Without noise: memorized {before['memorized']:.1f}, other {before['other']:.1f}. Random: as many "
-        "weights of each tensor, drawn again for every repetition.",
+        f"{stamp('noise')}, seed {settings.seed}, {settings.draws} draws. Values are mean EM in tokens with 95 % "
+        f"intervals over draws. Without noise: memorized {before['memorized']:.1f}, other {before['other']:.1f}. "
+        "Random: as many weights of each tensor, drawn again for every repetition.",
     ]
     for name, (title, unit, levels) in titles.items():
         lines += [
@@ -143,9 +142,8 @@ def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve:
                 said(at.sel({"set": s, "mask": m}).values) for s in ("memorized", "other") for m in ("chosen", "random")
             ]
             lines.append(f"| {level:g} | " + " | ".join(cells) + " |")
-    settings.page.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_page(settings.page, lines)
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,4 +1,4 @@
-"""Which weights the NLL of paragraphs leans on, for paragraphs of four EM ranges.
+"""Which weights the NLL of paragraphs depends on, for paragraphs of four EM ranges.
 
     python experiments/parameter_gradients.py     # two minutes on one core; writes results/parameter_gradients
 
@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 import xarray as xr
-from figure_data import by_em, save
+from inputs import Inputs, open_inputs
+from outputs import save
+from samples import by_em
 from torch import Tensor
 
 import mechmem as mm
@@ -30,12 +33,12 @@ RANGES = {"0-10": (0, 10), "11-29": (11, 29), "30-49": (30, 49), "50": (50, 50)}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
         seed: draws candidates and samples.
-        candidates: bundled paragraphs that are scored, at random; no more than there are.
+        candidates: paragraphs that are scored, at random; no more than there are.
         each: paragraphs of each EM range, or as many as the smallest range has clusters; at least two.
         out: folder of the result and the figure.
     """
@@ -57,30 +60,30 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: the bundled model, if it is loaded already.
+        model: the model, if it is loaded already.
 
     Returns:
         gradient [group, layer, component], largest |gradient| in nats per token per unit of weight; layer_sum and
         share [group, layer]; total and variance (over components) [group]; cosine [group, other_group] of the
         gradients; half_cosine [group] between two halves of the group; paragraph_id, em [group, paragraph].
     """
-    model = mm.load_model("bundled") if model is None else model
-    groups = by_em(model, RANGES, candidates=settings.candidates, each=settings.each, seed=settings.seed)
+    model, shipped = open_inputs(settings, model)
+    groups = by_em(model, shipped, RANGES, candidates=settings.candidates, each=settings.each, seed=settings.seed)
     gradients: dict[str, dict[str, Tensor]] = {}
     half_cosine = []
-    for name, paras in groups.items():
-        middle = len(paras) // 2
-        parts = [paras.select(range(middle)), paras.select(range(middle, len(paras)))]
+    for name, paragraphs in groups.items():
+        middle = len(paragraphs) // 2
+        parts = [paragraphs.select(range(middle)), paragraphs.select(range(middle, len(paragraphs)))]
         halves = [mm.weight_gradients(model, part) for part in parts]
         half_cosine.append(cosine(*halves))
         # The gradient of the whole mean is the mean of the parts' gradients, weighted by their numbers.
         gradients[name] = {
-            weight: (middle * halves[0][weight] + (len(paras) - middle) * halves[1][weight]) / len(paras)
+            weight: (middle * halves[0][weight] + (len(paragraphs) - middle) * halves[1][weight]) / len(paragraphs)
             for weight in halves[0]
         }
     names = xr.DataArray(list(groups), dims="group", name="group")
     largest = xr.concat([reduce_by_component(model, found, "max") for found in gradients.values()], dim=names)
-    units = {"units": "nats per token per unit of weight", "higher": "the range's NLL leans more on it"}
+    units = {"units": "nats per token per unit of weight", "higher": "the range's NLL depends more on it"}
     matrix = [[cosine(first, second) for second in gradients.values()] for first in gradients.values()]
     result = xr.Dataset(
         {
@@ -91,8 +94,8 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "variance": largest.var(["layer", "component"]),
             "cosine": (("group", "other_group"), np.array(matrix), {"units": "1", "higher": "more alike"}),
             "half_cosine": ("group", np.array(half_cosine), {"units": "1", "higher": "less sampling noise"}),
-            "paragraph_id": (("group", "paragraph"), np.stack([paras.column("id") for paras in groups.values()])),
-            "em": (("group", "paragraph"), np.stack([paras.column("em") for paras in groups.values()])),
+            "paragraph_id": (("group", "paragraph"), np.stack([paragraphs.ids for paragraphs in groups.values()])),
+            "em": (("group", "paragraph"), np.stack([paragraphs.column("em") for paragraphs in groups.values()])),
         },
         {"other_group": list(groups)},
     )
@@ -118,4 +121,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

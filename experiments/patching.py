@@ -1,4 +1,4 @@
-"""Which heads carry a memory: activations at a replaced prefix token, put from one run into the other.
+"""Which heads carry a memory: activations at a replaced prefix token, patched from one run into the other.
 
     python experiments/patching.py     # half a minute on one core; writes results/patching
 
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 import xarray as xr
-from figure_data import by_em, save
+from inputs import Inputs, open_inputs
+from outputs import save
+from samples import by_em
 
 import mechmem as mm
 from mechmem.localize.attribution import rank_correlation, top_cells
@@ -25,12 +28,12 @@ DIRECTIONS = ("noising", "denoising")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
         seed: draws candidates, samples and replacements.
-        candidates: bundled paragraphs that are scored, at random.
+        candidates: paragraphs that are scored, at random.
         pairs: memorized paragraphs that are perturbed, one of each cluster.
         samples: random replacements of each prefix token.
         fraction: share of the heads of a site and direction that are patched exactly.
@@ -62,7 +65,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: the bundled model, if it is loaded already.
+        model: the model, if it is loaded already.
 
     Returns:
         effect [direction, site, paragraph, layer, head], exact, NaN where not patched: NLL of the clean text's token at
@@ -72,11 +75,13 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         patched cells; base_nll, source_nll [direction]; perturbed_pos, impact_pos, em_change, paragraph_id [paragraph];
         clean, corrupt [paragraph, token_pos], token ids.
     """
-    model = mm.load_model("bundled") if model is None else model
+    model, shipped = open_inputs(settings, model)
     ranges = {"memorized": (50, 50)}
-    paras = by_em(model, ranges, candidates=settings.candidates, each=settings.pairs, seed=settings.seed)["memorized"]
-    perturbed = mm.perturb_prefix(model, paras, samples=settings.samples, seed=settings.seed)
-    clean, corrupt = mm.worst_perturbations(model, paras, perturbed, before="all")
+    paragraphs = by_em(model, shipped, ranges, candidates=settings.candidates, each=settings.pairs, seed=settings.seed)[
+        "memorized"
+    ]
+    perturbed = mm.perturb_prefix(model, paragraphs, samples=settings.samples, seed=settings.seed)
+    clean, corrupt = mm.worst_perturbations(model, paragraphs, perturbed, before="all")
     positions = xr.DataArray(clean.column("perturbed_pos"), dims="paragraph")
     estimates, effects, intervals, agreement, ends = [], [], [], [], []
     for direction in DIRECTIONS:
@@ -111,13 +116,13 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "base_nll": ("direction", np.array(ends)[:, 0], {"units": "nats"}),
             "source_nll": ("direction", np.array(ends)[:, 1], {"units": "nats"}),
             **{name: ("paragraph", clean.column(name)) for name in ("perturbed_pos", "impact_pos", "em_change")},
-            "paragraph_id": ("paragraph", clean.column("id")),
+            "paragraph_id": ("paragraph", clean.ids),
             "clean": (("paragraph", "token_pos"), clean.tokens.numpy(), {"units": "token id"}),
             "corrupt": (("paragraph", "token_pos"), corrupt.tokens.numpy(), {"units": "token id"}),
         },
         {**axes, "layer": inner.layer, "head": inner["head"]},
     )
-    print(f"{len(clean)} pairs of {len(paras)} paragraphs, perturbed at {sorted(positions.values.tolist())}")
+    print(f"{len(clean)} pairs of {len(paragraphs)} paragraphs, perturbed at {sorted(positions.values.tolist())}")
     figures = []
     for direction in DIRECTIONS:
         row = result.sel(direction=direction)
@@ -141,4 +146,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

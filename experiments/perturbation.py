@@ -8,27 +8,25 @@ This script makes that comparison and the comparison with the true text, and add
 Controls are matched on what may explain fragility besides memory: rarity of the prefix, repeated runs and kind.
 """
 
-import platform
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from measure_bundled import photograph
+import tyro
+import xarray as xr
+from inputs import Inputs, open_inputs, token_counts
+from outputs import kept_text, photograph, save, stamp, write_page
+from samples import shuffled
 
 import mechmem as mm
 from mechmem.measure.decode import greedy_continuations
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.tolerance import CALIBRATION
+from mechmem.model.load import HookedTransformer
 from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_difference
 
-# Settings -------------------------------------------------------------------------------------------------------------
-PAGE, PLOT = Path("docs/perturbation.md"), Path("docs/perturbation.png")
-SEED = 0
-MEMORIZED, OTHER = 90, 90
-# Prefix NLL is not matched on: part of it is memory of the prefix, so matching on it would remove the effect.
-MATCHED_ON = ("rarity", "repeated_run", "source")
 MEASURES = {
     "em_change": ("change of EM", "tokens"),
     "match_change": ("change of match", "share of 50"),
@@ -37,57 +35,81 @@ MEASURES = {
 }
 
 
-def one_per_cluster(paras: mm.Paragraphs, count: int, seed: int) -> mm.Paragraphs:
+@dataclass(frozen=True)
+class Settings(Inputs):
+    """What decides the numbers.
+
+    Attributes:
+        seed: draws samples, replacements and resamples.
+        candidates: paragraphs that are scored, at random; None: all.
+        memorized: memorized paragraphs.
+        other: paragraphs with an EM of at most 10.
+        matched_on: what controls are matched on; not prefix NLL, because part of it is memory of the prefix, so
+            that matching on it would remove the effect.
+        out: folder of the results.
+        page: the table, or None.
+    """
+
+    seed: int = 0
+    candidates: int | None = None
+    memorized: int = 90
+    other: int = 90
+    matched_on: tuple[str, ...] = ("rarity", "repeated_run", "source")
+    out: Path = Path("results/perturbation")
+    page: Path | None = Path("docs/perturbation.md")
+
+
+def spread_over_clusters(paragraphs: mm.Paragraphs, count: int, seed: int) -> mm.Paragraphs:
     """A random sample that repeats a cluster only when no unused cluster is left."""
-    order = np.random.default_rng(seed).permutation(len(paras))
-    clusters = paras.column("cluster")[order]
+    order = np.random.default_rng(seed).permutation(len(paragraphs))
+    clusters = paragraphs.clusters[order]
     seen: dict[int, int] = {}
     turns = []
     for label in clusters.tolist():
         turns.append(seen.get(label, 0))
         seen[label] = turns[-1] + 1
-    return paras.select(np.sort(order[np.argsort(turns, kind="stable")[:count]]))
+    return paragraphs.select(np.sort(order[np.argsort(turns, kind="stable")[:count]]))
 
 
-def own_text(scorer: ExactScorer, paras: mm.Paragraphs) -> mm.Paragraphs:
+def own_text(scorer: ExactScorer, paragraphs: mm.Paragraphs) -> mm.Paragraphs:
     """The same prefixes, continued by the model itself."""
-    scores = scorer.score(paras)
-    said = greedy_continuations(scorer.lean, paras.tokens, paras.prefix_len, scores.em, scores.rival)
-    return paras.replace_tokens(torch.cat([paras.prefix, torch.from_numpy(said)], 1))
+    scores = scorer.score(paragraphs)
+    said = greedy_continuations(scorer.lean, paragraphs.tokens, paragraphs.prefix_len, scores.em, scores.rival)
+    return paragraphs.replace_tokens(torch.cat([paragraphs.prefix, torch.from_numpy(said)], 1))
 
 
-def measured(model, paras: mm.Paragraphs) -> dict[str, np.ndarray]:
+def measured(model: HookedTransformer, paragraphs: mm.Paragraphs, seed: int) -> dict[str, np.ndarray]:
     """Each paragraph's mean over positions, and the profile by position."""
-    result = mm.perturb_prefix(model, paras, seed=SEED, edit_distance=True)
-    result["match_change"] = result.match_fraction - mm.score(model, paras).match.mean("pos")
+    result = mm.perturb_prefix(model, paragraphs, seed=seed, edit_distance=True)
+    result["match_change"] = result.match_fraction - mm.score(model, paragraphs).match.mean("pos")
     values = {name: result[name].mean("pos").values for name in MEASURES}
-    return values | {"clusters": paras.column("cluster"), "profile": result.em_change.mean("paragraph").values}
+    return values | {"clusters": paragraphs.clusters, "profile": result.em_change.mean("paragraph").values}
 
 
-def cell(values: np.ndarray, clusters: np.ndarray) -> str:
+def cell(values: np.ndarray, clusters: np.ndarray, seed: int) -> str:
     """A mean with its interval by cluster."""
-    low, high = cluster_bootstrap(values, clusters, seed=SEED)
+    low, high = cluster_bootstrap(values, clusters, seed=seed)
     return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
-def difference(first: dict[str, np.ndarray], second: dict[str, np.ndarray], name: str) -> str:
+def difference(first: dict[str, np.ndarray], second: dict[str, np.ndarray], name: str, seed: int) -> str:
     """First minus second, with its interval and a permutation test, both by cluster."""
     low, high = cluster_bootstrap_difference(
-        first[name], second[name], first["clusters"], second["clusters"], seed=SEED
+        first[name], second[name], first["clusters"], second["clusters"], seed=seed
     )
     values = np.concatenate([first[name], second[name]])
     groups = np.arange(len(values)) < len(first[name])
     clusters = np.concatenate([first["clusters"], second["clusters"]])
-    _, p = mm.permutation_test(values, groups, clusters, seed=SEED)
+    _, p = mm.permutation_test(values, groups, clusters, seed=seed)
     return f"{first[name].mean() - second[name].mean():.2f} [{low:.2f}, {high:.2f}], p = {p:.4f}"
 
 
-def draw(profiles: dict[str, np.ndarray]) -> None:
-    """Change of EM by position; needs Chromium."""
+def draw(profiles: dict[str, np.ndarray]) -> go.Figure:
+    """Change of EM by position."""
     figure = go.Figure(
         [go.Scatter(x=list(range(len(y))), y=y, name=name, mode="lines") for name, y in profiles.items()]
     )
-    figure.update_layout(
+    return figure.update_layout(
         template="plotly_white",
         width=900,
         height=420,
@@ -96,56 +118,109 @@ def draw(profiles: dict[str, np.ndarray]) -> None:
         legend={"orientation": "h", "y": 1.15},
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
     )
-    photograph(figure, PLOT)
 
 
-def main() -> None:
-    """Measure the sets and write the page."""
-    model, shipped = mm.load_model("bundled"), mm.bundled_paragraphs()
-    scorer = ExactScorer(model, shipped.select(range(CALIBRATION)))
+def choose(settings: Settings, scorer: ExactScorer, shipped: mm.Paragraphs) -> dict[str, mm.Paragraphs]:
+    """Memorized paragraphs, others, and the pool of others that controls are taken from."""
+    if settings.candidates is not None:
+        shipped = shuffled(shipped, settings.seed)[: settings.candidates]
     em = scorer.score(shipped).em
-    memorized = one_per_cluster(shipped.select(em == 50), MEMORIZED, SEED)
     pool = shipped.select(em <= 10)
-    other = one_per_cluster(pool, OTHER, SEED)
-    counts = mm.bundled_unigram_counts()
-    known, candidates = (mm.with_covariates(paras, model=model, unigram_counts=counts) for paras in (memorized, pool))
-    matched, balance = mm.match(known, candidates, on=MATCHED_ON, seed=SEED)
-    sets = {
-        "memorized": measured(model, memorized),
-        "other, true text": measured(model, other),
-        "other, own text": measured(model, own_text(scorer, other)),
-        "matched controls, true text": measured(model, matched),
-        "matched controls, own text": measured(model, own_text(scorer, matched)),
+    return {
+        "memorized": spread_over_clusters(
+            shipped.select(em == shipped.continuation_len), settings.memorized, settings.seed
+        ),
+        "other": spread_over_clusters(pool, settings.other, settings.seed),
+        "pool": pool,
     }
-    lines = ["# Perturbing one prefix token", ""]
-    lines += [
-        f"`python experiments/perturbation.py`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, seed {SEED}: the "
-        f"bundled model, {len(memorized)} memorized paragraphs, {len(other)} others (EM at most 10) and {len(matched)} "
-        f"controls matched on {', '.join(MATCHED_ON)}. Every prefix position is replaced once by a random token. "
-        "Values are means over paragraphs and positions with 95 % intervals by cluster.",
+
+
+def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Dataset:
+    """Measure every set, and memorized paragraphs against each of the others.
+
+    Args:
+        settings: what decides the numbers.
+        model: the model, if it is loaded already.
+
+    Returns:
+        Each measure [set], a mean over paragraphs and positions; profile [set, pos], the mean change of EM at each
+        replaced position.
+    """
+    model, shipped = open_inputs(settings, model)
+    scorer = ExactScorer(model, shipped[:CALIBRATION])
+    chosen = choose(settings, scorer, shipped)
+    counts = token_counts(settings, model, shipped)
+    known, candidates = (
+        mm.with_covariates(chosen[name], model=model, unigram_counts=counts) for name in ("memorized", "pool")
+    )
+    matched, balance = mm.match(known, candidates, on=settings.matched_on, seed=settings.seed)
+    texts = {
+        "memorized": chosen["memorized"],
+        "other, true text": chosen["other"],
+        "other, own text": own_text(scorer, chosen["other"]),
+        "matched controls, true text": matched,
+        "matched controls, own text": own_text(scorer, matched),
+    }
+    sets = {name: measured(model, paragraphs, settings.seed) for name, paragraphs in texts.items()}
+    result = xr.Dataset(
+        {
+            **{name: ("set", [values[name].mean() for values in sets.values()], {"units": MEASURES[name][1]})
+               for name in MEASURES},
+            "profile": (("set", "pos"), np.stack([values["profile"] for values in sets.values()]), {"units": "tokens"}),
+        },
+        {"set": list(sets)},
+        {"memorized": len(texts["memorized"]), "other": len(texts["other, true text"]), "controls": len(matched)},
+    )  # fmt: skip
+    figure = draw({name: values["profile"] for name, values in sets.items()})
+    save(result, [figure], settings)
+    if settings.page is not None:
+        photograph(figure, settings.page.with_name("perturbation.png"))
+    write(settings, result, sets, balance)
+    return result
+
+
+def write(settings: Settings, result: xr.Dataset, sets: dict[str, dict[str, np.ndarray]], balance: xr.Dataset) -> None:
+    """The page of docs.
+
+    Args:
+        settings: of the run.
+        result: what `main` returns.
+        sets: each set's values by paragraph.
+        balance: of the matching.
+    """
+    seed = settings.seed
+    lines = [
+        "# Perturbing one prefix token",
         "",
+        f"{stamp('perturbation')}, seed {seed}: model {settings.model}, {result.attrs['memorized']} memorized "
+        f"paragraphs, {result.attrs['other']} others (EM at most 10) and {result.attrs['controls']} controls matched "
+        f"on {', '.join(settings.matched_on)}. Every prefix position is replaced once by a random token. Values are "
+        "means over paragraphs and positions with 95 % intervals by cluster.",
+        "",
+        "| set | " + " | ".join(f"{name}, {unit}" for name, unit in MEASURES.values()) + " |",
+        "|---|" + "---|" * len(MEASURES),
     ]
-    lines += ["| set | " + " | ".join(f"{name}, {unit}" for name, unit in MEASURES.values()) + " |"]
-    lines += ["|---|" + "---|" * len(MEASURES)]
     lines += [
-        f"| {name} | " + " | ".join(cell(values[measure], values["clusters"]) for measure in MEASURES) + " |"
+        f"| {name} | " + " | ".join(cell(values[measure], values["clusters"], seed) for measure in MEASURES) + " |"
         for name, values in sets.items()
     ]
     lines += ["", "| memorized minus | " + " | ".join(name for name, _ in MEASURES.values()) + " |"]
     lines += ["|---|" + "---|" * len(MEASURES)]
     lines += [
-        f"| {name} | " + " | ".join(difference(sets["memorized"], values, measure) for measure in MEASURES) + " |"
+        f"| {name} | " + " | ".join(difference(sets["memorized"], values, measure, seed) for measure in MEASURES) + " |"
         for name, values in sets.items()
         if name != "memorized"
     ]
-    lines += ["", "![Mean change of EM by replaced position](perturbation.png)", ""]
-    lines += ["Balance before and after matching:", ""]
+    lines += [
+        "",
+        "![Mean change of EM by replaced position](perturbation.png)",
+        "",
+        "Balance before and after matching:",
+        "",
+    ]
     lines += ["```", balance.drop_dims("paragraph").to_dataframe().round(3).to_string(), "```", ""]
-    draw({name: values["profile"] for name, values in sets.items()})
-    notes = PAGE.read_text().split("<!-- notes -->\n") if PAGE.exists() else []
-    PAGE.write_text("\n".join(lines) + ("<!-- notes -->\n" + notes[1] if len(notes) == 2 else ""))
-    print("\n".join(lines))
+    write_page(settings.page, [*lines, f"<!-- notes -->{kept_text(settings.page, 'notes')}<!-- notes -->"])
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,4 +1,4 @@
-"""Whether heads look at rare tokens: every head tested, and the strongest one's attention by token.
+"""Whether heads attend to rare tokens: a test of every head, and the strongest one's attention by token.
 
     python experiments/rare_tokens.py     # half a minute on one core; writes results/rare_tokens
 
@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
+import tyro
 import xarray as xr
-from figure_data import by_em, save, token_texts
+from inputs import Inputs, open_inputs, token_counts, token_texts
+from outputs import save
+from samples import by_em
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
 import mechmem as mm
@@ -30,12 +33,12 @@ TABLE = ["excess", "p_value", "spearman", "kendall", "pearson"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
         seed: draws candidates, samples, shuffles and resamples.
-        candidates: bundled paragraphs that are scored, at random.
+        candidates: paragraphs that are scored, at random.
         each: memorized paragraphs, one of each cluster: half to find the head, half to measure it.
         permutations: shuffles of the heads' p-values.
         resamples: of paragraphs, for the intervals.
@@ -60,7 +63,7 @@ def by_token(tokens: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
 def correlations(tokens: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Every coefficient between a token's mean value and its corpus count, over distinct tokens, [coefficient]."""
     types, _, mean = by_token(tokens, values)
-    # Ranks do not mind the logarithm.
+    # The logarithm changes Pearson's coefficient alone: ranks stay.
     frequency = np.log1p(counts[types])
     return np.array([float(function(mean, frequency)[0]) for function in COEFFICIENTS.values()])
 
@@ -68,7 +71,7 @@ def correlations(tokens: np.ndarray, values: np.ndarray, counts: np.ndarray) -> 
 def scatter(result: xr.Dataset) -> go.Figure:
     """Mean attention and its control, against the corpus count of the token."""
     name = f"L{result.attrs['layer']}H{result.attrs['head']}"
-    figure = empty_figure(f"Attention of {name} to a token against its corpus count (higher = looks there more)", 460)
+    figure = empty_figure(f"Attention of {name} to a token against its corpus count (higher = attends more)", 460)
     traces = (("attention", "attention", "memorized", "circle"), ("expected", "same positions elsewhere", "other", "x"))
     for variable, label, ink, symbol in traces:
         figure.add_scatter(
@@ -87,7 +90,7 @@ def scatter(result: xr.Dataset) -> go.Figure:
 
 
 def head_table(rare: xr.Dataset, rows: int = 12) -> go.Figure:
-    """The heads most drawn to rare tokens, strongest first."""
+    """The heads that attend most to rare tokens, strongest first."""
     places = top_heads(rare.excess, rows)
     cells = [[f"L{layer}H{head}" for layer, head in places]]
     cells += [[f"{rare[name].values[place]:.3f}" for place in places] for name in TABLE]
@@ -101,7 +104,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: the bundled model, if it is loaded already.
+        model: the model, if it is loaded already.
 
     Returns:
         All variables of `rare_token_attention` [layer, head], of the half that the head is found on. Of the strongest
@@ -110,12 +113,14 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         correlation_low and correlation_high (95 %, by resampling paragraphs) [quantity, coefficient]. Attributes: layer
         and head.
     """
-    model = mm.load_model("bundled") if model is None else model
+    model, shipped = open_inputs(settings, model)
     ranges = {"memorized": (50, 50)}
-    paras = by_em(model, ranges, candidates=settings.candidates, each=settings.each, seed=settings.seed)["memorized"]
-    half = len(paras) // 2
-    searched, measured = paras.select(range(half)), paras.select(range(half, len(paras)))
-    counts, query = mm.bundled_unigram_counts(), paras.prefix_len
+    paragraphs = by_em(model, shipped, ranges, candidates=settings.candidates, each=settings.each, seed=settings.seed)[
+        "memorized"
+    ]
+    half = len(paragraphs) // 2
+    searched, measured = paragraphs.select(range(half)), paragraphs.select(range(half, len(paragraphs)))
+    counts, query = token_counts(settings, model, shipped), paragraphs.prefix_len
     rare = mm.rare_token_attention(
         model, searched, torch.as_tensor(counts), permutations=settings.permutations, seed=settings.seed
     )
@@ -132,10 +137,10 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     spread = np.array([[correlations(tokens[i], values[i], counts) for values in quantities.values()] for i in drawn])
     low, high = np.quantile(spread, [0.025, 0.975], axis=0)
     types, places, mean = by_token(tokens, attention)
-    each, words = ("quantity", "coefficient"), {"units": "1", "higher": "looks more at frequent tokens"}
+    each, words = ("quantity", "coefficient"), {"units": "1", "higher": "attends more to frequent tokens"}
     result = rare.assign(
         {
-            "attention": ("token", mean, {"units": "1", "higher": "looks there more"}),
+            "attention": ("token", mean, {"units": "1", "higher": "the head attends more to this token"}),
             "expected": ("token", by_token(tokens, expected)[2]),
             "places": ("token", places),
             "token_count": ("token", counts[types]),
@@ -143,8 +148,8 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "correlation": (each, found, words),
             "correlation_low": (each, low, words),
             "correlation_high": (each, high, words),
-            "searched_id": ("searched", searched.column("id")),
-            "measured_id": ("measured", measured.column("id")),
+            "searched_id": ("searched", searched.ids),
+            "measured_id": ("measured", measured.ids),
         }
     ).assign_coords(token=types, quantity=list(quantities), coefficient=list(COEFFICIENTS))
     result = result.assign_attrs(layer=layer, head=head)
@@ -155,11 +160,11 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     for quantity, *rows in zip(quantities, found, low, high, strict=True):
         cells = [f"{n} {r:.3f} [{a:.3f}, {b:.3f}]" for n, r, a, b in zip(COEFFICIENTS, *rows, strict=True)]
         print(f"{quantity}:", ", ".join(cells))
-    title = "Excess attention to the rarest tenth of the prefix (blue = looks at rare tokens)"
+    title = "Excess attention to the rarest tenth of the prefix (blue = attends to rare tokens)"
     heads = head_heatmap(rare.excess, title=title, unit="attention mass", top=3)
     save(result, [heads, scatter(result), head_table(rare)], settings)
     return result
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

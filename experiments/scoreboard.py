@@ -7,18 +7,17 @@ NAACL). The learned gates' settings were chosen on paragraphs and draws (seeds 1
 Every target comes from its own cluster and has its own draw of neurons; intervals are bootstraps over targets.
 """
 
-import platform
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
+import tyro
 import xarray as xr
-from figure_data import save
-from measure_bundled import photograph
+from inputs import Inputs, open_inputs
+from outputs import photograph, save, stamp, write_page
+from samples import one_per_cluster, shuffled
 from scipy.stats import bootstrap
 
 import mechmem as mm
@@ -38,7 +37,7 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
@@ -60,10 +59,15 @@ class Settings:
     page: Path | None = Path("docs/scoreboard.md")
 
 
-def one_per_cluster(paras: mm.Paragraphs, rows: np.ndarray, count: int) -> mm.Paragraphs:
-    """The first row of each of the first `count` clusters."""
-    _, first = np.unique(paras.column("cluster")[rows], return_index=True)
-    return paras.select(rows[np.sort(first)[:count]])
+def choose(settings: Settings, model: HookedTransformer, paragraphs: mm.Paragraphs) -> tuple[mm.Paragraphs, ...]:
+    """Paragraphs that the model has never learnt (EM at most 5) and memorized ones, one of each cluster."""
+    pool = shuffled(paragraphs, settings.seed)
+    # The bundled paragraphs say what was trained on; of other text, EM alone decides.
+    seen = pool.column("seen") if pool.has("seen") else None
+    unseen = one_per_cluster(pool if seen is None else pool[seen == "never seen"], 3 * settings.targets + 100)
+    trained = one_per_cluster(pool if seen is None else pool[seen == "trained"], 4 * settings.others + 100)
+    known = mm.score(model, trained).em.values == trained.continuation_len
+    return unseen[mm.score(model, unseen).em.values <= 5], trained[known]
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -137,24 +141,21 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
     Args:
         settings: what decides the numbers.
-        model: by default the bundled one is loaded.
+        model: the model, if it is loaded already.
+
+    Returns:
+        Both boards in one, [target, method, ...]; see `injection_board` and `deletion_board`.
     """
-    model = model or mm.load_model("bundled")
-    shipped = mm.bundled_paragraphs()
-    pool = shipped.select(np.random.default_rng(settings.seed).permutation(len(shipped)))
-    unseen = one_per_cluster(pool, np.flatnonzero(pool.column("seen") == "never seen"), 3 * settings.targets + 100)
-    unseen = unseen.select(np.flatnonzero(mm.score(model, unseen).em.values <= 5))
-    trained = one_per_cluster(pool, np.flatnonzero(pool.column("seen") == "trained"), 4 * settings.others + 100)
-    known = trained.select(np.flatnonzero(mm.score(model, trained).em.values == trained.continuation_len))
-    count, keep, most = settings.targets, settings.keep, len(unseen)
-    targets, kept = unseen.select(np.arange(count)), unseen.select(np.arange(count, count + keep))
-    injected = injection_board(model, targets, kept, methods=settings.methods, seed=settings.seed)
+    model, shipped = open_inputs(settings, model)
+    unseen, known = choose(settings, model, shipped)
+    count, others, rest = settings.targets, settings.others, settings.targets + settings.keep
+    injected = injection_board(model, unseen[:count], unseen[count:rest], methods=settings.methods, seed=settings.seed)
     deleted = deletion_board(
         model,
-        known.select(np.arange(count)),
-        known.select(np.arange(count, min(count + settings.others, len(known)))),
+        known[:count],
+        known[count : count + others],
         # Perplexity is measured on text that no method was given.
-        unseen.select(np.arange(count + keep, min(count + keep + settings.others, most))),
+        unseen[rest : rest + others],
         methods=settings.methods,
         seed=settings.seed,
     )
@@ -167,7 +168,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             photograph(
                 figure.update_layout(margin={"t": 60, "r": 20}), settings.page.with_name(f"scoreboard-{name}.png")
             )
-        write(settings, injected, deleted)
+    write(settings, injected, deleted)
     return result
 
 
@@ -179,13 +180,11 @@ def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset) -> None
         injected: the board of INJ.
         deleted: the board of DEL.
     """
-    assert settings.page is not None
     fixed = {name: value for name, value in asdict(settings).items() if name in ("seed", "targets", "others", "keep")}
     lines = [
         "# Localizer scoreboard",
         "",
-        f"`python experiments/scoreboard.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, {fixed}. Values are means over targets with 95 % bootstrap intervals.",
+        f"{stamp('scoreboard')}, {fixed}. Values are means over targets with 95 % bootstrap intervals.",
         "",
         "## INJ: inject a paragraph into a random 1 % of the neurons",
         "",
@@ -206,9 +205,8 @@ def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset) -> None
         "",
         "![Accuracy lost](scoreboard-deletion.png)",
     ]
-    settings.page.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_page(settings.page, lines)
 
 
 if __name__ == "__main__":
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

@@ -12,19 +12,20 @@ The paper's own recipe takes its fixed number of steps, because it has no stoppi
 each run.
 """
 
-import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure_bundled import photograph
+import tyro
+from inputs import Inputs, open_inputs
+from outputs import agree_on_settings, photograph, read_json, write_json
+from samples import one_per_cluster, shuffled
 from unlearning_page import Results, draw, write
 from unlearning_ways import ROWS, Row, Sets, run
 
 import mechmem as mm
-from mechmem.data.files import replacing
 from mechmem.intervene.attacks.prompts import perturbed_prefix_attack
 from mechmem.intervene.attacks.quantize import quantize
 from mechmem.intervene.attacks.relearn import relearning_attack
@@ -34,7 +35,7 @@ from mechmem.weights.support import changed_weights
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
@@ -66,46 +67,40 @@ class Settings:
     page: Path | None = Path("docs/unlearning.md")
 
 
-def one_each(paras: mm.Paragraphs, count: int) -> mm.Paragraphs:
-    """The first paragraph of each cluster, for at most `count` clusters."""
-    _, first = np.unique(paras.column("cluster"), return_index=True)
-    return paras.select(np.sort(first)[:count])
+def rest_of(paragraphs: mm.Paragraphs, count: int) -> mm.Paragraphs:
+    """All but the first `count`, and at least the last."""
+    return paragraphs[min(count, len(paragraphs) - 1) :]
 
 
-def rest_of(paras: mm.Paragraphs, count: int) -> mm.Paragraphs:
-    """All but the first `count` paragraphs."""
-    return paras.select(np.arange(min(count, len(paras) - 1), len(paras)))
-
-
-def split(paras: mm.Paragraphs, em: np.ndarray, settings: Settings, seed: int) -> Sets:
+def split(paragraphs: mm.Paragraphs, em: np.ndarray, settings: Settings, seed: int) -> Sets:
     """Targets, held-out memorized, keep and other paragraphs for a seed; no two sets share a cluster."""
-    order = np.random.default_rng(seed).permutation(len(paras))
-    paras, em = paras.select(order), em[order]
-    known = np.isin(paras.column("cluster"), paras.column("cluster")[em == paras.continuation_len])
-    memorized = paras.select(em == paras.continuation_len)
+    order = np.random.default_rng(seed).permutation(len(paragraphs))
+    paragraphs, em = paragraphs.select(order), em[order]
+    known = np.isin(paragraphs.clusters, paragraphs.clusters[em == paragraphs.continuation_len])
+    memorized = paragraphs.select(em == paragraphs.continuation_len)
     targeted, held = memorized.split_by_cluster(0.5, seed=seed)
-    keep, other = paras.select((em <= 10) & ~known).split_by_cluster(0.5, seed=seed)
+    keep, other = paragraphs.select((em <= 10) & ~known).split_by_cluster(0.5, seed=seed)
     return {
-        "targets": one_each(targeted, settings.targets),
-        "held-out memorized": one_each(held, settings.held),
-        "relearned": rest_of(one_each(held, 2 * settings.held), settings.held),
-        "keep": one_each(keep, settings.held),
-        "other": one_each(other, settings.held),
+        "targets": one_per_cluster(targeted, settings.targets),
+        "held-out memorized": one_per_cluster(held, settings.held),
+        "relearned": rest_of(one_per_cluster(held, 2 * settings.held), settings.held),
+        "keep": one_per_cluster(keep, settings.held),
+        "other": one_per_cluster(other, settings.held),
     }
 
 
-def development(paras: mm.Paragraphs, em: np.ndarray, settings: Settings) -> Sets:
+def development(paragraphs: mm.Paragraphs, em: np.ndarray, settings: Settings) -> Sets:
     """Nearly memorized targets and partly known keep and other sets, from clusters without a memorized paragraph."""
-    order = np.random.default_rng(1000).permutation(len(paras))
-    paras, em = paras.select(order), em[order]
-    known = np.isin(paras.column("cluster"), paras.column("cluster")[em == paras.continuation_len])
-    half = paras.select((em > 10) & (em < 30) & ~known)
+    order = np.random.default_rng(1000).permutation(len(paragraphs))
+    paragraphs, em = paragraphs.select(order), em[order]
+    known = np.isin(paragraphs.clusters, paragraphs.clusters[em == paragraphs.continuation_len])
+    half = paragraphs.select((em > 10) & (em < 30) & ~known)
     keep, other = half.split_by_cluster(0.5, seed=0)
-    nearly = paras.select((em >= 30) & (em < paras.continuation_len) & ~known)
+    nearly = paragraphs.select((em >= 30) & (em < paragraphs.continuation_len) & ~known)
     return {
-        "targets": one_each(nearly, settings.targets),
-        "keep": keep.select(np.arange(min(len(keep), settings.held))),
-        "other": other.select(np.arange(min(len(other), 2 * settings.held))),
+        "targets": one_per_cluster(nearly, settings.targets),
+        "keep": keep[: settings.held],
+        "other": other[: 2 * settings.held],
     }
 
 
@@ -153,37 +148,26 @@ def rows_of(settings: Settings) -> list[Row]:
     return [row for row in ROWS if not settings.rows or row.name in settings.rows]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or an empty dictionary if it does not exist."""
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
     """Run every row for every seed that has no result yet.
 
     Args:
         settings: what decides the numbers.
-        model: None loads the bundled model.
+        model: the model, if it is loaded already.
 
     Returns:
         Row -> seed -> measurements.
     """
-    model = model or mm.load_model("bundled")
-    paras = mm.bundled_paragraphs()
+    model, paragraphs = open_inputs(settings, model)
     if settings.candidates is not None:
-        paras = paras.select(np.random.default_rng(0).permutation(len(paras))[: settings.candidates])
-    em = mm.score(model, paras).em.values
-    settings.out.mkdir(parents=True, exist_ok=True)
-    rates = choose_rates(model, development(paras, em, settings), settings, read_json(settings.out / "rates.json"))
+        paragraphs = shuffled(paragraphs, 0)[: settings.candidates]
+    # Rows and seeds may be added later.
+    agree_on_settings(settings.out, settings, free=("rows", "seeds", "out", "page"))
+    em = mm.score(model, paragraphs).em.values
+    rates = choose_rates(model, development(paragraphs, em, settings), settings, read_json(settings.out / "rates.json"))
     results = read_json(settings.out / "results.json")
     for seed in settings.seeds:
-        sets = split(paras, em, settings, seed)
+        sets = split(paragraphs, em, settings, seed)
         for row in (None, *rows_of(settings)):
             name = "before" if row is None else row.name
             if str(seed) in results.get(name, {}):
@@ -198,10 +182,10 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
     figure = draw(results)
     if settings.page is not None:
         photograph(figure, settings.page.with_name("unlearning.png"))
-        write(settings, results, rates)
+    write(settings, results, rates)
     return results
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*diverged.*")
-    main(Settings())
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,12 +1,10 @@
 """The page of the unlearning leaderboard: tables, figure and text."""
 
-import platform
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
+from outputs import kept_text, stamp, write_page
 from scipy.stats import t
 
 # Row -> seed -> measurements.
@@ -123,7 +121,6 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
         results: what `main` returns.
         rates: the chosen learning rates.
     """
-    assert settings.page is not None
     pairs = [
         ("contrastive, top 0.1 %", "contrastive, random 0.1 %"),
         ("contrastive, Fisher ratio 0.1 %", "contrastive, top 0.1 %"),
@@ -139,18 +136,15 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
         for first, second in pairs
         if first in results and second in results
     ]  # fmt: skip
-    known = settings.page.read_text() if settings.page.is_file() else ""
-    findings = known.split("<!-- findings -->")[1] if known.count("<!-- findings -->") == 2 else "\n"
     lines = [
         "# Unlearning leaderboard",
         "",
-        f"`python experiments/unlearning.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, seeds {list(settings.seeds)}; {settings.targets} targets, {settings.held} "
-        f"paragraphs in each other set, at most {settings.steps} steps. Every method stops when the targets' mean EM "
+        f"{stamp('unlearning')}, seeds {list(settings.seeds)}; {settings.targets} targets, {settings.held} paragraphs "
+        f"in each other set, at most {settings.steps} steps. Every method stops when the targets' mean EM "
         f"is {settings.target_em:g} of 50 or less; the paper's recipe takes its ten steps. Values are means over seeds "
         "with 95 % intervals (Student's t). KL from the original model is in nats per token; of the sets on which it "
         "is measured, methods are given only `keep`.",
-        f"<!-- findings -->{findings}<!-- findings -->",
+        f"<!-- findings -->{kept_text(settings.page, 'findings')}<!-- findings -->",
         "",
         "## Costs",
         "",
@@ -179,5 +173,4 @@ def write(settings: Any, results: Results, rates: dict[str, float]) -> None:
         f"stopping rule within {settings.tuning_steps} steps with the lowest KL on partly known paragraphs. "
         + "; ".join(f"{name}: {rate:g}" for name, rate in rates.items()) + ".",
     ]  # fmt: skip
-    settings.page.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_page(settings.page, lines)

@@ -11,8 +11,9 @@ import transformers
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_neo_weights
 
+from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.model.load import DEPRECATION
+from mechmem.model.load import DEPRECATION, load_model
 
 VOCABULARY = 61
 WINDOW = 19
@@ -92,6 +93,18 @@ def hooked_neo(reference: transformers.GPTNeoForCausalLM) -> HookedTransformer:
         fold_value_biases=False,
     )
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def bundled_model() -> HookedTransformer:
+    """The bundled model with raw weights, loaded once for all tests. Leave it as it is."""
+    return load_model("bundled")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Paragraphs:
+    """The shipped paragraphs."""
+    return bundled_paragraphs()
 
 
 @pytest.fixture(scope="session")

@@ -7,31 +7,31 @@ from types import ModuleType
 
 import pytest
 
-import mechmem as mm
-
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture(scope="session")
-def model():
-    return mm.load_model("bundled")
+def model(bundled_model):
+    return bundled_model
 
 
 @pytest.fixture(scope="session")
-def paragraphs():
-    return mm.bundled_paragraphs()
+def paragraphs(bundled):
+    return bundled
 
 
 @pytest.fixture
 def script(monkeypatch):
     """Load a script by its name; it finds its neighbours as when it is run."""
-    monkeypatch.syspath_prepend(EXPERIMENTS)
     before = set(sys.modules)
 
     def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"experiment_{name}", EXPERIMENTS / f"{name}.py")
+        path = EXPERIMENTS / f"{name}.py"
+        monkeypatch.syspath_prepend(path.parent)
+        spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         return module
 

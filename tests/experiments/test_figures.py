@@ -71,17 +71,18 @@ def test_gradients_by_em_are_those_of_the_paragraphs_named(script, model, paragr
 
 def test_samples_hold_every_cluster_once(script, model, paragraphs):
     module = script("parameter_gradients")
-    found = module.by_em(model, {"memorized": (50, 50)}, candidates=CANDIDATES, each=CANDIDATES, seed=SEED)["memorized"]
+    ranges = {"memorized": (50, 50)}
+    found = module.by_em(model, paragraphs, ranges, candidates=CANDIDATES, each=CANDIDATES, seed=SEED)["memorized"]
     pool = paragraphs.select(np.random.default_rng(SEED).permutation(len(paragraphs))[:CANDIDATES])
     known = pool.column("cluster")[mm.score(model, pool).em.values == 50]
     assert len(set(known)) < len(known), "or the sample has nothing to leave out"
     assert sorted(found.column("cluster")) == sorted(set(known))
 
 
-def test_an_empty_range_is_refused(script, model):
+def test_an_empty_range_is_refused(script, model, paragraphs):
     module = script("parameter_gradients")
-    with pytest.raises(ValueError, match="no paragraph among 3 candidates"):
-        module.by_em(model, {"none": (51, 60)}, candidates=3, each=1, seed=0)
+    with pytest.raises(ValueError, match="got 3 candidates and none of them"):
+        module.by_em(model, paragraphs, {"none": (51, 60)}, candidates=3, each=1, seed=0)
 
 
 def test_contrasts_and_their_masks_are_those_worked_out_paragraph_by_paragraph(script, model, paragraphs, tmp_path):

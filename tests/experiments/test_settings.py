@@ -1,0 +1,51 @@
+"""Every script's settings are its command line."""
+
+from pathlib import Path
+
+import docstring_parser
+import pytest
+import tyro
+
+from mechmem.data.errors import InputError
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+# Their settings are still constants.
+PLANNED = {"benchmarks/localize", "benchmarks/measure"}
+SCRIPTS = sorted(
+    str(path.relative_to(EXPERIMENTS).with_suffix(""))
+    for path in EXPERIMENTS.rglob("*.py")
+    if "__main__" in path.read_text(encoding="utf-8")
+)
+# Their model is planted, random or trained by themselves.
+OWN_MODEL = {"measure_bundled", "planted", "train_bundled", "benchmarks/attention"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - PLANNED))
+def test_every_setting_is_an_option_with_its_default_and_its_meaning(script, capsys, name):
+    module = script(name)
+    assert module.Settings.__dataclass_params__.frozen
+    assert tyro.cli(module.Settings, args=[]) == module.Settings()
+    with pytest.raises(SystemExit):
+        tyro.cli(module.Settings, args=["--help"], description=module.__doc__)
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert module.__doc__.splitlines()[0] in shown
+    meanings = {
+        meaning.arg_name: " ".join((meaning.description or "").split())
+        for base in module.Settings.__mro__[:-1]
+        for meaning in docstring_parser.parse(base.__doc__).params
+    }
+    assert set(module.Settings.__dataclass_fields__) == set(meanings)
+    for field, meaning in meanings.items():
+        assert meaning.split("; ")[0].split(", ")[0][:20] in shown, f"the help does not say what {field} means"
+    if name not in OWN_MODEL and not name.startswith("benchmarks"):
+        assert tyro.cli(module.Settings, args=["--model", "m", "--corpus", "c"]) == module.Settings(
+            model="m", corpus="c"
+        )
+
+
+def test_settings_of_another_run_are_refused(script, tmp_path):
+    outputs, module = script("outputs"), script("planted")
+    outputs.agree_on_settings(tmp_path, module.Settings(), free=("page",))
+    outputs.agree_on_settings(tmp_path, module.Settings(page=None), free=("page",))
+    with pytest.raises(InputError, match=r"seeds was .*, fraction was 0.001, now 0.5\); choose another folder"):
+        outputs.agree_on_settings(tmp_path, module.Settings(fraction=0.5, seeds=(7,)), free=("page",))
