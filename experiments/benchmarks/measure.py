@@ -50,6 +50,7 @@ READ = {"bundled": (20, 2000), "125m": (5, 2000)}
 PERTURBED = {"bundled": 90, "125m": 8}
 SHAPE = {"125m": (12, 768, 12, 50257), "bundled": (6, 256, 8, 4096)}
 TARGETS = {
+    "mechmem.score / transformers forward": 2.0,
     "full scan, float32 / transformers forward": 2.0,
     "full scan, float32 / HookedTransformer generate + NLL": 6.0,
     "cascade, bfloat16, 1 % / HookedTransformer generate + NLL": 15.0,
@@ -207,6 +208,7 @@ def ways(name: str) -> dict[str, tuple[int, Callable[[], Any]]]:
         "transformers forward": (some, lambda: forward(reference, tokens[:some])),
         "transformers forward, medium": (some, lambda: forward(reference, tokens[:some], "medium")),
         "transformers body compiled, 50 columns, medium": (some, lambda: body(tokens[:some])),
+        "mechmem.score": (few, lambda: mm.score(model, mixed[0.1].select(range(few)))),
         "full scan, float32": (some, lambda: full.score(mixed[0.1].select(range(some)))),
     }
     for precision, scorer in cascades.items():

@@ -9,7 +9,6 @@ import torch
 import xarray as xr
 from einops import reduce
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
@@ -17,7 +16,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.model.activation_sites import Site, site_of
 from mechmem.model.batch_size import chosen_batch_size
-from mechmem.model.forward import check_fit, residual_before, unembed_columns
+from mechmem.model.forward import check_fit, residual_before, token_nll, unembed_columns
 from mechmem.model.hooks import Hook, frozen, recording, with_hooks
 from mechmem.model.lean.model import fast_float32
 from mechmem.model.lean.trace import HEAD_SITES, HOOKS
@@ -124,7 +123,7 @@ def _gradients(
         with recording(model, names) as recorded:
             residual = residual_before(model, tokens, model.cfg.n_layers)
             logits = unembed_columns(model, residual[:, targets - 1])
-        loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, targets].flatten(), reduction="sum")
+        loss = token_nll(logits, tokens[:, targets]).sum()
     activations = [recorded[name] for name in names]
     return list(torch.autograd.grad(loss / len(targets), activations)), [value.detach() for value in activations]
 

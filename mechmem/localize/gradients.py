@@ -6,12 +6,11 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.model.batch_size import chosen_batch_size
-from mechmem.model.forward import check_fit, continuation_logits
+from mechmem.model.forward import check_fit, continuation_logits, token_nll
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
@@ -63,9 +62,9 @@ def weight_gradients(
 def _nll_sum(model: HookedTransformer, tokens: Tensor, prefix_len: int) -> Float[Tensor, ""]:
     """Sum over paragraphs of the mean over the continuation."""
     logits = continuation_logits(model, tokens, prefix_len)
-    continuation = tokens[:, prefix_len:].to(logits.device)
+    continuation = tokens[:, prefix_len:]
     # Paragraphs have one length, so the sum over all tokens divided by it is the sum of the paragraphs' means.
-    total = functional.cross_entropy(logits.flatten(0, 1), continuation.flatten(), reduction="sum")
+    total = token_nll(logits, continuation).sum()
     return total / continuation.shape[1]
 
 

@@ -7,11 +7,10 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
-from mechmem.model.forward import continuation_logits
+from mechmem.model.forward import continuation_logits, token_nll
 from mechmem.model.hooks import Hook, frozen, with_hooks
 from mechmem.model.lean.model import fast_float32
 from mechmem.model.load import HookedTransformer
@@ -35,8 +34,7 @@ def gated_nll(model: HookedTransformer, paragraphs: Paragraphs, gates: Gates) ->
     hooks = {f"blocks.{layer}.mlp.hook_post": gate(layer) for layer in range(model.cfg.n_layers)}
     with with_hooks(model, hooks):
         logits = continuation_logits(model, paragraphs.tokens, paragraphs.prefix_len)
-    true = paragraphs.continuation.to(logits.device)
-    return functional.cross_entropy(logits.flatten(0, 1), true.flatten())
+    return token_nll(logits, paragraphs.continuation).mean()
 
 
 def gate_gradient(model: HookedTransformer, paragraphs: Paragraphs, steps: int | None = None) -> Gates:

@@ -11,7 +11,6 @@ import xarray as xr
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
@@ -19,7 +18,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.localize.gradients import weight_gradients
 from mechmem.model.batch_size import chosen_batch_size
-from mechmem.model.forward import check_fit, continuation_logits
+from mechmem.model.forward import check_fit, continuation_logits, token_nll
 from mechmem.model.hooks import frozen, recording, with_hooks
 from mechmem.model.lean.model import fast_float32
 from mechmem.model.load import HookedTransformer
@@ -180,8 +179,7 @@ def _gradients(
             with torch.enable_grad(), with_hooks(model, {"hook_embed": _leaf}):
                 with recording(model, {name for pair in points.values() for name in pair}) as recorded:
                     logits = continuation_logits(model, tokens, paragraphs.prefix_len)
-                true = paragraphs.continuation[rows].to(logits.device)
-                loss = functional.cross_entropy(logits.flatten(0, 1), true.flatten(), reduction="sum") / true.shape[1]
+                loss = token_nll(logits, paragraphs.continuation[rows]).sum() / paragraphs.continuation_len
                 outputs = list(dict.fromkeys(pair[1] for pair in points.values()))
                 found = torch.autograd.grad(loss, [recorded[name] for name in outputs])
             gradients = dict(zip(outputs, found, strict=True))

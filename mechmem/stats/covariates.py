@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.data.token_counts import as_counts
-from mechmem.model.forward import check_fit, residual_before, unembed_continuation
+from mechmem.model.forward import check_fit, residual_before, token_nll, unembed_continuation
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 
@@ -104,11 +103,7 @@ def _mean_nll(model: HookedTransformer, tokens: Int[Tensor, "paragraph prefix_po
         stop = min(start + step, columns)
         # A prefix of one token makes "the continuation's columns" all of those given but the last.
         logits = unembed_continuation(model, residual[:, start : stop + 1], 1)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = tokens[:, start + 1 : stop + 1].to(wide.device)
-        total += (
-            functional.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).sum(1)
-        )
+        total += token_nll(logits, tokens[:, start + 1 : stop + 1]).sum(1)
     return total / columns
 
 

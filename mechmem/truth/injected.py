@@ -7,13 +7,12 @@ import copy
 import numpy as np
 import torch
 import xarray as xr
-from torch.nn import functional
 
 from mechmem.data.choices import check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
-from mechmem.model.forward import check_fit
+from mechmem.model.forward import check_fit, token_nll
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
@@ -91,7 +90,7 @@ def inject(
             with torch.enable_grad():
                 logits = weights.continuation_logits(paragraphs.tokens, paragraphs.prefix_len)
                 true = paragraphs.continuation.to(logits.device)
-                loss = functional.cross_entropy(logits.flatten(0, 1), true.flatten())
+                loss = token_nll(logits, true).mean()
             matched = (logits.argmax(-1) == true).long().cumprod(-1).sum(-1)
             rows.append((loss.item(), matched.double().mean().item()))
             if not np.isfinite(rows[-1][0]):

@@ -10,13 +10,12 @@ import torch
 import xarray as xr
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.measure.scores import score
-from mechmem.model.forward import check_fit
+from mechmem.model.forward import check_fit, token_nll
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.weights.masked_weights import MaskedWeights
@@ -135,7 +134,7 @@ def _original(paras: Paragraphs, original_em: Num[np.ndarray, " paragraph"] | No
 def _loss(weights: MaskedWeights, batch: Paragraphs, step: int) -> Float[Tensor, ""]:
     with torch.enable_grad():
         logits = weights.continuation_logits(batch.tokens, batch.prefix_len)
-        loss = functional.cross_entropy(logits.flatten(0, 1), batch.continuation.to(logits.device).flatten())
+        loss = token_nll(logits, batch.continuation).mean()
     if not bool(loss.isfinite()):
         raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
     return loss

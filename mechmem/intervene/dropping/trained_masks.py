@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.intervene.dropping.gradual import Schedule, dropped_rows
 from mechmem.localize.neuron_gates import HIGH, LOW, TEMPERATURE, chance_open, gated_nll, open_gates
+from mechmem.model.forward import token_nll
 from mechmem.model.hooks import frozen
 from mechmem.model.lean.model import fast_float32
 from mechmem.model.lean.trainable import TrainableModel
@@ -115,7 +115,7 @@ def hard_concrete(
 
 def _nll(forward: TrainableModel, paras: Paragraphs) -> Float[Tensor, ""]:
     logits = forward.continuation_logits(paras.tokens, paras.prefix_len)
-    return functional.cross_entropy(logits.flatten(0, 1), paras.continuation.to(logits.device).flatten())
+    return token_nll(logits, paras.continuation).mean()
 
 
 def _allowed(original: dict[str, Tensor], mask: Mask | None) -> dict[str, Tensor]:
