@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from mechmem.data.ranking import largest
 from mechmem.report.theme import DIVERGING, FRAME, SEQUENTIAL, colorbar, empty_figure, plotly_text
 
 Kind = Literal["log", "diverging", "plain"]
@@ -93,7 +94,7 @@ def head_heatmap(values: xr.DataArray, *, title: str, unit: str, limit: float | 
 
 def top_cells(data: np.ndarray, top: int) -> list[tuple[int, int]]:
     """Row and column of the `top` largest values of a grid, largest first; only positive ones."""
-    order = np.argsort(-np.nan_to_num(data, nan=-np.inf), axis=None, kind="stable")[:top]
+    order = largest(data, top)
     cells = [tuple(map(int, np.unravel_index(place, data.shape))) for place in order]
     return [(row, column) for row, column in cells if data[row, column] > 0]
 

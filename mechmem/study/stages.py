@@ -11,6 +11,7 @@ import xarray as xr
 from mechmem.data.assets import bundled_unigram_counts
 from mechmem.data.counts import unigram_counts
 from mechmem.data.progress import part_of
+from mechmem.data.ranking import largest
 from mechmem.localize.ablation import ablate_heads
 from mechmem.localize.attribution import attribute, rank_correlation, top_cells
 from mechmem.localize.gradients import layer_shares, parameter_gradients
@@ -164,7 +165,7 @@ def attention_views(
 
 def top_heads(values: xr.DataArray, count: int) -> list[tuple[int, int]]:
     """The (layer, head) pairs with the largest values, largest first."""
-    order = np.argsort(-values.transpose("layer", "head").values, axis=None, kind="stable")[:count]
+    order = largest(values.transpose("layer", "head").values, count)
     return [(int(index // values.sizes["head"]), int(index % values.sizes["head"])) for index in order]
 
 

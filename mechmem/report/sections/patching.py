@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from mechmem.data.ranking import largest
 from mechmem.report import heatmaps
 from mechmem.report.page import Block, Figure
 from mechmem.report.position_maps import position_heatmap
@@ -71,7 +72,7 @@ def _head_relief(effect: xr.DataArray) -> xr.DataArray:
 
 def _best_heads(effect: xr.DataArray, count: int) -> list[tuple[str, float]]:
     relief = _head_relief(effect).transpose("layer", "head")
-    order = np.argsort(-relief.values, axis=None, kind="stable")[:count]
+    order = largest(relief.values, count)
     places = [np.unravel_index(flat, relief.shape) for flat in order]
     return [(head_name(int(layer), int(head)), float(relief.values[layer, head])) for layer, head in places]
 

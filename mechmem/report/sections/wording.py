@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from mechmem.data.ranking import largest
+
 
 def head_name(layer: int, head: int) -> str:
     """`L1H2`: layer 1, head 2, both counted from zero."""
@@ -36,7 +38,7 @@ def listed(words: Sequence[str]) -> str:
 def best_heads(values: xr.DataArray, top: int) -> list[tuple[str, float]]:
     """Names and values of the heads with the largest values of [layer, head], largest first."""
     grid = values.transpose("layer", "head")
-    order = np.argsort(-np.nan_to_num(grid.values, nan=-np.inf), axis=None, kind="stable")[:top]
+    order = largest(grid.values, top)
     names = []
     for place in order:
         row, column = np.unravel_index(place, grid.shape)
