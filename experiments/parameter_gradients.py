@@ -5,8 +5,8 @@
 Stoehr et al. (2024, section 4 and figure 3) take the gradient of a set's mean NLL, keep the largest |gradient| of each
 component and find smaller gradients the better a set is memorized, with a larger share of them in the lower layers.
 Here every range has as many paragraphs and no cluster comes twice: the gradient of a mean shrinks with the number of
-paragraphs it is a mean of, and near-duplicates make two ranges alike. The cosine between two ranges' gradients can be
-no higher than sampling lets it be, so the cosine between two halves of each range stands beside.
+paragraphs it is a mean of, and near-duplicates make two ranges alike. Sampling noise limits the
+cosine between two ranges' gradients, so the cosine between two halves of each range is reported, too.
 """
 
 from collections.abc import Mapping

@@ -4,8 +4,8 @@
 
 Stoehr et al. (2024, section 3.2 and figure 2) patch q, k and v of every head at the perturbed token between a memorized
 paragraph and its worst perturbation, in both directions, and look at the NLL of the first impacted token. Here a
-gradient estimates every cell first, and the cells with the largest estimates are patched exactly. A mean over pairs may
-be one pair's: intervals over pairs and medians stand beside.
+gradient estimates every cell first, and the cells with the largest estimates are patched exactly. One pair can dominate
+a mean over pairs, so intervals over pairs and medians are reported, too.
 """
 
 from dataclasses import dataclass
