@@ -108,7 +108,7 @@ def exact() -> None:
     ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for site in ("z", "resid_pre"):
-        shape = {"layer": 12, "head": 12, "pos": 100} if site == "z" else {"layer": 12, "pos": 100}
+        shape = {"layer": SHAPE.n_layers} | ({"head": SHAPE.n_heads} if site == "z" else {}) | {"pos": 100}
         cells = xr.DataArray(np.zeros(tuple(shape.values()), dtype=bool), dims=tuple(shape))
         for layer in LAYERS:
             cells[{"layer": layer}] = True
@@ -117,7 +117,11 @@ def exact() -> None:
             seconds, found = timed(lambda s=site, c=cells: mm.patch(truth.model, *pair, site=s, cells=c))
             ours.append(int(cells.sum()) / seconds)
             chosen = [
-                (int(rng.choice(LAYERS)), int(rng.integers(100)), *([int(rng.integers(12))] if site == "z" else []))
+                (
+                    int(rng.choice(LAYERS)),
+                    int(rng.integers(100)),
+                    *([int(rng.integers(SHAPE.n_heads))] if site == "z" else []),
+                )
                 for _ in range(THEIRS)
             ]
             seconds, values = timed(
@@ -249,7 +253,9 @@ def heads() -> None:
     """Paragraphs per second of the whole analysis."""
     truth = planted(SHAPE)
     rng = np.random.default_rng(SEED)
-    many = truth.memorized.select(rng.integers(len(truth.memorized), size=ANALYSED))
+    # Paragraphs come more than once: as new ones, since ids are unique.
+    rows = torch.from_numpy(rng.integers(len(truth.memorized), size=ANALYSED))
+    many = mm.Paragraphs(truth.memorized.tokens[rows], truth.memorized.prefix_len)
     counts = truth.unigram_counts
     others: list[float] = []
     ours: dict[str, list[float]] = {"float32": [], "bfloat16": []}

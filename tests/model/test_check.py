@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import xarray as xr
 
 import mechmem.model.check as check
 from mechmem.data.errors import InputError
@@ -124,4 +125,7 @@ def test_the_bundled_model_is_checked_on_its_paragraphs():
 
 def test_the_result_is_saved_as_netcdf(write_checkpoint, tmp_path):
     folder, _ = write_checkpoint("gpt_neo")
-    check_model(folder).to_netcdf(tmp_path / "check.nc", engine="h5netcdf")
+    result = check_model(folder)
+    result.to_netcdf(tmp_path / "check.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "check.nc", engine="h5netcdf") as again:
+        xr.testing.assert_equal(again.load(), result)
