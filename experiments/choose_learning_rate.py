@@ -20,9 +20,8 @@ from samples import shuffled
 
 import mechmem as mm
 from mechmem.model.load import HookedTransformer
-from mechmem.study.settings import Settings as Study
+from mechmem.study.settings import BUNDLED_RATES
 
-STUDY = Study()
 # Mask -> its trials; a trial has the keys of COLUMNS.
 Trials = dict[str, list[dict[str, Any]]]
 COLUMNS = {
@@ -54,10 +53,10 @@ class Settings(Inputs):
 
     seed: int = 1
     candidates: int | None = None
-    targets: int = STUDY.targets
-    steps: int = STUDY.steps
-    forgotten_nll: float = STUDY.forgotten_nll
-    fraction: float = STUDY.fraction
+    targets: int = 32
+    steps: int = 30
+    forgotten_nll: float = 1.0
+    fraction: float = 0.001
     sparse_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     dense_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)
     out: Path = Path("results/learning_rate")
@@ -177,8 +176,9 @@ def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
             f"Lowest KL at the threshold: {best}. This is one seed and one set of targets, without an interval: it "
             "chooses rates and does not rank masks.",
             "",
-            f"The study's rates: {STUDY.learning_rate:g} for top and random weights, {STUDY.dense_learning_rate:g} for "
-            "all weights.",
+            "The study's rates for the contrastive objective: "
+            f"{BUNDLED_RATES['contrastive', 'top']:g} for top and random weights, "
+            f"{BUNDLED_RATES['contrastive', 'all']:g} for all weights. Those for NPO are chosen in unlearning.md.",
             "",
             f"Measured by {stamp('choose_learning_rate')}, seed {settings.seed}.",
         ],

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,3 +138,32 @@ def tiny_paragraphs() -> Paragraphs:
     """Eleven random paragraphs of 23 tokens with a prefix of 13."""
     tokens = torch.randint(0, VOCABULARY, (11, 23), generator=torch.Generator().manual_seed(5))
     return Paragraphs(tokens, prefix_len=13)
+
+
+# Every stage in seconds. As texts, since they go through the command line.
+SMALL_STUDY = (
+    "limit=200", "decoded=8", "gradient_sample=4", "ablation_sample=2", "pairs=2", "targets=3", "evaluated=6",
+    "steps=4", "attack_prefixes=2", "relearning_steps=1", 'edits=["npo all", "npo top", "npo random"]',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallStudy:
+    """A whole study that `mechmem run` made, and what the command printed."""
+
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
+    """For tests that only read it: the study's, the commands' and the report's."""
+    from typer.testing import CliRunner
+
+    from mechmem.cli import app
+
+    folder = tmp_path_factory.mktemp("small") / "study"
+    sets = [word for text in SMALL_STUDY for word in ("--set", text)]
+    answer = CliRunner().invoke(app, ["run", "--out", str(folder), *sets])
+    assert answer.exit_code == 0, answer.output
+    return SmallStudy(folder, answer.output)

@@ -90,7 +90,8 @@ def numbers(result: Any) -> list[np.ndarray]:
     if isinstance(result, xr.Dataset):
         return [array for name in sorted(map(str, result.data_vars)) for array in numbers(result[name])]
     if isinstance(result, mm.Paragraphs):
-        columns = result.table.to_pandas().select_dtypes("number")
+        assert result.table is not None
+        columns = result.table.with_format("pandas")[:].select_dtypes("number")  # pyright: ignore[reportAttributeAccessIssue]
         return [result.tokens.numpy(), *(columns[name].to_numpy() for name in sorted(columns))]
     if isinstance(result, dict):
         return [array for name in sorted(result) for array in numbers(result[name])]
@@ -132,7 +133,7 @@ def test_what_would_leave_hooks_out_refuses_and_says_how_to_go_on(name, tiny_mod
 
 def test_the_docs_table_of_hooks_is_the_codes():
     said = dict(re.findall(r"^\| `(\w+)` \| (runs|refuses) \|$", (DOCS / "hooks.md").read_text(), re.M))
-    policies = {name: policy(name) for name in TAKE_MODELS if policy(name)}
+    policies = {name: found for name in TAKE_MODELS if (found := policy(name))}
     assert said | {name: {"run": "runs", "refuse": "refuses"}[policies[name]] for name in policies} == said
 
 

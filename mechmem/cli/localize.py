@@ -3,71 +3,85 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from mechmem.cli.app import Corpus, Device, Limit, Model, Out, Seed, app, console, plain_errors
+from mechmem.cli.app import (
+    Device,
+    Out,
+    Set,
+    StudyCorpus,
+    StudyLimit,
+    StudyModel,
+    StudySeed,
+    app,
+    console,
+    plain_errors,
+    wrote,
+)
+from mechmem.cli.choices import Localizer
 from mechmem.cli.display import live_progress
+from mechmem.cli.studies import run_until, study_settings
 
 
 @app.command()
 def localize(
-    model: Model = "bundled",
-    corpus: Corpus = None,
-    out: Out = Path("study"),
-    seed: Seed = 0,
-    limit: Limit = None,
-    method: Annotated[str, typer.Option(help="A localizer by name; an unknown one lists them all.")] = "integrated",
+    method: Annotated[Localizer, typer.Option(help="How to find the neurons.")] = "integrated",
     paragraph: Annotated[
         str | None, typer.Option(help="Id of one paragraph; by default memorized ones, one of each cluster.")
     ] = None,
-    sample: Annotated[int, typer.Option(help="Memorized paragraphs, and others, that are looked at.")] = 16,
+    sample: Annotated[int, typer.Option(help="Memorized paragraphs, and others, to compute it on.", min=1)] = 16,
     fraction: Annotated[float, typer.Option(help="Share of the neurons that the mask holds.")] = 0.01,
     device: Device = None,
+    model: StudyModel = None,
+    corpus: StudyCorpus = None,
+    out: Out = Path("study"),
+    seed: StudySeed = None,
+    limit: StudyLimit = None,
+    assignments: Set = None,
 ) -> None:
-    """Find the MLP neurons that memorized paragraphs depend on most; write OUT/neurons-METHOD.nc and a mask.
+    """Find the MLP neurons that memorized paragraphs depend on most.
+
+    Writes OUT/neurons-METHOD.nc and OUT/neurons-METHOD-mask.safetensors.
 
     Runs the scan of the study in OUT first, if it has none.
     """
     with plain_errors():
+        from mechmem.data.errors import InputError
+
+        # Refused before anything is computed.
+        if not 0 < fraction <= 1:
+            raise InputError(f"fraction is {fraction}; need a share above 0 and at most 1")
+        settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
+        run_until(out, settings, "scan", device=device)
         with console.status("loading"):
             import numpy as np
 
-            from mechmem.data.errors import InputError
             from mechmem.data.files import replacing
-            from mechmem.localize.neurons import METHODS, NeuronMethod, localize_neurons, top_neurons
+            from mechmem.localize.neurons import localize_neurons, top_neurons
             from mechmem.study.folder import StudyFolder
-            from mechmem.study.runner import run_study
-            from mechmem.study.settings import Settings
             from mechmem.weights.masks import Mask
-        # Refused before anything is computed.
-        if method not in METHODS:
-            raise InputError(f"method is {method!r}; need one of {', '.join(METHODS)}")
-        if sample < 1 or not 0 < fraction <= 1:
-            raise InputError(f"sample {sample} and fraction {fraction} came; need 1 or more, and 0 < fraction <= 1")
-        settings = Settings(model=model, corpus=None if corpus is None else str(corpus), seed=seed, limit=limit)
+
+            study = StudyFolder(out, settings, device)
+        if paragraph is None:
+            chosen = study.subset("memorized", sample, distinct=True)
+        else:
+            chosen = study.paragraphs.select(study.paragraphs.ids.astype(str) == paragraph)
+        keep = study.subset("other", sample, distinct=True)
+        if not len(chosen) or not len(keep):
+            what = "memorized paragraphs" if paragraph is None else f"paragraphs with the id {paragraph}"
+            raise InputError(
+                f"{out}: got {len(chosen)} {what} and {len(keep)} other ones; need at least one of both: scan more text"
+            )
         with live_progress() as progress:
-            run_study(out, settings, device=device, until="scan", progress=progress)
-            run = StudyFolder(out, settings, device)
-            if paragraph is None:
-                chosen = run.subset("memorized", sample, distinct=True)
-            else:
-                chosen = run.paragraphs.select(run.paragraphs.column("id").astype(str) == paragraph)
-            keep = run.subset("other", sample, distinct=True)
-            if not len(chosen) or not len(keep):
-                what = "memorized paragraph" if paragraph is None else f"paragraph {paragraph}"
-                raise InputError(
-                    f"{out}: there are {len(chosen)} of the {what} asked for and {len(keep)} other ones; need at "
-                    "least one of both: scan more text"
-                )
             scores = localize_neurons(
-                run.model,
+                study.model,
                 chosen,
                 keep,
-                method=cast(NeuronMethod, method),
-                seed=seed,
+                method=method,
+                seed=settings.seed,
                 progress=lambda done, total: progress(f"localizing by {method}", done, total),
             )
         top = top_neurons(scores, fraction)
@@ -75,12 +89,11 @@ def localize(
         with replacing(target) as temporary:
             scores.to_netcdf(temporary, engine="h5netcdf")
         mask = out / f"neurons-{method}-mask.safetensors"
-        Mask.neurons(run.model, top).save(mask)
-        table = Table("neuron", "score", title=f"Of {len(chosen)} paragraphs, by {method}")
+        Mask.neurons(study.model, top).save(mask)
+        table = Table("neuron", "score", title=f"{len(chosen)} paragraphs, by {method}")
         for layer, neuron in top[:10]:
             table.add_row(f"L{layer} N{neuron}", f"{float(scores[layer, neuron]):.3g}")
         console.print(table)
         layers = np.bincount([layer for layer, _ in top], minlength=scores.sizes["layer"])
         console.print(f"The top {len(top)} by layer: {layers.tolist()}", highlight=False)
-        for path in (target, mask):
-            console.print(f"Wrote {path.resolve()}", soft_wrap=True, highlight=False)
+        wrote(target, mask)

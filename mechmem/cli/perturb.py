@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors
+from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors, wrote
+from mechmem.cli.choices import Replacement, Scope
 from mechmem.cli.display import live_progress
 
 
@@ -24,8 +25,8 @@ def perturb(
     min_em: Annotated[
         int | None, typer.Option(help="Only paragraphs of at least this EM; by default memorized.")
     ] = None,
-    replacement: Annotated[str, typer.Option(help="random, or runner-up: the model's own next guess.")] = "random",
-    scope: Annotated[str, typer.Option(help="token; rest: it and all after it; prefix: all at once.")] = "token",
+    replacement: Annotated[Replacement, typer.Option(help="runner-up: the model's second choice.")] = "random",
+    scope: Annotated[Scope, typer.Option(help="rest: a token and all after it; prefix: all at once.")] = "token",
     samples: Annotated[int, typer.Option(help="Random replacements of each token.")] = 1,
     edit_distance: Annotated[bool, typer.Option(help="Decode, for the edit distance.")] = False,
     device: Device = None,
@@ -58,8 +59,8 @@ def perturb(
             result = perturb_prefix(
                 loaded,
                 paragraphs,
-                replacement=cast(Any, replacement),
-                scope=cast(Any, scope),
+                replacement=replacement,
+                scope=scope,
                 samples=samples,
                 edit_distance=edit_distance,
                 seed=seed,
@@ -87,5 +88,4 @@ def perturb(
         mean = float(result.em_change.mean())
         said = f"EM changes by {mean:.2f} tokens: mean over {len(paragraphs)} paragraphs and all positions"
         console.print(said, highlight=False)
-        for path in written:
-            console.print(f"Wrote {path.resolve()}", soft_wrap=True, highlight=False)
+        wrote(*written)

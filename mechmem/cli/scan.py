@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors
+from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors, wrote
+from mechmem.cli.choices import Engine, Precision, ScanMethod
 from mechmem.cli.display import live_progress
-from mechmem.cli.study import study
+from mechmem.cli.studies import print_findings, run_until, study_settings
 
-ScanOut = Annotated[Path, typer.Option(help="A .parquet file; or a study's folder, for the study's first stage.")]
+TEXT, WORK = "How text is read and cut", "How the work is done"
 
 
 @app.command()
@@ -25,34 +26,48 @@ def scan(
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(help="Score a uniform random sample of this many.")] = None,
     device: Device = None,
-    stride: Annotated[int, typer.Option(help="Tokens from one window of 100 to the next.")] = 100,
+    stride: Annotated[int, typer.Option(help="Tokens from one window of 100 to the next.", rich_help_panel=TEXT)] = 100,
     min_distinct: Annotated[
-        float | None, typer.Option(help="Drop windows with a smaller share of distinct tokens; the paper's is 0.5.")
+        float | None,
+        typer.Option(
+            help="Drop windows with a smaller share of distinct tokens; the paper's is 0.5.", rich_help_panel=TEXT
+        ),
     ] = None,
-    paper_keywords: Annotated[bool, typer.Option(help="Drop windows that hold one of the paper's keywords.")] = False,
-    deduplicate: Annotated[bool, typer.Option(help="Score equal windows once.")] = True,
-    strict: Annotated[bool, typer.Option(help="Stop at a record that cannot be read instead of counting it.")] = False,
-    column: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
-    split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
-    method: Annotated[str, typer.Option(help="full, or cascade: stop where a paragraph is certainly lost.")] = "full",
+    paper_keywords: Annotated[
+        bool, typer.Option(help="Drop windows that hold one of the paper's keywords.", rich_help_panel=TEXT)
+    ] = False,
+    deduplicate: Annotated[bool, typer.Option(help="Score equal windows once.", rich_help_panel=TEXT)] = True,
+    strict: Annotated[
+        bool, typer.Option(help="Stop at a record that cannot be read instead of counting it.", rich_help_panel=TEXT)
+    ] = False,
+    column: Annotated[str, typer.Option(help="The field that holds the text.", rich_help_panel=TEXT)] = "text",
+    split: Annotated[str, typer.Option(help="Of a dataset.", rich_help_panel=TEXT)] = "train",
+    method: Annotated[
+        ScanMethod,
+        typer.Option(help="cascade stops where a paragraph is certainly not memorized.", rich_help_panel=WORK),
+    ] = "full",
     precision: Annotated[
-        str, typer.Option(help="float32, or bfloat16 in the cascade, confirmed in float32.")
+        Precision, typer.Option(help="bfloat16 is for the cascade, and confirmed in float32.", rich_help_panel=WORK)
     ] = "float32",
     edit_distance: Annotated[bool, typer.Option(help="Decode what is not memorized, for its edit distance.")] = True,
     min_em: Annotated[int, typer.Option(help="Write only paragraphs of at least this EM; all are counted.")] = 0,
     spans: Annotated[bool, typer.Option(help="Document mode: find memorized spans at every offset.")] = False,
     context: Annotated[int | None, typer.Option(help="Tokens read at once in document mode.")] = None,
     min_match: Annotated[int, typer.Option(help="Predicted tokens of 50 for a closer look, in document mode.")] = 45,
-    rows_per_file: Annotated[int | None, typer.Option(help="Write a folder of files with so many rows each.")] = None,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens of one part of the work.")] = 200_000,
-    batch_size: Annotated[int | None, typer.Option(help="Paragraphs of one forward.")] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: workers of the cluster at RAY_ADDRESS.")] = "local",
-    workers: Annotated[int | None, typer.Option(help="Of Ray; by default one a GPU.")] = None,
+    rows_per_file: Annotated[
+        int | None, typer.Option(help="Write a folder of files with so many rows each.", rich_help_panel=WORK)
+    ] = None,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of one part of the work.", rich_help_panel=WORK)] = 200_000,
+    batch_size: Annotated[int | None, typer.Option(help="Paragraphs of one forward.", rich_help_panel=WORK)] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="ray: workers of the cluster at RAY_ADDRESS.", rich_help_panel=WORK)
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(help="Of Ray; by default one a GPU.", rich_help_panel=WORK)] = None,
 ) -> None:
     """Find the memorized paragraphs of a corpus; writes OUT (parquet) and beside it a manifest (json).
 
     Each paragraph gets EM, NLL, match, edit distance, its count in the corpus and its cluster of near-duplicates.
-    Stop it at any time: the same command goes on where it was.
+    Stop it at any time: the same command continues.
     """
     with plain_errors():
         with console.status("loading"):
@@ -75,8 +90,8 @@ def scan(
             model=model,
             corpus=source,
             windows=windows,
-            method=cast(Any, method),
-            precision=cast(Any, precision),
+            method=method,
+            precision=precision,
             edit_distance=edit_distance,
             min_em=min_em,
             spans=SpanSettings(min_match=min_match, context=context) if spans else None,
@@ -90,10 +105,12 @@ def scan(
             of_a_study = ScanSettings(model=model, corpus=source, windows=WindowSettings(limit=limit, seed=seed))
             if settings != of_a_study or engine != "local" or workers or rows_per_file:
                 raise InputError(
-                    f"{out}: options of a scan came for a study's folder, whose first stage takes model, corpus, seed "
-                    "and limit alone; name a .parquet with --out"
+                    f"{out}: got options of a scan for a study's folder, whose first stage takes only model, corpus, "
+                    "seed and limit; name a .parquet with --out"
                 )
-            study("scan", out, device, model=model, corpus=source, seed=seed, limit=limit)
+            chosen = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit)
+            print_findings(run_until(out, chosen, "scan", device=device))
+            wrote(out)
             return
         with live_progress() as progress:
             manifest = run_scan(
@@ -106,7 +123,7 @@ def scan(
                 progress=progress,
             )
         print_scan(manifest)
-        console.print(f"Wrote {out.resolve()}", soft_wrap=True, highlight=False)
+        wrote(out)
 
 
 def print_scan(manifest: dict[str, Any]) -> None:
@@ -134,12 +151,12 @@ def print_scan(manifest: dict[str, Any]) -> None:
         table.add_row(f"  memorized (EM {len(em) - 1})", f"{em[-1]:,}")
         table.add_row(f"  other (EM at most {few})", f"{sum(em[: few + 1]):,}")
         table.add_row("rows written", f"{manifest['rows']:,}")
-        table.add_row("paragraphs a second", f"{manifest['per_second']:,.1f}")
+        table.add_row("paragraphs per second", f"{manifest['per_second']:,.1f}")
     else:
         for name, count in manifest["found"].items():
             table.add_row(f"memorized {name}" if name in ("windows", "spans") else name, f"{count:,}")
         for stride, missed in manifest["missed"].items():
             table.add_row(f"  spans that windows at {stride} miss", f"{missed['spans_missed']:,}")
             table.add_row("  tokens of spans that they miss", f"{missed['tokens_missed']:,} of {missed['tokens']:,}")
-        table.add_row("tokens a second", f"{manifest['per_second']:,.0f}")
+        table.add_row("tokens per second", f"{manifest['per_second']:,.0f}")
     console.print(table)

@@ -91,7 +91,7 @@ def _check(function: Callable[..., Any], name: str, annotation: Any, value: Any,
     if kind == "HookedTransformer":
         check_kind(name, value)
         if hooks == "refuse":
-            refuse_hooks(value, function.__name__)
+            refuse_hooks(value, function.__name__)  # pyright: ignore[reportArgumentType]
     elif kind == "Paragraphs":
         check_paragraphs(name, value)
     elif kind == "Mapping[str, Paragraphs]":

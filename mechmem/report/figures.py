@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from mechmem.report.theme import COLOURS, colour, empty_figure, plotly_text, template
+from mechmem.report.theme import COLOURS, colour, edit_colour, empty_figure, plotly_text, template
 
-# A shape as well as a colour for each mask, for readers who cannot tell the colours apart.
+# A shape as well as a colour for each edit, for readers who cannot tell the colours apart.
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 
 
@@ -132,17 +132,17 @@ def layer_shares(share: xr.DataArray) -> go.Figure:
 
 
 def em_intervals(unlearned: xr.Dataset) -> go.Figure:
-    """Mean EM of every set before and after each unlearning run, with the 95 % intervals in `em_low`, `em_high`."""
+    """Mean EM of every set in the original and after each edit, with the 95 % intervals `em_low` and `em_high`."""
     figure = empty_figure("Mean exact match before and after unlearning (higher = more reproduced)", 380)
     sets = [plotly_text(name) for name in unlearned.set.values]
-    for position, mask in enumerate(unlearned.mask.values):
-        row = unlearned.sel(mask=mask)
-        mean = row.em_mean.values
+    for position, edit in enumerate(unlearned.edit.values):
+        row = unlearned.sel(edit=edit)
+        mean = row.em.values
         figure.add_bar(
             x=sets,
             y=mean,
-            name=plotly_text(mask),
-            marker_color=colour(str(mask), position),
+            name=plotly_text(edit),
+            marker_color=edit_colour(position),
             error_y={
                 "array": row.em_high.values - mean,
                 "arrayminus": mean - row.em_low.values,
@@ -156,45 +156,45 @@ def em_intervals(unlearned: xr.Dataset) -> go.Figure:
     return figure
 
 
-def trade_off(unlearned: xr.Dataset, *, target: str = "targeted memorized", keep: str = "other") -> go.Figure:
-    """What each mask removed against what it cost: EM lost on the target (up) and on text to keep (right), in tokens.
+def trade_off(unlearned: xr.Dataset, *, target: str, keep: str) -> go.Figure:
+    """What each edit removed against what it cost: EM lost on the target (up) and KL on text to keep (right).
 
-    Up and left is the best corner. The first mask is the state before, at the origin.
+    Up and left is the best corner. The first point is the original model, at the origin.
     """
-    lost = unlearned.em_mean.isel(mask=0) - unlearned.em_mean
+    lost = unlearned.em.isel(edit=0) - unlearned.em
     figure = empty_figure("What was removed (up) against what it cost (right)", 380)
-    for position, mask in enumerate(unlearned.mask.values):
-        name = plotly_text(mask)
+    for position, edit in enumerate(unlearned.edit.values):
+        cost = unlearned.kl.sel(edit=edit, set=keep)
         figure.add_scatter(
-            x=[float(lost.sel(mask=mask, set=keep))],
-            y=[float(lost.sel(mask=mask, set=target))],
+            x=[float(cost)],
+            y=[float(lost.sel(edit=edit, set=target))],
             mode="markers",
-            name=name,
+            name=plotly_text(edit),
             marker={
                 "size": 15,
                 "symbol": SYMBOLS[position % len(SYMBOLS)],
-                "color": colour(str(mask), position),
+                "color": edit_colour(position),
                 "line": {"width": 1, "color": "rgba(255,255,255,0.7)"},
             },
-            hovertemplate="lost on the target: %{y:.2f}<br>lost on other: %{x:.2f}<extra>%{fullData.name}</extra>",
+            hovertemplate="EM lost on the targets: %{y:.2f}<br>KL on other: %{x:.3f}<extra>%{fullData.name}</extra>",
         )
-    figure.update_xaxes(title="EM lost on other text, tokens", zeroline=True)
-    figure.update_yaxes(title="EM lost on the target, tokens", zeroline=True)
+    figure.update_xaxes(title="KL on other text, nats per token", zeroline=True)
+    figure.update_yaxes(title="EM lost on the targets, tokens", zeroline=True)
     return figure
 
 
 def nll_history(nll: xr.DataArray) -> go.Figure:
-    """NLL of the unlearned paragraphs at each step, [mask, step], in nats; masks without a history are left out."""
-    figure = empty_figure("Loss of the targets while unlearning (higher = more forgotten)", 360)
-    for position, mask in enumerate(nll.mask.values):
-        values = nll.sel(mask=mask).values
+    """NLL of the targets at each step, [edit, step], in nats; edits without a history are left out."""
+    figure = empty_figure("NLL of the targets while unlearning (higher = more forgotten)", 380)
+    for position, edit in enumerate(nll.edit.values):
+        values = nll.sel(edit=edit).values
         known = np.isfinite(values)
         if known.any():
-            line = {"color": colour(str(mask), position), "width": 2.5}
-            steps = {"x": nll.step.values[known], "y": values[known], "name": plotly_text(mask)}
+            line = {"color": edit_colour(position), "width": 2.5}
+            steps = {"x": nll.step.values[known], "y": values[known], "name": plotly_text(edit)}
             figure.add_scatter(**steps, mode="lines+markers", line=line)
     figure.update_xaxes(title="step", rangemode="tozero")
-    figure.update_yaxes(title="NLL, nats a token", rangemode="tozero")
+    figure.update_yaxes(title="NLL, nats per token", rangemode="tozero")
     return figure
 
 

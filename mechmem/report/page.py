@@ -121,7 +121,7 @@ class Page:
         facts: short facts on one line: model, corpus, date.
         cards: the summary.
         sections: in order.
-        words: terms and their meaning, folded away.
+        terms: terms and their meaning, folded away.
     """
 
     title: str
@@ -129,7 +129,7 @@ class Page:
     facts: Sequence[str]
     cards: Sequence[Card]
     sections: Sequence[Section]
-    words: Sequence[tuple[str, str]] = ()
+    terms: Sequence[tuple[str, str]] = ()
 
 
 def write_page(path: str | Path, page: Page) -> Path:

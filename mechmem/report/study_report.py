@@ -7,23 +7,23 @@ import numpy as np
 from mechmem.report.page import Card, Page, write_page
 from mechmem.report.sections.attention import attention_section
 from mechmem.report.sections.memorized import memorized_section, paragraph_counts
-from mechmem.report.sections.removal import HELD_OUT, OTHER, TARGET, em_of, mask_named, removal_section
+from mechmem.report.sections.removal import HELD_OUT, ORIGINAL, OTHER, TARGETS, em_of, first_edit, removal_section
 from mechmem.report.sections.run import mapping, run_section
 from mechmem.report.sections.where import where_section
 from mechmem.report.sections.wording import best_heads, percent, signed
 from mechmem.report.study_files import StudyFiles, read_study
 
-WORDS = (
+TERMS = (
     ("prefix, continuation", "the tokens that the model is given, and those that follow them in the text"),
     ("EM", "exact match: how many tokens of the continuation the model gets right before its first mistake"),
     ("memorized", "every token of the continuation is right"),
     ("other", "the first mistake comes within the first fifth of the continuation"),
     ("cluster", "paragraphs that share a long run of tokens; they are counted, split and resampled together"),
-    ("NLL", "mean negative log-likelihood of the continuation, in nats a token: the model's surprise"),
-    ("KL", "how far an edited model's predictions are from the original's, in nats a token"),
+    ("NLL", "mean negative log-likelihood of the continuation, in nats per token: lower means better predicted"),
+    ("KL", "how far an edited model's predictions are from the original's, in nats per token"),
     ("head", "one of the attention units of a layer; L1H2 is the third head of the second layer"),
-    ("ablation", "a head's output is replaced by a constant, to see what the model can no longer do"),
-    ("mask", "the weights that an edit may move; all others stay as they were, bit for bit"),
+    ("ablation", "a head's output is replaced by a constant, to measure what the model can no longer do"),
+    ("mask", "the weights that an edit may change; all others stay the same bit for bit"),
 )
 
 
@@ -43,10 +43,10 @@ def write_report(study_folder: str | Path) -> Path:
     name = mapping(study.manifest, "model").get("name", "the model")
     model = "the bundled model" if name == "bundled" else name
     lead = (
-        "Which paragraphs the model can recite, which heads and weights carry them, and what unlearning them costs. "
-        "Each section asks a question, answers it with numbers and shows what the answer rests on."
+        "Which paragraphs the model reproduces, which heads and weights they depend on, and what unlearning them "
+        "costs. Each section asks a question, answers it with numbers and shows the data behind the answer."
     )
-    page = Page(f"What {model} memorized", lead, _facts(study), summary_cards(study), sections, WORDS)
+    page = Page(f"What {model} memorized", lead, _facts(study), summary_cards(study), sections, TERMS)
     return write_page(folder / "report.html", page)
 
 
@@ -85,19 +85,19 @@ def _head_card(study: StudyFiles) -> Card:
 def _removal_cards(study: StudyFiles) -> list[Card]:
     labels = ("EM of the targets after unlearning", "EM of other text after unlearning")
     unlearned = study.unlearned
-    top = None if unlearned is None else mask_named(unlearned, "top")
-    if unlearned is None or top is None:
+    if unlearned is None:
         return [Card(label, "–", "not run yet") for label in labels]
+    edit = first_edit(unlearned)
     cards = []
-    for label, name in zip(labels, (TARGET, OTHER), strict=True):
-        before, after = em_of(unlearned, "before", name), em_of(unlearned, top, name)
+    for label, name in zip(labels, (TARGETS, OTHER), strict=True):
+        before, after = em_of(unlearned, ORIGINAL, name), em_of(unlearned, edit, name)
         if before is None or after is None:
             cards.append(Card(label, "–", "this set was not evaluated"))
             continue
-        note = f"before → after, {top} of the weights"
-        held_out = em_of(unlearned, top, HELD_OUT)
-        if name == TARGET and held_out is not None:
-            note = f"{top} of the weights; memorized text not targeted: {held_out:.1f}"
+        note = f"before → after, {edit}"
+        held_out = em_of(unlearned, edit, HELD_OUT)
+        if name == TARGETS and held_out is not None:
+            note = f"{edit}; memorized text not targeted: {held_out:.1f}"
         elif name == OTHER:
             note = f"{signed(after - before)} tokens; higher is better kept"
         cards.append(Card(label, f"{before:.1f} → {after:.1f}", note))

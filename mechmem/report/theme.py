@@ -5,14 +5,14 @@ import plotly.graph_objects as go
 # Okabe and Ito's colours, a little lightened so that they hold on white and on near-black alike.
 COLOURS = {
     "memorized": "#1f83c4",
-    "targeted memorized": "#1f83c4",
+    "targets": "#1f83c4",
     "held-out memorized": "#6fc0ee",
     "between": "#9aa3ad",
     "other": "#e58a1f",
     "never seen": "#c779a8",
 }
-# By the first word of a mask's name, which goes on with its size: "top 0.1 %".
-MASK_COLOURS = {"before": "#9aa3ad", "top": "#1f83c4", "random": "#e58a1f", "all": "#12a17c"}
+# The original model, then the edits in their order.
+EDIT_COLOURS = ("#9aa3ad", "#1f83c4", "#12a17c", "#e58a1f", "#c779a8", "#8d6fc9", "#b8a411")
 SPARE_COLOURS = ("#12a17c", "#c779a8", "#b8a411", "#8d6fc9", "#7a8691")
 SEQUENTIAL = "Cividis"
 # Neutral in the middle, so that the eye finds what is away from zero; never red against green.
@@ -23,9 +23,13 @@ LABEL_LIMIT = 48
 
 
 def colour(name: str, position: int = 0) -> str:
-    """The colour that belongs to a set or a mask, or a spare one by position for a name not known here."""
-    known = COLOURS | MASK_COLOURS
-    return known.get(name) or known.get(name.partition(" ")[0]) or SPARE_COLOURS[position % len(SPARE_COLOURS)]
+    """The colour that belongs to a set, or a spare one by position for a name not known here."""
+    return COLOURS.get(name) or SPARE_COLOURS[position % len(SPARE_COLOURS)]
+
+
+def edit_colour(position: int) -> str:
+    """The colour of an edit by its place; the first is the original model's grey."""
+    return EDIT_COLOURS[position % len(EDIT_COLOURS)]
 
 
 def plotly_text(text: object, limit: int = LABEL_LIMIT) -> str:

@@ -1,12 +1,12 @@
-"""Edits of a study's model: made, kept as small files beside the study, judged, and shipped."""
+"""Edits of a study's model: made, saved as small files in its folder, evaluated, attacked and exported."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.inputs import list_inputs
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.intervene.attack import attack
 from mechmem.intervene.card import edit_card
 from mechmem.intervene.edit import edit, with_continuation
@@ -24,65 +24,24 @@ from mechmem.intervene.evaluate import evaluate
 from mechmem.intervene.loop import Stop
 from mechmem.intervene.memorize import memorize
 from mechmem.intervene.objectives import OBJECTIVES
-from mechmem.intervene.unlearn import Method, unlearn
+from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.localize.paragraph_gradients import contrastive_gradients
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.model.export import export
 from mechmem.model.load import HookedTransformer
+from mechmem.study.edit_settings import EditSettings
 from mechmem.study.folder import StudyFolder
-from mechmem.study.unlearning import evaluation_sets
+from mechmem.study.saved_edit import SavedEdit
+from mechmem.study.sets import HELD_OUT, NEAR, TARGETS, evaluation_sets
+from mechmem.study.settings import BUNDLED_RATES
 from mechmem.weights.masks import Mask
-from mechmem.weights.sparse_edit import load_edit, save_edit
+from mechmem.weights.sparse_edit import save_edit
 from mechmem.weights.training import Training
 
-Kind = Literal["unlearn", "edit", "memorize"]
-Weights = Literal["top", "fisher", "random", "all"]
 
-
-@dataclass(frozen=True)
-class EditSettings:
-    """Everything that decides an edit, beside its study.
-
-    Attributes:
-        kind: unlearn the study's targets, edit them to say another text, or memorize paragraphs that it does not know.
-        method: of `unlearn`.
-        weights: those with the largest gradient (top), the largest ratio to the keep set's (fisher), as many random
-            ones, or all.
-        mask: a file that `Mask.save` wrote, instead of `weights`.
-        fraction: share of the attention and MLP weights.
-        steps: at most this many.
-        learning_rate: of AdamW.
-        keep_weight: of the term that holds the keep set.
-        seed: masks and orders.
-        target_em: unlearning ends when the targets' mean EM is as low as this.
-        keep_kl: unlearning ends before KL on the keep set passes this, nats a token.
-        text: what an edit shall say instead; None: what the model says after its worst single-token perturbation.
-        paragraphs: a file of paragraphs to memorize, token ids as `Paragraphs.load` reads them; None: one `other` one.
-    """
-
-    kind: Kind = "unlearn"
-    method: Method = "contrastive"
-    weights: Weights = "top"
-    mask: str | None = None
-    fraction: float = 0.001
-    steps: int = 30
-    learning_rate: float = 1e-3
-    keep_weight: float = 1.0
-    seed: int = 0
-    target_em: float | None = None
-    keep_kl: float | None = None
-    text: str | None = None
-    paragraphs: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, choices in (("kind", Kind), ("weights", Weights)):
-            if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name} is {getattr(self, name)!r}; need one of {', '.join(get_args(choices))}")
-
-
-def edit_folder(run: StudyFolder, name: str) -> Path:
+def edit_folder(study: StudyFolder, name: str) -> Path:
     """Where an edit of a study lies.
 
     Raises:
@@ -90,11 +49,11 @@ def edit_folder(run: StudyFolder, name: str) -> Path:
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise InputError(f"the edit's name is {name!r}; need a plain name such as 'top' without slashes")
-    return run.folder / "edits" / name
+    return study.folder / "edits" / name
 
 
 def make_edit(
-    run: StudyFolder, name: str, settings: EditSettings, *, resume: bool = False, progress: Progress | None = None
+    study: StudyFolder, name: str, settings: EditSettings, *, resume: bool = False, progress: ProgressLike = None
 ) -> xr.Dataset:
     """Edit a copy of a study's model and write it to edits/NAME; returns the history.
 
@@ -105,114 +64,181 @@ def make_edit(
         InputError: the folder holds an edit, or an interrupted one and `resume` was not asked for or with other
             settings; or what the method itself refuses.
     """
-    folder = edit_folder(run, name)
-    if (folder / "edit.safetensors").exists():
-        raise InputError(f"{folder}: holds an edit already; choose another --name, or remove the folder")
-    written = json.dumps(asdict(settings), indent=2) + "\n"
-    begun = folder / "settings.json"
-    if resume and begun.exists() and begun.read_text() != written:
-        raise InputError(
-            f"{begun}: the edit was begun with other settings; resume with these, or choose another --name"
-        )
-    if not resume and (folder / "checkpoint.safetensors").exists():
-        raise InputError(f"{folder}: holds an interrupted edit; go on with --resume, or remove the folder")
-    targets, keep, corrupt = _paragraphs(run, settings)
-    mask = _mask(run.model, targets if corrupt is None else corrupt, keep, settings)
+    folder = edit_folder(study, name)
+    settings = _with_known_rate(study, settings)
+    _check_free(folder, settings, resume)
+    targets, keep, corrupt = _paragraphs(study, settings)
+    mask = _mask(study.model, targets if corrupt is None else corrupt, keep, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(begun) as temporary:
-        temporary.write_text(written)
-    dropping = settings.kind == "unlearn" and settings.method not in OBJECTIVES
-    training = Training(steps=settings.steps)
-    if not dropping:
-        training = replace(
-            training,
-            learning_rate=settings.learning_rate,
-            keep_weight=None if settings.method == "ascent" else settings.keep_weight,
-            checkpoint=folder / "checkpoint.safetensors",
-            resume=resume,
-        )
+    with replacing(folder / "settings.json") as temporary:
+        temporary.write_text(_json(settings))
+    training = _training(settings, folder / "checkpoint.safetensors", resume)
     common: dict[str, Any] = {"mask": mask, "training": training, "seed": settings.seed, "progress": progress}
     if settings.kind == "unlearn":
         stop = Stop(target_em=settings.target_em, keep_kl=settings.keep_kl)
-        edited, history = unlearn(run.model, targets, keep, method=settings.method, stop=stop, **common)
+        edited, history = unlearn(study.model, targets, keep, method=settings.method, stop=stop, **common)
     elif corrupt is not None:
-        edited, history = edit(run.model, targets, corrupt, keep, **common)
+        edited, history = edit(study.model, targets, corrupt, keep, **common)
     else:
-        edited, history = memorize(run.model, targets, keep, **common)
+        edited, history = memorize(study.model, targets, keep, **common)
     targets.save(folder / "targets.parquet")
     if mask is not None:
         mask.save(folder / "mask.safetensors")
     with replacing(folder / "history.nc") as temporary:
         history.to_netcdf(temporary, engine="h5netcdf")
-    save_edit(run.model, edited, folder / "edit.safetensors", {"settings": json.dumps(asdict(settings))})
+    save_edit(study.model, edited, folder / "edit.safetensors", {"settings": json.dumps(asdict(settings))})
     return history
 
 
-def evaluate_edit(run: StudyFolder, name: str, *, attacks: bool = True, progress: Progress | None = None) -> xr.Dataset:
-    """Measure what an edit cost and whether its targets are gone; writes costs.nc and attacks.nc beside it.
+def _with_known_rate(study: StudyFolder, settings: EditSettings) -> EditSettings:
+    """For the bundled model, the learning rate that was chosen for it, where none was given."""
+    if settings.learning_rate is not None or study.settings.model != "bundled" or settings.mask is not None:
+        return settings
+    what = settings.method if settings.kind == "unlearn" else settings.kind
+    return replace(settings, learning_rate=BUNDLED_RATES.get((what, settings.weights)))
+
+
+def _check_free(folder: Path, settings: EditSettings, resume: bool) -> None:
+    """Refuse a folder with another edit, finished or begun."""
+    if (folder / "edit.safetensors").exists():
+        raise InputError(f"{folder}: holds an edit already; choose another --name, or remove the folder")
+    begun = folder / "settings.json"
+    if resume and begun.exists() and begun.read_text() != _json(settings):
+        raise InputError(
+            f"{begun}: the edit was begun with other settings; resume with these, or choose another --name"
+        )
+    if not resume and (folder / "checkpoint.safetensors").exists():
+        raise InputError(f"{folder}: holds an interrupted edit; continue it with --resume, or remove the folder")
+
+
+def _json(settings: EditSettings) -> str:
+    return json.dumps(asdict(settings), indent=2) + "\n"
+
+
+def _training(settings: EditSettings, checkpoint: Path, resume: bool) -> Training:
+    names = ("steps", "learning_rate", "batch_size", "weight_decay", "max_norm", "keep_weight")
+    given = {name: getattr(settings, name) for name in names}
+    if settings.kind == "unlearn" and settings.method not in OBJECTIVES:
+        # A method that drops has no state to resume from.
+        return Training(**given)
+    return Training(**given, checkpoint=checkpoint, resume=resume)
+
+
+def evaluate_edit(study: StudyFolder, name: str, *, progress: ProgressLike = None) -> xr.Dataset:
+    """Measure what an edit cost on every set; writes costs.nc beside it.
 
     Raises:
         InputError: there is no such edit, or it is of other weights.
     """
-    folder = edit_folder(run, name)
-    edited, targets, settings = _open(run, folder)
-    sets, _ = evaluation_sets(run)
-    own = {"targets": targets} | {label: s for label, s in sets.items() if label != "targeted memorized"}
-    costs = evaluate(run.model, edited, own, seed=settings.seed)
-    with replacing(folder / "costs.nc") as temporary:
+    saved = saved_edit(study, name)
+    sets, _ = evaluation_sets(study)
+    own = {TARGETS: saved.targets} | {label: chosen for label, chosen in sets.items() if label != TARGETS}
+    costs = evaluate(
+        study.model,
+        saved.apply(study.model),
+        own,
+        seed=saved.settings["seed"],
+        progress=as_callback(progress, "evaluate_edit"),
+    )
+    with replacing(saved.folder / "costs.nc") as temporary:
         costs.to_netcdf(temporary, engine="h5netcdf")
-    others = sets.get("held-out memorized")
-    if attacks and settings.kind != "memorize" and others is not None:
-        near = sets.get("near-duplicates")
-        found = attack(run.model, edited, targets, others, near=near, seed=settings.seed, progress=progress)
-        with replacing(folder / "attacks.nc") as temporary:
-            found.to_netcdf(temporary, engine="h5netcdf")
     return costs
 
 
-def export_edit(run: StudyFolder, name: str, out: str | Path) -> None:
+def attack_edit(study: StudyFolder, name: str, *, progress: ProgressLike = None) -> xr.Dataset:
+    """Try to get back what an edit removed; writes attacks.nc beside it.
+
+    Raises:
+        InputError: no such edit, one that removed nothing on purpose, or a study without other memorized paragraphs.
+    """
+    saved = saved_edit(study, name)
+    sets, _ = evaluation_sets(study)
+    if saved.settings["kind"] == "memorize":
+        raise InputError(f"{name}: is an edit that added paragraphs; attacks need one that removed or rewrote some")
+    if HELD_OUT not in sets:
+        raise InputError(f"{study.folder}: all memorized paragraphs are targets; attacks need others: scan more text")
+    settings = study.settings
+    found = attack(
+        study.model,
+        saved.apply(study.model),
+        saved.targets,
+        sets[HELD_OUT],
+        near=sets.get(NEAR),
+        draws=settings.attack_prefixes,
+        samples=settings.attack_samples,
+        steps=settings.relearning_steps,
+        seed=saved.settings["seed"],
+        progress=as_callback(progress, "attack_edit"),
+    )
+    with replacing(saved.folder / "attacks.nc") as temporary:
+        found.to_netcdf(temporary, engine="h5netcdf")
+    return found
+
+
+def export_edit(study: StudyFolder, name: str, out: str | Path) -> None:
     """Write the edited model as a Hugging Face folder, with a card that says what was done and what it cost.
 
     Raises:
         InputError: no such edit, a folder with files in it, or a model that `export` refuses.
     """
-    folder = edit_folder(run, name)
-    edited, targets, settings = _open(run, folder)
-    history = xr.load_dataset(folder / "history.nc", engine="h5netcdf")
-    costs = folder / "costs.nc"
-    known = xr.load_dataset(costs, engine="h5netcdf") if costs.is_file() else None
-    card = edit_card(run.model, edited, targets, settings=asdict(settings), history=history, costs=known)
+    saved = saved_edit(study, name)
+    edited = saved.apply(study.model)
+    card = edit_card(
+        study.model, edited, saved.targets, settings=saved.settings, history=saved.history, costs=saved.costs
+    )
     export(edited, out, card=card)
 
 
-def _open(run: StudyFolder, folder: Path) -> tuple[HookedTransformer, Paragraphs, EditSettings]:
-    if not (folder / "edit.safetensors").is_file():
-        known = sorted(path.parent.name for path in folder.parent.glob("*/edit.safetensors"))
+def can_attack(study: StudyFolder, saved: SavedEdit) -> bool:
+    """Whether there is something to get back, and other memorized paragraphs for it."""
+    return saved.settings["kind"] != "memorize" and HELD_OUT in evaluation_sets(study)[0]
+
+
+def outcome(kind: str, history: xr.Dataset) -> str:
+    """A sentence on whether an edit did what it was made for, by at least a token of mean EM."""
+    name = "memorized_em" if kind == "unlearn" else "target_em"
+    before, after = float(history[name][0]), float(history.attrs[f"final_{name}"])
+    what = {"unlearn": "the targets", "edit": "the new text", "memorize": "the paragraphs"}[kind]
+    moved = f"the mean EM of {what} went from {before:.1f} to {after:.1f} tokens in {history.sizes['step']} steps"
+    if (before - after if kind == "unlearn" else after - before) >= 1:
+        return moved
+    return f"the edit {'removed' if kind == 'unlearn' else 'taught'} nothing: {moved}"
+
+
+def saved_edit(study: StudyFolder, name: str) -> SavedEdit:
+    """A finished edit by name.
+
+    Raises:
+        InputError: there is none; the sentence names those that there are.
+    """
+    folder, known = edit_folder(study, name), study.edits
+    if name not in known:
         raise InputError(
-            f"{folder}: holds no finished edit; need one of {known or 'none yet'}: make one with `mechmem unlearn "
-            "--name NAME`, `mechmem edit` or `mechmem memorize`"
+            f"{folder}: holds no finished edit; need one of {', '.join(known) or 'none yet'}: make one with `mechmem "
+            "unlearn --name NAME`, `mechmem edit` or `mechmem memorize`"
         )
-    edited, notes = load_edit(run.model, folder / "edit.safetensors")
-    return edited, Paragraphs.load(folder / "targets.parquet"), EditSettings(**json.loads(notes["settings"]))
+    return known[name]
 
 
-def _paragraphs(run: StudyFolder, settings: EditSettings) -> tuple[Paragraphs, Paragraphs, Paragraphs | None]:
+def _paragraphs(study: StudyFolder, settings: EditSettings) -> tuple[Paragraphs, Paragraphs, Paragraphs | None]:
     """What shall change, what shall not, and what an edit shall say instead."""
-    sets, keep = evaluation_sets(run)
+    sets, keep = evaluation_sets(study)
     if settings.kind == "memorize":
         if settings.paragraphs is None:
             return sets["other"].select(np.arange(1)), keep, None
         list_inputs(settings.paragraphs)  # says what is wrong with the path
         return Paragraphs.load(settings.paragraphs), keep, None
-    targets = sets["targeted memorized"]
+    targets = sets[TARGETS]
     if settings.kind == "unlearn":
         return targets, keep, None
     if settings.text is None:
-        clean, corrupt = worst_perturbations(run.model, targets, perturb_prefix(run.model, targets, seed=settings.seed))
+        clean, corrupt = worst_perturbations(
+            study.model, targets, perturb_prefix(study.model, targets, seed=settings.seed)
+        )
         return clean, keep, corrupt
-    if run.model.tokenizer is None:
+    if study.model.tokenizer is None:
         raise InputError("the model has no tokenizer, so a text cannot be given; leave --text out")
-    ids = torch.tensor(run.model.tokenizer.encode(settings.text))
+    ids = torch.tensor(study.model.tokenizer.encode(settings.text))
     length = targets.continuation_len
     if len(ids) < length:
         raise InputError(f"the text has {len(ids)} tokens; need at least the {length} of a continuation: extend it")

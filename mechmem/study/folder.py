@@ -1,7 +1,8 @@
-"""One study folder: its model, its paragraphs, its samples, its files."""
+"""A study folder: its model, its paragraphs, its results, its edits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,27 +16,79 @@ from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
-from mechmem.study.settings import Settings
+from mechmem.study.manifest import settings_of
+from mechmem.study.saved_edit import SavedEdit
+from mechmem.study.settings import StudySettings
+from mechmem.study.stage_progress import Parts
 
 SETS = ("memorized", "other")
 
 
+class Results(Mapping[str, xr.Dataset]):
+    """The results in a folder by name, "heads" for heads.nc; each is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> xr.Dataset:
+        """One result, in memory."""
+        path = self._folder / f"{name}.nc"
+        if not path.is_file():
+            raise KeyError(f"{name}: the study has {', '.join(self) or 'no result yet'}")
+        return xr.load_dataset(path, engine="h5netcdf")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.stem for path in self._folder.glob("*.nc")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"Results({', '.join(self)})"
+
+
 @dataclass
 class StudyFolder:
-    """One study folder while its stages run."""
+    """A study in a folder: open one with `mechmem.open_study`.
+
+    Attributes:
+        folder: where it lies.
+        settings: what decides its numbers.
+        device: where its model is loaded; None: a GPU if there is one.
+        report: called with (what is done, done, total) while a stage runs.
+    """
 
     folder: Path
-    settings: Settings
+    settings: StudySettings
     device: str | None = None
-    progress: Progress = field(default=lambda *_: None)
+    report: Callable[[str, int, int], None] = field(default=lambda *_: None)
+
+    def __repr__(self) -> str:
+        held = f"results: {', '.join(self.results) or 'none'}; edits: {', '.join(self.edits) or 'none'}"
+        return f"StudyFolder({str(self.folder)!r}, model {self.settings.model!r}; {held})"
 
     @cached_property
     def model(self) -> HookedTransformer:
-        """The model, raw weights, loaded on first use."""
+        """The model that was studied, raw weights, loaded when it is asked for."""
         return load_model(self.settings.model, processing="raw", device=self.device)
+
+    @cached_property
+    def paragraphs(self) -> Paragraphs:
+        """The scored paragraphs."""
+        return Paragraphs.load(self.folder / "paragraphs.parquet")
+
+    @property
+    def results(self) -> Results:
+        """Results by name: "gradients", "heads", "rare", "attention", "patching", "unlearn", "attacks"."""
+        return Results(self.folder)
+
+    @property
+    def edits(self) -> dict[str, SavedEdit]:
+        """The finished edits by name."""
+        folders = sorted(path.parent for path in (self.folder / "edits").glob("*/edit.safetensors"))
+        return {folder.name: SavedEdit(folder) for folder in folders}
 
     @cached_property
     def unscored(self) -> Paragraphs:
@@ -44,15 +97,14 @@ class StudyFolder:
         check_fit(self.model, paragraphs)
         return paragraphs
 
-    @cached_property
-    def paragraphs(self) -> Paragraphs:
-        """The scored paragraphs."""
-        return Paragraphs.load(self.folder / "paragraphs.parquet")
-
     @property
     def comparable(self) -> bool:
         """Whether both sets hold at least two clusters: splits by cluster and means over others need two."""
         return all(len(self.subset(name, 2, distinct=True)) == 2 for name in SETS)
+
+    def parts(self, weights: Mapping[str, int | float]) -> Parts:
+        """The progress of a stage that consists of these parts, with about so much work in each."""
+        return Parts(self.report, weights)
 
     def subset(self, name: str, count: int | None = None, *, distinct: bool = False) -> Paragraphs:
         """A set by name, or a random sample of it that draws on as many clusters as it can.
@@ -72,13 +124,30 @@ class StudyFolder:
             result.to_netcdf(temporary, engine="h5netcdf")
 
 
-def corpus_paragraphs(settings: Settings, model: HookedTransformer) -> Paragraphs:
+def open_study(folder: str | Path, *, device: str | None = None) -> StudyFolder:
+    """Open a study that `mechmem run` or `run_study` made.
+
+    Args:
+        folder: its folder.
+        device: where to load its model; None: a GPU if there is one.
+
+    Returns:
+        An object with `results` (by name, each read when it is asked for), `paragraphs`, `model` (loaded when it is
+        asked for), `edits` (by name) and `settings`.
+
+    Raises:
+        InputError: no study in the folder, or one that another version wrote.
+    """
+    return StudyFolder(Path(folder), settings_of(folder), device)
+
+
+def corpus_paragraphs(settings: StudySettings, model: HookedTransformer) -> Paragraphs:
     """The paragraphs that a study scores, before any score."""
     if settings.corpus is not None:
         return read_corpus(settings.corpus, model.tokenizer, limit=settings.limit, seed=settings.seed)
     if settings.model != "bundled":
         raise InputError(
-            f"no corpus came for {settings.model}; the bundled paragraphs are token ids of the bundled model alone: "
+            f"got no corpus for {settings.model}; the bundled paragraphs are token ids of the bundled model alone: "
             "name text or tokens that the model was trained on with --corpus FILE"
         )
     paragraphs = bundled_paragraphs()

@@ -3,182 +3,245 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mechmem.data.errors import InputError
-from mechmem.data.files import remove_partials, replacing
+from mechmem.data.files import remove_partials
+from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.data.source_digest import source_digest
 from mechmem.model.load import provenance
 from mechmem.report.study_report import write_report
+from mechmem.study.config import described
 from mechmem.study.folder import StudyFolder
-from mechmem.study.settings import Settings
-from mechmem.study.stages import attention_stage, gradient_stage, head_stage, patch_stage, score_stage
-from mechmem.study.unlearning import removal_stage
+from mechmem.study.manifest import (
+    FORMAT,
+    MANIFEST,
+    check_same_settings,
+    manifest_settings,
+    missing_stages,
+    now,
+    read_manifest,
+    write_manifest,
+)
+from mechmem.study.plan import NAMES, STAGES, Stage, required, stage_costs
+from mechmem.study.sets import held_out
+from mechmem.study.settings import StudySettings
+from mechmem.study.stage_progress import TOTAL, StageNews, Watch
+from mechmem.study.stages import attention_stage, gradient_stage, head_stage, patch_stage, scan_stage
+from mechmem.study.unlearning import attack_stage, unlearn_stage
 
-MANIFEST = "study.json"
 PACKAGES = ("mechmem", "torch", "transformer-lens", "transformers", "numpy", "scipy", "xarray", "datasets")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of a study.
-
-    Attributes:
-        name: what the user calls it.
-        says: what it does, for the progress display.
-        file: what it writes last; where this exists, the stage is done.
-        work: the function.
-        needs_both: it compares memorized with other paragraphs and is left out where either set is too small for that.
-    """
-
-    name: str
-    says: str
-    file: str
-    work: Callable[[StudyFolder], object]
-    needs_both: bool = True
+def report_stage(study: StudyFolder) -> str:
+    """Write the report; -> report.html."""
+    write_report(study.folder)
+    return "report.html answers the five questions"
 
 
-STAGES = (
-    Stage("scan", "scoring paragraphs", "paragraphs.parquet", score_stage, needs_both=False),
-    Stage("gradients", "parameter gradients", "gradients.nc", gradient_stage),
-    Stage("heads", "ablating heads", "heads.nc", head_stage),
-    Stage("attention", "attention to rare tokens", "rare.nc", attention_stage),
-    Stage("patch", "patching", "patching.nc", patch_stage),
-    Stage("unlearn", "unlearning", "unlearn.nc", removal_stage),
-    Stage("report", "writing the report", "report.html", lambda run: write_report(run.folder), needs_both=False),
-)
+# What each stage does: it writes its files and returns a sentence on what it found.
+WORK: dict[str, Callable[[StudyFolder], str]] = {
+    "scan": scan_stage,
+    "gradients": gradient_stage,
+    "heads": head_stage,
+    "attention": attention_stage,
+    "patch": patch_stage,
+    "unlearn": unlearn_stage,
+    "attack": attack_stage,
+    "report": report_stage,
+}
 
 
 def run_study(
     folder: str | Path,
-    settings: Settings,
+    settings: StudySettings | None = None,
     *,
     device: str | None = None,
     until: str = "report",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressLike = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Run the stages that the folder does not hold yet, up to `until`, and return the manifest.
+    """Run a stage of a study, by default the report, and those it needs that the folder lacks; return the manifest.
 
     A stage is done when its file is there, and files are written whole or not at all: after a kill at any point the
     same call does the missing stages and ends with the same numbers. The report is written anew whenever a stage ran.
 
     Args:
-        folder: made if missing. Holds `study.json`, `paragraphs.parquet`, one `.nc` a stage, `edited/`, `report.html`.
-        settings: what decides the numbers; must equal those that the folder was begun with.
+        folder: made if missing. Holds `study.json`, `paragraphs.parquet`, one `.nc` for each stage, `edits/`,
+            `edited/` and `report.html`.
+        settings: what decides the numbers; must equal those that the folder was begun with. None: those of the folder,
+            or the defaults for a new one.
         device: where to compute.
-        until: last stage to run, by name.
-        progress: called with (stage's description, done, total).
+        until: the stage that is wanted, by name; those that it needs run before it. "report" needs all.
+        progress: called with (done, total) of the whole run.
+        watch: called with a `StageNews` whenever there is something to tell.
+
+    Returns:
+        What `study.json` holds: model, corpus, settings, versions; `findings`, a sentence for each stage; `timings`,
+        seconds, CPU seconds and peak memory (MB) of each stage; `skipped`, why a stage was left out.
 
     Raises:
         InputError: the folder holds another study or other files, the stage is unknown, or the model or the corpus
             cannot be used.
     """
-    names = [stage.name for stage in STAGES]
-    if until not in names:
-        raise InputError(f"there is no stage '{until}'; the stages are {', '.join(names)}")
+    required(until)
     folder = Path(folder)
-    run = StudyFolder(folder, settings, device)
-    manifest = _open(run)
-    for stage in STAGES[: names.index(until) + 1]:
-        if (folder / stage.file).exists() or (stage.needs_both and not run.comparable):
-            continue
-        if progress is not None:
-            progress(stage.says, 0, 1)
-            run.progress = lambda done, total, says=stage.says: progress(says, done, total)
-        started = time.monotonic()
-        if stage.name == "report":
-            _write(folder, manifest | {"finished": _now()})
-        else:
-            (folder / "report.html").unlink(missing_ok=True)
-        stage.work(run)
-        manifest["timings"][stage.name] = round(time.monotonic() - started, 2)
-        if stage.name == "report":
-            manifest["finished"] = _now()
-        _write(folder, manifest)
+    if folder.is_dir():
+        remove_partials(folder)
+    manifest = read_manifest(folder)
+    if settings is None:
+        settings = StudySettings() if manifest is None else manifest_settings(manifest)
+    if manifest is not None:
+        check_same_settings(folder, manifest, settings)
+    study = StudyFolder(folder, settings, device)
+    manifest = _begin(study) if manifest is None else _go_on(study, manifest, until)
+    reporter = _Reporter(study, manifest, until, as_callback(progress, "run_study"), watch)
+    for stage in missing_stages(folder, manifest, until):
+        _run_stage(study, stage, manifest, reporter)
     return manifest
 
 
-def _open(run: StudyFolder) -> dict[str, Any]:
-    """The folder's manifest, or a new one in a new or empty folder."""
-    folder, settings = run.folder, asdict(run.settings)
-    if folder.is_dir():
-        remove_partials(folder)
-    if (folder / MANIFEST).exists():
-        manifest = json.loads((folder / MANIFEST).read_text())
-        different = [key for key, value in settings.items() if manifest["settings"].get(key) != value]
-        if different:
-            changes = ", ".join(
-                f"{key} was {manifest['settings'].get(key)!r}, now {settings[key]!r}" for key in different
-            )
-            raise InputError(
-                f"{folder}: holds a study with other settings ({changes}); choose another folder with --out"
-            )
-        _check_sources(run, manifest)
-        return manifest
+def _run_stage(study: StudyFolder, stage: Stage, manifest: dict[str, Any], reporter: _Reporter) -> None:
+    reporter.begin(stage)
+    reason = _cannot(study, stage)
+    if reason:
+        manifest["skipped"][stage.name] = reason
+        write_manifest(study.folder, manifest)
+        reporter.end(stage, f"left out: {reason}")
+        return
+    wall, cpu = time.monotonic(), time.process_time()
+    if stage.name == "report":
+        # The report shows the manifest, so it must be finished before.
+        manifest["finished"] = now()
+        write_manifest(study.folder, manifest)
+    else:
+        (study.folder / "report.html").unlink(missing_ok=True)
+        manifest["finished"] = None
+    finding = WORK[stage.name](study)
+    manifest["findings"][stage.name] = finding
+    manifest["timings"][stage.name] = {
+        "seconds": round(time.monotonic() - wall, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "peak_mb": _peak_memory(),
+    }
+    write_manifest(study.folder, manifest)
+    reporter.end(stage, finding)
+
+
+def _cannot(study: StudyFolder, stage: Stage) -> str | None:
+    """Why a stage cannot run, or None."""
+    if stage.needs != "nothing" and not study.comparable:
+        return "the corpus has fewer than two clusters of memorized or of other paragraphs"
+    if stage.needs == "held-out" and held_out(study) is None:
+        return "all memorized paragraphs are targets, and the attack by relearning needs others"
+    return None
+
+
+class _Reporter:
+    """Turns what stages report into news with a share of the whole run."""
+
+    def __init__(
+        self,
+        study: StudyFolder,
+        manifest: dict[str, Any],
+        until: str,
+        progress: Callable[[int, int], None] | None,
+        watch: Watch | None,
+    ) -> None:
+        self._study, self._progress, self._watch = study, progress, watch
+        model, count = manifest["model"], manifest["corpus"]["paragraphs"]
+        costs = stage_costs(study.settings, count, model["n_layers"] * model["n_heads"])
+        self._costs = {stage.name: costs[stage.name] for stage in missing_stages(study.folder, manifest, until)}
+        self._done = 0.0
+
+    def begin(self, stage: Stage) -> None:
+        self._tell(stage, stage.title, 0.0)
+        self._study.report = lambda doing, done, total: self._tell(stage, doing, done / max(total, 1))
+
+    def end(self, stage: Stage, finding: str) -> None:
+        self._done += self._costs[stage.name]
+        self._tell(stage, stage.title, 1.0, finding)
+
+    def _tell(self, stage: Stage, doing: str, share: float, finding: str | None = None) -> None:
+        own = 0.0 if finding is not None else share * self._costs[stage.name]
+        whole = min(1.0, (self._done + own) / sum(self._costs.values()))
+        if self._progress is not None:
+            self._progress(int(TOTAL * whole), TOTAL)
+        if self._watch is not None:
+            number = NAMES.index(stage.name) + 1
+            self._watch(StageNews(number, len(STAGES), stage.name, doing, share, whole, finding))
+
+
+def _begin(study: StudyFolder) -> dict[str, Any]:
+    """A new manifest in a new or empty folder."""
+    folder = study.folder
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no {MANIFEST}; choose a new or empty folder with --out")
     # Read before anything is written: a corpus that cannot be used leaves no folder behind.
-    paragraphs = len(run.unscored)
+    paragraphs = len(study.unscored)
+    corpus = study.settings.corpus
     manifest = {
-        "model": _describe_model(run),
+        "format": FORMAT,
+        "model": _describe_model(study),
         "corpus": {
             "paragraphs": paragraphs,
-            "name": settings["corpus"] or "bundled paragraphs",
-            "sha256": source_digest(settings["corpus"]),
+            "name": corpus or "bundled paragraphs",
+            "sha256": source_digest(corpus),
         },
-        "settings": settings,
-        "seed": settings["seed"],
+        "settings": described(study.settings),
+        "seed": study.settings.seed,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
-        "machine": f"{platform.system()} {platform.machine()}",
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "timings": {},
-        "created": _now(),
+        "findings": {},
+        "skipped": {},
+        "created": now(),
         "finished": None,
     }
-    _write(folder, manifest)
+    write_manifest(folder, manifest)
     return manifest
 
 
-def _check_sources(run: StudyFolder, manifest: dict[str, Any]) -> None:
-    """A folder goes on only with the weights and the corpus that it was begun with."""
-    unfinished = any(not (run.folder / stage.file).exists() for stage in STAGES)
-    if unfinished and provenance(run.model).weight_hash != manifest["model"]["weight_hash"]:
-        raise InputError(f"{run.folder}: was begun with other weights of {run.settings.model}; choose another --out")
-    # None: a dataset on the hub that could not be reached, then or now.
-    digests = {source_digest(run.settings.corpus), manifest["corpus"]["sha256"]} - {None}
-    if len(digests) > 1:
-        raise InputError(f"{run.folder}: was begun with another content of {run.settings.corpus}; choose another --out")
+def _go_on(study: StudyFolder, manifest: dict[str, Any], until: str) -> dict[str, Any]:
+    """The manifest of a study that was begun with these weights and this corpus."""
+    corpus = study.settings.corpus
+    # None: a dataset on the hub that cannot be reached now.
+    if len({source_digest(corpus), manifest["corpus"]["sha256"]} - {None}) > 1:
+        raise InputError(f"{study.folder}: was begun with another content of {corpus}; choose another --out")
+    needs_model = any(stage.name != "report" for stage in missing_stages(study.folder, manifest, until))
+    if needs_model and provenance(study.model).weight_hash != manifest["model"]["weight_hash"]:
+        raise InputError(
+            f"{study.folder}: was begun with other weights of {study.settings.model}; choose another --out"
+        )
+    return manifest
 
 
-def _describe_model(run: StudyFolder) -> dict[str, Any]:
-    config = run.model.cfg
+def _describe_model(study: StudyFolder) -> dict[str, Any]:
+    model, config = study.model, study.model.cfg
     # TransformerLens holds a tied embedding twice.
-    tied = torch.equal(run.model.embed.W_E, run.model.unembed.W_U.T)
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    tied = torch.equal(model.embed.W_E, model.unembed.W_U.T)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
-        "name": run.settings.model,
-        "weight_hash": provenance(run.model).weight_hash,
-        "processing": provenance(run.model).processing,
+        "name": study.settings.model,
+        "weight_hash": provenance(model).weight_hash,
+        "processing": provenance(model).processing,
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,
         "d_model": config.d_model,
-        "n_params": parameters - tied * run.model.embed.W_E.numel(),
+        "n_params": parameters - tied * model.embed.W_E.numel(),
     }
 
 
-def _write(folder: Path, manifest: dict[str, Any]) -> None:
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _peak_memory() -> int:
+    """The process's largest resident memory so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)

@@ -1,44 +1,179 @@
-"""Everything that decides a study's numbers."""
+"""Everything that decides a study's numbers: its settings, in two sizes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from mechmem.data.choices import check_choice
+from mechmem.data.errors import InputError
+
+Weights = Literal["all", "top", "fisher", "random"]
+# Those of `mechmem.unlearn`, named here so that settings are checked without importing torch; a test compares them.
+Method = Literal[
+    "contrastive",
+    "ascent",
+    "grad_diff",
+    "npo",
+    "simnpo",
+    "uniform",
+    "neuron_drop",
+    "head_drop",
+    "balanced_subnet",
+    "hard_concrete",
+    "kfac",
+    "task_arithmetic",
+]
+# Learning rates for the bundled model, chosen on other paragraphs than those a study reports: docs/unlearning.md (by
+# the rule that ends the study's edits) and docs/learning-rate.md. Random weights are a control and take the top's rate.
+BUNDLED_RATES: dict[tuple[str, str], float] = {
+    ("npo", "all"): 1e-4,
+    ("npo", "top"): 3e-3,
+    ("npo", "random"): 3e-3,
+    ("contrastive", "all"): 3e-5,
+    ("contrastive", "top"): 1e-3,
+    ("contrastive", "random"): 1e-3,
+    ("edit", "all"): 3e-5,
+    ("edit", "top"): 3e-3,
+    ("edit", "random"): 3e-3,
+}
+# What `full` changes: the sizes of a study that may take an hour.
+FULL: dict[str, Any] = {
+    "decoded": None,
+    "gradient_sample": 160,
+    "ablation_sample": 48,
+    "pairs": 12,
+    "targets": 32,
+    "evaluated": 100,
+    "attack_prefixes": 32,
+    "relearning_steps": 30,
+    "edits": ("npo all", "npo top", "npo random", "contrastive all", "contrastive top", "contrastive random"),
+}
 
 
 @dataclass(frozen=True)
-class Settings:
+class PlannedEdit:
+    """One edit of a study.
+
+    Attributes:
+        method: of `mechmem.unlearn`.
+        weights: which may move: all attention and MLP weights, those with the largest gradient (top) or the largest
+            ratio of gradients (fisher), or as many random ones.
+        learning_rate: None: it is searched on other paragraphs before the edit.
+    """
+
+    method: Method
+    weights: Weights
+    learning_rate: float | None
+
+    @property
+    def name(self) -> str:
+        """The edit's folder in `edits/`."""
+        return f"{self.method}-{self.weights}"
+
+    def title(self, fraction: float) -> str:
+        """What results and the report call it."""
+        method = {"npo": "NPO", "simnpo": "SimNPO"}.get(self.method, self.method)
+        return f"{method}, all weights" if self.weights == "all" else f"{method}, {self.weights} {100 * fraction:g} %"
+
+
+@dataclass(frozen=True)
+class StudySettings:
     """Everything that decides a study's numbers.
 
     Attributes:
-        model: hub name, folder or "bundled".
-        corpus: a file that `read_corpus` reads; None for the bundled paragraphs, which need the bundled model's ids.
-        seed: every sample and split.
-        limit: score no more paragraphs than this.
+        model: hub name, folder with a checkpoint, or "bundled".
+        corpus: file or folder of text or token ids; not set: the bundled paragraphs, which need the bundled model.
+        seed: decides every sample, split and order.
+        limit: score at most this many paragraphs; not set: all.
+        decoded: paragraphs decoded to the end, near misses first, for the edit distance; not set: all.
         gradient_sample: paragraphs of each set for gradients and attention.
         ablation_sample: paragraphs of each set for head ablation.
         pairs: memorized paragraphs that are patched with their worst perturbation.
-        patched: share of the heads' cells that are patched exactly, those that attribution puts first.
+        patched: share of the head outputs that are patched exactly, those with the largest estimated effect.
         targets: memorized paragraphs to unlearn.
-        evaluated: paragraphs of every other set that an edit is judged on, and of the keep set.
-        fraction: share of the attention and MLP weights that the sparse edits may move.
+        evaluated: paragraphs in the keep set and in every other set that an edit is evaluated on.
+        edits: what to try, each as "METHOD WEIGHTS" or "METHOD WEIGHTS RATE". WEIGHTS is all, top (largest gradient),
+            fisher or random; RATE is a learning rate or auto. Without a rate, the bundled model uses rates chosen for
+            it, and for other models a rate is searched. The first edit is exported.
+        fraction: share of the attention and MLP weights that a sparse edit may change.
         steps: most updates of an edit.
-        learning_rate: of the edit through the top weights and of its control through random ones.
-        dense_learning_rate: of the edit through all weights.
-        forgotten_nll: an edit stops when the mean NLL of its batch of targets, in nats a token, reaches this.
+        target_em: an edit stops when the targets' mean EM, in tokens, is as low as this.
+        attack_prefixes: changed prefixes that an attack tries on each target.
+        attack_samples: continuations that an attack samples for each target.
+        relearning_steps: updates of the attack that trains the edited model on other memorized text.
+
+    Raises:
+        InputError: a value that is out of range, or an edit that cannot be read.
     """
 
     model: str = "bundled"
     corpus: str | None = None
     seed: int = 0
     limit: int | None = None
-    gradient_sample: int = 160
-    ablation_sample: int = 48
-    pairs: int = 12
+    decoded: int | None = 256
+    gradient_sample: int = 64
+    ablation_sample: int = 24
+    pairs: int = 6
     patched: float = 0.03
-    targets: int = 32
-    evaluated: int = 100
+    targets: int = 16
+    evaluated: int = 48
+    edits: tuple[str, ...] = ("npo all", "npo top", "npo random", "contrastive top")
     fraction: float = 0.001
-    steps: int = 30
-    learning_rate: float = 1e-3
-    dense_learning_rate: float = 3e-5
-    forgotten_nll: float = 1.0
+    steps: int = 100
+    target_em: float = 10.0
+    attack_prefixes: int = 16
+    attack_samples: int = 100
+    relearning_steps: int = 20
+
+    def __post_init__(self) -> None:
+        counts = ("gradient_sample", "ablation_sample", "pairs", "targets", "evaluated", "steps", "attack_prefixes")
+        for name in (*counts, "attack_samples", "relearning_steps", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; need at least 1")
+        if self.decoded is not None and self.decoded < 0:
+            raise InputError(f"decoded is {self.decoded}; need at least 0")
+        for name in ("patched", "fraction"):
+            value = getattr(self, name)
+            if not 0 < value <= 1:
+                raise InputError(f"{name} is {value}; need a share above 0 and at most 1")
+        if self.target_em < 0:
+            raise InputError(f"target_em is {self.target_em}; need at least 0 tokens")
+        names = [edit.name for edit in self.planned_edits()]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"edits are {list(self.edits)}; need at least one, and each method and weights once")
+
+    def planned_edits(self) -> list[PlannedEdit]:
+        """The edits with their learning rates."""
+        return [_planned(text, bundled=self.model == "bundled") for text in self.edits]
+
+    @property
+    def title(self) -> str:
+        """The model as a report names it."""
+        return "the bundled model" if self.model == "bundled" else self.model
+
+
+def full(settings: StudySettings) -> StudySettings:
+    """The same study with the sizes of `mechmem run --full`."""
+    return replace(settings, **FULL)
+
+
+def _planned(text: str, *, bundled: bool) -> PlannedEdit:
+    words = text.split()
+    if len(words) not in (2, 3) or words[1] not in get_args(Weights):
+        raise InputError(
+            f"got the edit {text!r}; need METHOD WEIGHTS or METHOD WEIGHTS RATE with weights of "
+            f"{', '.join(get_args(Weights))}, such as 'npo top' or 'npo top 3e-3'"
+        )
+    method, weights = words[0], words[1]
+    check_choice("the method of an edit", method, Method)
+    rate = BUNDLED_RATES.get((method, weights)) if bundled else None
+    if len(words) == 3:
+        try:
+            rate = None if words[2] == "auto" else float(words[2])
+        except ValueError:
+            raise InputError(f"got the edit {text!r}; need a number or auto as its learning rate") from None
+        if rate is not None and not 0 < rate < float("inf"):
+            raise InputError(f"got the edit {text!r}; need a learning rate above 0")
+    return PlannedEdit(method, weights, rate)  # pyright: ignore[reportArgumentType]

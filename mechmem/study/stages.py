@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Int
 
 from mechmem.data.assets import bundled_unigram_counts
 from mechmem.data.counts import unigram_counts
-from mechmem.data.progress import part_of
 from mechmem.data.ranking import largest
 from mechmem.localize.ablation import ablate_heads
 from mechmem.localize.attribution import attribute, rank_correlation, top_cells
@@ -27,113 +27,161 @@ from mechmem.model.load import HookedTransformer
 from mechmem.study.folder import SETS, StudyFolder
 
 
-def score_stage(run: StudyFolder) -> None:
-    """Score every paragraph; label the sets; -> paragraphs.parquet."""
-    paragraphs = run.unscored
-    scorer = ExactScorer(run.model, paragraphs.select(np.arange(min(CALIBRATION, len(paragraphs)))))
-    # Scoring and decoding take about the same time.
-    scores = scorer.score(paragraphs, part_of(run.progress, 0, 2))
+def scan_stage(study: StudyFolder) -> str:
+    """Score every paragraph; label the sets; decode some to the end; -> paragraphs.parquet."""
+    paragraphs, decoded = study.unscored, study.settings.decoded
+    count = len(paragraphs) if decoded is None else min(decoded, len(paragraphs))
+    parts = study.parts({"scoring paragraphs": len(paragraphs), "decoding continuations": 2 * count})
+    scorer = ExactScorer(study.model, paragraphs.select(np.arange(min(CALIBRATION, len(paragraphs)))))
+    scores = scorer.score(paragraphs, parts["scoring paragraphs"])
+    length = paragraphs.continuation_len
+    memorized, other = memorized_other(scores.em, length)
+    rows = rows_to_decode(scores.em, length, decoded, seed=study.settings.seed)
     said = greedy_continuations(
         scorer.lean,
-        paragraphs.tokens,
+        paragraphs.tokens[rows],
         paragraphs.prefix_len,
-        scores.em,
-        scores.rival,
-        progress=part_of(run.progress, 1, 2),
+        scores.em[rows],
+        scores.rival[rows],
+        progress=parts["decoding continuations"],
     )
-    memorized, other = memorized_other(scores.em, paragraphs.continuation_len)
-    tokenizer = run.model.tokenizer
-
-    def texts(rows: list[list[int]]) -> list[str]:
-        return [str(ids) if tokenizer is None else str(tokenizer.decode(ids)) for ids in rows]
-
+    # What is memorized says the true text; what was not decoded has no distance.
+    distance = np.where(memorized, 0.0, np.nan)
+    distance[rows] = edit_distances(said, paragraphs.continuation[rows].numpy())
+    continuations = _texts(study.model, paragraphs.continuation)
+    greedy = np.where(memorized, continuations, "").astype(object)
+    greedy[rows] = _texts(study.model, torch.from_numpy(said))
     scored = paragraphs.with_columns(
         em=scores.em,
         nll=scores.nll,
         match_fraction=scores.match_fraction,
-        edit_distance=edit_distances(said, paragraphs.continuation.numpy()),
+        edit_distance=distance,
         set=np.select([memorized, other], SETS, default="between"),
-        prefix_text=texts(paragraphs.prefix.tolist()),
-        continuation_text=texts(paragraphs.continuation.tolist()),
-        greedy_text=texts(said.tolist()),
+        prefix_text=_texts(study.model, paragraphs.prefix),
+        continuation_text=continuations,
+        greedy_text=greedy.tolist(),
     )
-    scored.save(run.folder / "paragraphs.parquet")
+    scored.save(study.folder / "paragraphs.parquet")
+    return f"{memorized.sum():,} of {len(paragraphs):,} paragraphs reproduced exactly"
 
 
-def gradient_stage(run: StudyFolder) -> None:
+def rows_to_decode(
+    em: Int[np.ndarray, " paragraph"], length: int, limit: int | None, *, seed: int
+) -> Int[np.ndarray, " row"]:
+    """Rows whose continuation is not known from scoring: all, or half near misses and half a random sample."""
+    unknown = np.flatnonzero(em < length)
+    if limit is None or limit >= len(unknown):
+        return unknown
+    near = unknown[np.argsort(-em[unknown], kind="stable")][: limit // 2]
+    rest = np.random.default_rng(seed).permutation(np.setdiff1d(unknown, near))[: limit - len(near)]
+    return np.sort(np.concatenate([near, rest]))
+
+
+def gradient_stage(study: StudyFolder) -> str:
     """Max |gradient| of the mean NLL in every component, for both sets; -> gradients.nc."""
+    parts = study.parts({f"gradients of {name} text": 1 for name in SETS})
     results = [
         parameter_gradients(
-            run.model, run.subset(name, run.settings.gradient_sample), progress=part_of(run.progress, number, len(SETS))
+            study.model,
+            study.subset(name, study.settings.gradient_sample),
+            progress=parts[f"gradients of {name} text"],
         )
-        for number, name in enumerate(SETS)
+        for name in SETS
     ]
     gradients = xr.concat(results, dim=_set_axis(SETS), combine_attrs="override")
-    run.save(xr.Dataset({"max_gradient": gradients, "layer_share": layer_shares(gradients)}), "gradients.nc")
+    shares = layer_shares(gradients)
+    study.save(xr.Dataset({"max_gradient": gradients, "layer_share": shares}), "gradients.nc")
+    totals = gradients.sum(["layer", "component"])
+    ratio = float(totals.sel(set="other") / totals.sel(set="memorized"))
+    top = int(shares.sel(set="memorized").argmax("layer"))
+    return f"gradients on other text are {ratio:.1f} times those on memorized text; layer {top} has most of the latter"
 
 
-def head_stage(run: StudyFolder) -> None:
+def head_stage(study: StudyFolder) -> str:
     """Ablate every head alone, for both sets; -> heads.nc."""
+    parts = study.parts({f"ablating heads on {name} text": 1 for name in SETS})
     results = [
         ablate_heads(
-            run.model,
-            run.subset(name, run.settings.ablation_sample),
+            study.model,
+            study.subset(name, study.settings.ablation_sample),
             method="mean",
-            seed=run.settings.seed,
-            progress=part_of(run.progress, number, len(SETS)),
+            seed=study.settings.seed,
+            progress=parts[f"ablating heads on {name} text"],
         )
-        for number, name in enumerate(SETS)
+        for name in SETS
     ]
-    run.save(xr.concat(results, dim=_set_axis(SETS), combine_attrs="override"), "heads.nc")
+    # Each set has other paragraphs, so what is known of single ones is left out.
+    means = [result.drop_dims("paragraph", errors="ignore") for result in results]
+    heads = xr.concat(means, dim=_set_axis(SETS), combine_attrs="override")
+    study.save(heads, "heads.nc")
+    drop = -heads.em_change.sel(set="memorized")
+    ((layer, head),) = top_heads(drop, 1)
+    return f"L{layer}H{head} costs {float(drop.sel(layer=layer, head=head)):.1f} tokens of memorized text when ablated"
 
 
-def attention_stage(run: StudyFolder) -> None:
+def attention_stage(study: StudyFolder) -> str:
     """Rare-token attention of every head, and patterns of the heads to look at; -> rare.nc, attention.nc."""
-    counts = token_frequencies(run)
-    sample = run.subset("memorized", run.settings.gradient_sample, distinct=True)
+    parts = study.parts({"attention to rare tokens": 9, "attention patterns": 1})
+    counts = token_frequencies(study)
+    sample = study.subset("memorized", study.settings.gradient_sample, distinct=True)
     rare = rare_token_attention(
-        run.model, sample, torch.as_tensor(counts), seed=run.settings.seed, progress=run.progress
+        study.model,
+        sample,
+        torch.as_tensor(counts),
+        seed=study.settings.seed,
+        progress=parts["attention to rare tokens"],
     )
-    heads = xr.load_dataset(run.folder / "heads.nc", engine="h5netcdf")
-    run.save(attention_views(run, heads, rare), "attention.nc")
-    run.save(rare, "rare.nc")
+    parts["attention patterns"](0, 1)
+    study.save(attention_views(study, study.results["heads"], rare), "attention.nc")
+    study.save(rare, "rare.nc")
+    ((layer, head),) = top_heads(rare.excess, 1)
+    excess = 100 * float(rare.excess.sel(layer=layer, head=head))
+    return f"L{layer}H{head} attends most to rare tokens: {excess:+.1f} percentage points beyond expectation"
 
 
-def patch_stage(run: StudyFolder) -> None:
+def patch_stage(study: StudyFolder) -> str:
     """Patch memorized paragraphs with their worst perturbation; -> patching.nc.
 
-    The residual stream everywhere; head outputs where attribution says that it matters. Denoising, judged at the first
-    token that the perturbation changes: what brings the memory back. The last fifth of the prefix is left as it is, so
-    that the memory has a way to go from the replaced token to the continuation.
+    The residual stream everywhere; head outputs where attribution says that it matters. Denoising, measured at the
+    first token that the perturbation changes: what brings the memory back. The last fifth of the prefix is not
+    perturbed, so that layers and heads lie between the replaced token and the continuation.
     """
-    chosen = run.subset("memorized", 3 * run.settings.pairs, distinct=True)
-    perturbed = perturb_prefix(run.model, chosen, seed=run.settings.seed, progress=part_of(run.progress, 0, 3))
-    clean, corrupt = worst_perturbations(run.model, chosen, perturbed)
-    few = np.arange(min(len(clean), run.settings.pairs))
+    settings = study.settings
+    parts = study.parts({"perturbing prefixes": 3, "patching the residual stream": 3, "patching head outputs": 1})
+    chosen = study.subset("memorized", 3 * settings.pairs, distinct=True)
+    perturbed = perturb_prefix(study.model, chosen, seed=settings.seed, progress=parts["perturbing prefixes"])
+    clean, corrupt = worst_perturbations(study.model, chosen, perturbed)
+    few = np.arange(min(len(clean), settings.pairs))
     clean, corrupt = clean.select(few), corrupt.select(few)
     pairs: dict[str, Any] = {"clean": clean, "corrupt": corrupt, "direction": "denoising", "scored": "impact"}
-    stream = patch(run.model, **pairs, site="resid_pre", average=False, progress=part_of(run.progress, 1, 3))
-    estimate = attribute(run.model, **pairs, site="z")
-    cells = top_cells(estimate, run.settings.patched)
-    heads = patch(run.model, **pairs, site="z", cells=cells, average=False, progress=part_of(run.progress, 2, 3))
+    progress = parts["patching the residual stream"]
+    stream = patch(study.model, **pairs, site="resid_pre", average=False, progress=progress)
+    estimate = attribute(study.model, **pairs, site="z")
+    cells = top_cells(estimate, settings.patched)
+    progress = parts["patching head outputs"]
+    heads = patch(study.model, **pairs, site="z", cells=cells, average=False, progress=progress)
     heads = heads.assign_attrs(rank_correlation=rank_correlation(estimate, heads.mean("paragraph", skipna=False)))
-    results = {"resid_pre": stream, "z": heads, "z_estimate": estimate}
-    columns = {name: ("paragraph", clean.column(name)) for name in ("perturbed_pos", "impact_pos", "id")}
-    run.save(xr.Dataset(results | columns), "patching.nc")
+    columns = {name: ("paragraph", clean.column(name)) for name in ("perturbed_pos", "impact_pos")}
+    study.save(xr.Dataset({"resid_pre": stream, "z": heads, "z_estimate": estimate} | columns), "patching.nc")
+    rise = stream.attrs["base"] - stream.attrs["source"]
+    relief = -heads.mean("paragraph", skipna=False).fillna(0).sum("pos")
+    ((layer, head),) = top_heads(relief, 1)
+    share = 100 * float(relief.sel(layer=layer, head=head)) / rise
+    return f"restoring L{layer}H{head} takes off {share:.0f} % of the {rise:.1f} nats that one replaced token costs"
 
 
-def token_frequencies(run: StudyFolder) -> np.ndarray:
+def token_frequencies(study: StudyFolder) -> np.ndarray:
     """How often each token occurs in the bundled training text, or else in the paragraphs of the corpus, [d_vocab]."""
-    if run.settings.model == "bundled" and run.settings.corpus is None:
+    if study.settings.model == "bundled" and study.settings.corpus is None:
         return bundled_unigram_counts()
-    return unigram_counts(run.paragraphs.tokens.numpy().reshape(-1), run.model.cfg.d_vocab)
+    return unigram_counts(study.paragraphs.tokens.numpy().reshape(-1), study.model.cfg.d_vocab)
 
 
 def attention_views(
-    run: StudyFolder, heads: xr.Dataset, rare: xr.Dataset, *, views: int = 3, slots: int = 4
+    study: StudyFolder, heads: xr.Dataset, rare: xr.Dataset, *, views: int = 3, slots: int = 4
 ) -> xr.Dataset:
     """Patterns of the most needed heads, and of those most drawn to rare tokens, on a few memorized paragraphs."""
-    chosen = run.subset("memorized", views, distinct=True)
+    chosen = study.subset("memorized", views, distinct=True)
     needed = -heads.em_change.sel(set="memorized")
     findings = {
         "memorized": (needed, "heads whose removal costs the most exact match"),
@@ -142,19 +190,19 @@ def attention_views(
     parts: list[xr.Dataset] = []
     for finding, (values, sentence) in findings.items():
         pairs = top_heads(values, slots)
-        patterns = head_patterns(run.model, chosen.tokens, pairs)
+        patterns = head_patterns(study.model, chosen.tokens, pairs)
         count = len(chosen)
         parts.append(
             xr.Dataset(
                 {
                     "pattern": (("view", "head_slot", "query_pos", "key_pos"), patterns.numpy().astype(np.float32)),
-                    "token": (("view", "query_pos"), np.array(_token_texts(run.model, chosen.tokens), dtype=object)),
+                    "token": (("view", "query_pos"), np.array(_token_texts(study.model, chosen.tokens), dtype=object)),
                     "layer": (("view", "head_slot"), np.tile([layer for layer, _ in pairs], (count, 1))),
                     "head": (("view", "head_slot"), np.tile([head for _, head in pairs], (count, 1))),
-                    "paragraph_id": (("view",), chosen.column("id")),
+                    "paragraph_id": (("view",), chosen.ids),
                     "caption": (
                         ("view",),
-                        np.array([f"Paragraph {i}: {sentence}" for i in chosen.column("id")], object),
+                        np.array([f"Paragraph {i}: {sentence}" for i in chosen.ids], object),
                     ),
                     "finding": (("view",), np.array([finding] * count, dtype=object)),
                 }
@@ -167,6 +215,12 @@ def top_heads(values: xr.DataArray, count: int) -> list[tuple[int, int]]:
     """The (layer, head) pairs with the largest values, largest first."""
     order = largest(values.transpose("layer", "head").values, count)
     return [(int(index // values.sizes["head"]), int(index % values.sizes["head"])) for index in order]
+
+
+def _texts(model: HookedTransformer, tokens: torch.Tensor) -> list[str]:
+    """Each row as text; as numbers where the model has no tokenizer."""
+    decode = str if model.tokenizer is None else model.tokenizer.decode
+    return [str(decode(ids)) for ids in tokens.tolist()]
 
 
 def _token_texts(model: HookedTransformer, tokens: torch.Tensor) -> list[list[str]]:

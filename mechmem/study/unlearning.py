@@ -1,4 +1,4 @@
-"""The stage of a study that removes memories and measures the price."""
+"""The stages of a study that remove memories, measure the cost, and try to get them back."""
 
 from __future__ import annotations
 
@@ -8,102 +8,114 @@ import numpy as np
 import torch
 import xarray as xr
 
-from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import part_of
-from mechmem.intervene.attack import attack
-from mechmem.intervene.evaluate import cost_sets, evaluate
-from mechmem.intervene.unlearn import unlearn
-from mechmem.localize.gradients import weight_gradients
-from mechmem.model.export import export
+from mechmem.data.progress import Progress
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters, reduce_by_component
+from mechmem.study.edit_settings import EditSettings
+from mechmem.study.edits import attack_edit, evaluate_edit, export_edit, make_edit
 from mechmem.study.folder import StudyFolder
+from mechmem.study.saved_edit import SavedEdit
+from mechmem.study.sets import TARGETS
+from mechmem.study.settings import PlannedEdit
 from mechmem.weights.masks import Mask
-from mechmem.weights.training import Training
 
-NAMES = {"targets": "targeted memorized", "memorized": "held-out memorized"}
-# Updates of the attack by relearning.
-RELEARNING = 30
+ORIGINAL = "original"
 
 
-def removal_stage(run: StudyFolder) -> None:
-    """Unlearn targets through the top weights, random ones and all; -> attacks.nc, edited/, unlearn.nc.
+def unlearn_stage(study: StudyFolder) -> str:
+    """Make the planned edits and evaluate each; -> edits/, edited/, unlearn.nc.
 
     1. Memorized paragraphs are split by cluster: a target of each of some, held-out memorized from the others.
     2. The keep set and the `other` that is evaluated are halved by cluster as well.
-    3. Three edits by the same recipe, which differ in the weights that may move; the dense one has a rate of its own.
-    4. The edit of the top weights is attacked: is the text gone, or only hidden?
+    3. The edits have the same targets, keep set and stopping rule; they differ in method and in which weights may
+       change. An edit that is in its folder already is not made again.
+    4. The first is exported.
     """
-    settings = run.settings
-    sets, keep = evaluation_sets(run)
-    targets = sets["targeted memorized"]
-    gradients = weight_gradients(run.model, targets)
-    top = Mask.top(gradients, fraction=settings.fraction)
-    percent = f"{100 * settings.fraction:g} %"
-    masks: dict[str, Mask | None] = {
-        f"top {percent}": top,
-        f"random {percent}": Mask.random_like(top, seed=settings.seed),
-        "all weights": None,
-    }
-    rows = {"before": _costs(run.model, run.model, sets, settings.seed)}
-    objectives: dict[str, np.ndarray] = {}
-    attacked: dict[str, xr.Dataset] = {}
-    for number, (name, mask) in enumerate(masks.items()):
-        rate = settings.dense_learning_rate if mask is None else settings.learning_rate
-        edited, history = unlearn(
-            run.model,
-            targets,
-            keep,
-            method="contrastive",
-            mask=mask,
-            training=Training(steps=settings.steps, learning_rate=rate),
-            seed=settings.seed,
-            stop=lambda row: row["memorized_nll"] >= settings.forgotten_nll,
-            progress=part_of(run.progress, number, len(masks)),
-        )
-        rows[name] = _costs(run.model, edited, sets, settings.seed)
-        objectives[name] = history.memorized_nll.values
-        if mask is top and "held-out memorized" in sets:
-            attacked[name] = attack(
-                run.model,
-                edited,
-                targets,
-                sets["held-out memorized"],
-                near=sets.get("near-duplicates"),
-                steps=RELEARNING,
-                batch_size=8,
-                seed=settings.seed,
-            )
-        if mask is top and run.model.cfg.original_architecture == "GPTNeoForCausalLM":
-            _export(run, edited)
-    result = xr.concat(list(rows.values()), dim=xr.DataArray(list(rows), dims="mask", name="mask"))
-    result["memorized_nll"] = _ragged({"before": np.zeros(0)} | objectives)
-    result["selected_share"] = selected_share(run.model, top)
-    result.attrs |= {
-        "weights_total": top.total,
-        "weights_selected": top.count,
-        "targets": len(targets),
-        "keep": len(keep),
-        "selection": "largest |gradient| of the targets' mean NLL; the KL term has no gradient at the original weights",
-    }
-    if attacked:
-        axis = xr.DataArray(list(attacked), dims="mask", name="mask")
-        run.save(xr.concat(list(attacked.values()), dim=axis, combine_attrs="drop_conflicts"), "attacks.nc")
-    run.save(result, "unlearn.nc")
+    planned = study.settings.planned_edits()
+    titles = [edit.title(study.settings.fraction) for edit in planned]
+    steps, evaluating = 3.0 * 32 * min(study.settings.steps, 40), 15.0 * study.settings.evaluated
+    parts = study.parts(
+        {f"{do} {title}": work for title in titles for do, work in (("making", steps), ("evaluating", evaluating))}
+    )
+    for edit, title in zip(planned, titles, strict=True):
+        _make(study, edit, parts[f"making {title}"])
+        if study.edits[edit.name].costs is None:
+            evaluate_edit(study, edit.name, progress=parts[f"evaluating {title}"])
+    edits = {title: study.edits[edit.name] for edit, title in zip(planned, titles, strict=True)}
+    if study.model.cfg.original_architecture == "GPTNeoForCausalLM":
+        shutil.rmtree(study.folder / "edited", ignore_errors=True)
+        export_edit(study, planned[0].name, study.folder / "edited")
+    result = removal_results(study.model, edits)
+    study.save(result, "unlearn.nc")
+    before, after = (float(result.em.sel(set=TARGETS, edit=name)) for name in (ORIGINAL, titles[0]))
+    return f"{titles[0]}: mean EM of {result.attrs['targets']} targets from {before:.1f} to {after:.1f} tokens"
 
 
-def evaluation_sets(run: StudyFolder) -> tuple[dict[str, Paragraphs], Paragraphs]:
-    """The sets that an edit is judged on, by the report's names, and the keep set: see `cost_sets`.
+def attack_stage(study: StudyFolder) -> str:
+    """Try to get the targets back after each edit but the controls of random weights; -> attacks.nc."""
+    settings = study.settings
+    planned = [edit for edit in settings.planned_edits() if edit.weights != "random"] or settings.planned_edits()[:1]
+    titles = [edit.title(settings.fraction) for edit in planned]
+    parts = study.parts({f"attacking {title}": 1 for title in titles})
+    rows: list[xr.Dataset] = []
+    for edit, title in zip(planned, titles, strict=True):
+        known = study.edits[edit.name].attacks
+        progress = parts[f"attacking {title}"]
+        rows.append(attack_edit(study, edit.name, progress=progress) if known is None else known)
+    axis = xr.DataArray(titles, dims="edit", name="edit")
+    attacks = xr.concat(rows, dim=axis, combine_attrs="drop_conflicts")
+    study.save(attacks, "attacks.nc")
+    # The original's last layers hold the text themselves: what they bring back was not left in the edited model.
+    after = attacks.em_after.isel(edit=0).where(attacks.attack != "late layers", drop=True)
+    best = str(after.attack.values[int(after.values.argmax())])
+    return f"{titles[0]}: the strongest attack ({best}) gets {float(after.max()):.1f} tokens of EM back"
 
-    The keep set shares no cluster with any of them.
-    """
-    settings = run.settings
-    sets, keep = cost_sets(run.paragraphs, targets=settings.targets, evaluated=settings.evaluated, seed=settings.seed)
-    return {NAMES.get(name, name): paragraphs for name, paragraphs in sets.items()}, keep
+
+def _make(study: StudyFolder, edit: PlannedEdit, progress: Progress) -> None:
+    if edit.name in study.edits:
+        return
+    settings = study.settings
+    wanted = EditSettings(
+        method=edit.method,
+        weights=edit.weights,
+        learning_rate=edit.learning_rate,
+        fraction=settings.fraction,
+        steps=settings.steps,
+        seed=settings.seed,
+        target_em=settings.target_em,
+    )
+    begun = (study.folder / "edits" / edit.name / "checkpoint.safetensors").exists()
+    make_edit(study, edit.name, wanted, resume=begun, progress=progress)
+
+
+def removal_results(model: HookedTransformer, edits: dict[str, SavedEdit]) -> xr.Dataset:
+    """What every edit did: the costs [edit, set] after each, the original first; NLL of the targets at each step."""
+    costs = {title: edit.costs for title, edit in edits.items()}
+    first = next(found for found in costs.values() if found is not None)
+    of_pair = [name for name, values in first.data_vars.items() if "model" not in values.dims]
+    unchanged = first.sel(model=first.model[0], drop=True).map(
+        lambda values: xr.zeros_like(values) if values.name in of_pair else values, keep_attrs=True
+    )
+    rows = [unchanged.assign({name: first[name] for name in ("paragraphs", "clusters")})]
+    rows += [found.sel(model=found.model[1], drop=True) for found in costs.values() if found is not None]
+    axis = xr.DataArray([ORIGINAL, *edits], dims="edit", name="edit")
+    result = xr.concat(rows, dim=axis, combine_attrs="drop_conflicts")
+    histories = {title: edit.history for title, edit in edits.items()}
+    result["nll_history"] = _ragged({title: found.memorized_nll.values for title, found in histories.items()})
+    result["ended"] = ("edit", np.array(["", *(str(found.attrs["ended"]) for found in histories.values())], object))
+    rates = [np.nan, *(float(found.attrs.get("learning_rate", np.nan)) for found in histories.values())]
+    result["learning_rate"] = ("edit", rates, {"units": "1"})
+    mask = next((edit.mask for edit in edits.values() if edit.settings["weights"] == "top"), None)
+    if mask is not None:
+        result["selected_share"] = selected_share(model, mask)
+        result.attrs |= {"weights_selected": mask.count}
+    total = sum(parameter.numel() for parameter in editable_parameters(model).values())
+    result.attrs |= {"weights_total": total, "targets": len(next(iter(edits.values())).targets)}
+    return result
 
 
 def selected_share(model: HookedTransformer, mask: Mask) -> xr.DataArray:
-    """Share of a mask's weights that sit in each component, [layer, component], summing to 1."""
+    """Share of a mask's weights that are in each component, [layer, component], summing to 1."""
     chosen: dict[str, torch.Tensor] = {}
     for name, parameter in editable_parameters(model).items():
         flat = torch.zeros(parameter.numel())
@@ -112,26 +124,11 @@ def selected_share(model: HookedTransformer, mask: Mask) -> xr.DataArray:
     return reduce_by_component(model, chosen, "sum").assign_attrs(units="share of the selected weights", higher="more")
 
 
-def _costs(before: HookedTransformer, after: HookedTransformer, sets: dict[str, Paragraphs], seed: int) -> xr.Dataset:
-    """Values of the model after an edit, by the names that the report knows."""
-    costs = evaluate(before, after, sets, seed=seed).sel(model="after", drop=True)
-    names = {"em": "em_mean", "nll": "nll_mean"}
-    return costs.rename(names).drop_vars(["clusters", "em_change", "em_change_low", "em_change_high"])
-
-
 def _ragged(rows: dict[str, np.ndarray]) -> xr.DataArray:
-    """Series of unequal lengths as [mask, step], filled up with NaN."""
+    """Series of unequal lengths as [edit, step], filled up with NaN; the original has none."""
     longest = max(map(len, rows.values()))
-    filled = np.full((len(rows), longest), np.nan)
-    for row, values in zip(filled, rows.values(), strict=True):
+    filled = np.full((len(rows) + 1, longest), np.nan)
+    for row, values in zip(filled[1:], rows.values(), strict=True):
         row[: len(values)] = values
-    coords = {"mask": list(rows), "step": np.arange(longest)}
-    return xr.DataArray(filled, coords, ("mask", "step"), attrs={"units": "nats per token, before the step's update"})
-
-
-def _export(run: StudyFolder, edited: HookedTransformer) -> None:
-    """Write the edited checkpoint, anew where a stage that was cut off left one."""
-    folder = run.folder / "edited"
-    if folder.exists():
-        shutil.rmtree(folder)
-    export(edited, folder)
+    coords = {"edit": [ORIGINAL, *rows], "step": np.arange(longest)}
+    return xr.DataArray(filled, coords, ("edit", "step"), attrs={"units": "nats per token, before the step's update"})

@@ -114,28 +114,37 @@ def patching(rng: np.random.Generator) -> xr.Dataset:
     )
 
 
+EDITS = ["original", "NPO, top 0.1 %", "NPO, random 0.1 %", "contrastive, all weights"]
+
+
 def unlearned(rng: np.random.Generator, *, random_after: float = 48.6, held_out_after: float = 31.0) -> xr.Dataset:
-    masks = ["before", "top 0.1 %", "random 0.1 %", "all weights"]
-    sets = ["targeted memorized", "held-out memorized", "other", "never seen"]
+    sets = ["targets", "held-out memorized", "other", "never seen"]
     mean = np.array(
         [[50, 50, 4.2, 3.1], [6.3, held_out_after, 3.9, 3.0], [random_after, 49.5, 4.2, 3.1], [2.2, 12.0, 3.1, 2.4]]
     )
     spread = np.minimum(0.3 + 0.1 * mean, 50 - mean)
-    dims = ("mask", "set")
+    kl = np.where(np.arange(4)[:, None] == 0, 0.0, 0.4 - mean / 200)
     data = {
-        "em_mean": mean,
+        "em": mean,
         "em_low": mean - spread - 0.2,
         "em_high": mean + spread,
         "exact_fraction": mean / 60,
-        "nll_mean": 3.4 - mean / 16,
-        "kl": np.where(np.arange(4)[:, None] == 0, 0.0, 0.4 - mean / 200),
+        "match_fraction": mean / 50,
+        "edit_distance": 50 - mean,
+        "nll": 3.4 - mean / 16,
+        "perplexity": np.exp(3.4 - mean / 16),
+        "kl": kl,
+        "kl_low": kl,
+        "kl_high": kl + 0.1,
+        "changed_top1": kl / 2,
     }
     history = np.full((4, 12), np.nan)
     history[1:] = 0.1 + np.cumsum(rng.random((3, 12)) * [[0.3], [0.02], [0.5]], axis=1)
     share = rng.random((LAYERS, len(COMPONENTS))) ** 6
-    result = xr.Dataset({name: (dims, values) for name, values in data.items()}, {"mask": masks, "set": sets})
-    result["weights_changed"] = (("mask",), np.array([0, 84_935, 84_935, 84_934_656]))
-    result["memorized_nll"] = (("mask", "step"), history)
+    dims = ("edit", "set")
+    result = xr.Dataset({name: (dims, values) for name, values in data.items()}, {"edit": EDITS, "set": sets})
+    result["weights_changed"] = (("edit",), np.array([0, 84_935, 84_935, 84_934_656]))
+    result["nll_history"] = (("edit", "step"), history)
     coords = {"layer": range(LAYERS), "component": COMPONENTS}
     result["selected_share"] = xr.DataArray(share / share.sum(), coords, ("layer", "component"))
     return result.assign_attrs(weights_total=84_934_656)
@@ -143,13 +152,19 @@ def unlearned(rng: np.random.Generator, *, random_after: float = 48.6, held_out_
 
 def manifest(hostile: str) -> dict[str, object]:
     return {
+        "format": 2,
         "model": {"name": "neo-small" + hostile, "weight_hash": "9f2c41aa" + hostile, "processing": "raw"}
         | {"n_layers": LAYERS, "n_heads": HEADS, "d_model": 256, "n_params": 12_345_678},
         "corpus": {"name": "letters and verses" + hostile},
         "versions": {"torch": "2.9.0", "transformer-lens": "3.9.1", "weird" + hostile: "1" + hostile},
         "seed": 0,
         "settings": {"fraction": 0.001, "targets": 32, "note": hostile},
-        "timings": {"score": 41.5, "gradients": 63.0, "heads" + hostile: 120.2, "unlearn": 88.1},
+        "timings": {
+            name: {"seconds": seconds, "cpu_seconds": 2 * seconds, "peak_mb": 900}
+            for name, seconds in {"scan": 41.5, "gradients": 63.0, "heads" + hostile: 120.2, "unlearn": 88.1}.items()
+        },
+        "findings": {"scan": "9 of 900 paragraphs reproduced exactly" + hostile},
+        "skipped": {},
         "created": "2025-01-02T10:00:00+00:00",
         "finished": "2025-01-02T10:05:12+00:00",
     }

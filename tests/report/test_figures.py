@@ -72,22 +72,22 @@ def test_a_head_map_is_centred_on_zero_and_frames_the_largest():
 def test_intervals_reach_from_low_to_high(synthetic):
     data = synthetic.unlearned(np.random.default_rng(0))
     bar = figures.em_intervals(data).data[1]
-    row = data.sel(mask="top 0.1 %")
+    row = data.sel(edit="NPO, top 0.1 %")
     assert np.allclose(bar.y + bar.error_y.array, row.em_high) and np.allclose(
         bar.y - bar.error_y.arrayminus, row.em_low
     )
 
 
 def test_the_trade_off_shows_losses_from_before(synthetic):
-    figure = figures.trade_off(synthetic.unlearned(np.random.default_rng(0)))
+    figure = figures.trade_off(synthetic.unlearned(np.random.default_rng(0)), target="targets", keep="other")
     points = {trace.name: (trace.x[0], trace.y[0]) for trace in figure.data}
-    assert points["before"] == (0, 0)
-    assert points["top 0.1 %"] == pytest.approx((0.3, 43.7))
+    assert points["original"] == (0, 0)
+    assert points["NPO, top 0.1 %"] == pytest.approx((0.4 - 3.9 / 200, 43.7))
 
 
-def test_masks_without_a_history_have_no_line(synthetic):
-    figure = figures.nll_history(synthetic.unlearned(np.random.default_rng(0)).memorized_nll)
-    assert [trace.name for trace in figure.data] == ["top 0.1 %", "random 0.1 %", "all weights"]
+def test_edits_without_a_history_have_no_line(synthetic):
+    figure = figures.nll_history(synthetic.unlearned(np.random.default_rng(0)).nll_history)
+    assert [trace.name for trace in figure.data] == ["NPO, top 0.1 %", "NPO, random 0.1 %", "contrastive, all weights"]
 
 
 def test_names_from_outside_are_escaped_everywhere():

@@ -2,30 +2,28 @@ import hashlib
 import json
 import struct
 
-import numpy as np
 import pytest
 import torch
 import xarray as xr
 from jaxtyping import TypeCheckError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
-from mechmem.cli import app
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure.scores import score
 from mechmem.model.load import load_model, provenance
-from mechmem.study.edits import EditSettings, edit_folder, evaluate_edit, export_edit, make_edit
+from mechmem.study.edit_settings import EditSettings
+from mechmem.study.edits import attack_edit, edit_folder, evaluate_edit, export_edit, make_edit, outcome
 from mechmem.study.folder import StudyFolder
 from mechmem.study.runner import run_study
-from mechmem.study.settings import Settings
+from mechmem.study.settings import StudySettings
 from mechmem.weights.masks import Mask
 from mechmem.weights.sparse_edit import load_edit
 from mechmem.weights.support import changed_weights, verify_support
 
-SMALL = Settings(limit=300, targets=3, evaluated=8)
-FORGET = EditSettings(weights="all", steps=8, learning_rate=3e-4, target_em=10.0)
+SMALL = StudySettings(limit=300, targets=3, evaluated=8, decoded=0, attack_prefixes=2, relearning_steps=2)
+FORGET = EditSettings(method="contrastive", weights="all", steps=8, learning_rate=3e-4, target_em=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +35,11 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def forgotten(run):
-    """An edit through all weights, judged."""
+    """An edit through all weights, evaluated and attacked."""
     history = make_edit(run, "forget", FORGET)
-    return history, evaluate_edit(run, "forget")
+    costs = evaluate_edit(run, "forget")
+    attack_edit(run, "forget")
+    return history, costs
 
 
 def test_an_edit_is_a_small_file_that_gives_the_model_back(run, forgotten):
@@ -95,7 +95,7 @@ def test_an_interrupted_edit_is_resumed_to_the_same_weights(run):
 
     with pytest.raises(Interrupt):
         make_edit(run, "cut", FORGET, progress=interrupt)
-    with pytest.raises(InputError, match="go on with --resume"):
+    with pytest.raises(InputError, match="continue it with --resume"):
         make_edit(run, "cut", FORGET)
     with pytest.raises(InputError, match="begun with other settings"):
         make_edit(run, "cut", EditSettings(steps=3), resume=True)
@@ -136,20 +136,13 @@ def test_bad_names_and_settings_are_refused(run):
         EditSettings(weights="best")  # pyright: ignore[reportArgumentType]
 
 
-def test_the_commands_make_judge_and_ship_an_edit(tmp_path):
-    runner = CliRunner()
-    out = ["--out", str(tmp_path / "s"), "--limit", "120"]
+def test_the_outcome_says_whether_the_edit_did_anything():
+    def history(name: str, before: float, after: float) -> xr.Dataset:
+        return xr.Dataset({name: ("step", [before, after])}, attrs={f"final_{name}": after})
 
-    def call(*words: str) -> str:
-        answer = runner.invoke(app, [*words, *out])
-        assert answer.exit_code == 0, answer.output
-        return answer.output
-
-    assert "Ended by" in call("unlearn", "--name", "a", "--weights", "all", "--steps", "2", "--learning-rate", "3e-4")
-    assert "Ended by" in call("edit", "--steps", "1") and "Ended by" in call("memorize", "--steps", "1")
-    assert "What a cost" in call("evaluate", "a", "--no-attacks")
-    call("export", "a", str(tmp_path / "hf"))
-    assert (tmp_path / "hf" / "README.md").exists()
-    answer = runner.invoke(app, ["unlearn", "--name", "b", "--method", "none", *out])
-    assert answer.exit_code == 2 and "need one of contrastive" in " ".join(answer.output.split())
-    assert np.isfinite(xr.load_dataset(tmp_path / "s/edits/a/costs.nc", engine="h5netcdf").kl.values).all()
+    assert outcome("unlearn", history("memorized_em", 50.0, 9.0)) == (
+        "the mean EM of the targets went from 50.0 to 9.0 tokens in 2 steps"
+    )
+    assert outcome("unlearn", history("memorized_em", 50.0, 49.5)).startswith("the edit removed nothing: the mean EM")
+    assert "nothing" not in outcome("memorize", history("target_em", 1.0, 50.0))
+    assert outcome("edit", history("target_em", 2.0, 2.5)).startswith("the edit taught nothing: the mean EM of the new")

@@ -5,7 +5,7 @@ import xarray as xr
 
 from mechmem.report.page import Block, Cell, Table
 
-WORDS = {
+NAMES = {
     "none": "no attack",
     "perturbed prefix": "one token of the prefix changed",
     "prefix length": "shorter or longer prefixes",
@@ -15,28 +15,28 @@ WORDS = {
     "relearning": "training on other memorized text",
     "late layers": "the original's last layers",
 }
-# Tokens of EM that an attack must bring back to be worth a word.
+# Tokens of EM that an attack must recover to be reported.
 NOTICEABLE = 2.0
 
 
 def attack_sentences(attacks: xr.Dataset | None) -> list[str]:
-    """For each edit, what brings most of the text back."""
+    """For each edit, the attack that recovers most of the text."""
     if attacks is None:
         return []
     sentences = []
-    for mask in attacks["mask"].values:
-        # The original's last layers hold the text themselves, so they would get back even what is gone.
-        after = attacks.em_after.sel({"mask": mask, "attack": attacks.attack != "late layers"})
+    for edit in map(str, attacks.edit.values):
+        # The original's last layers hold the text themselves, so they would recover even what is gone.
+        after = attacks.em_after.sel(edit=edit).where(attacks.attack != "late layers", drop=True)
         plain = float(after.sel(attack="none"))
-        gained = (after - plain).where(np.isfinite(after), -np.inf)
-        best = str(gained.attack.values[int(np.argmax(gained.values))])
+        gained = (after - plain).fillna(-np.inf)
+        best = str(gained.attack.values[int(gained.values.argmax())])
         if float(gained.max()) < NOTICEABLE:
-            sentences.append(f"After the edit of {_words(mask)} no attack brings anything to speak of back.")
+            sentences.append(f"After the edit '{edit}', no attack recovers a noticeable amount of the targets.")
         else:
             sentences.append(
-                f"After the edit of {_words(mask)} the targets have {plain:.1f} tokens of EM, and "
-                f"{float(after.sel(attack=best)):.1f} under the strongest attack ({WORDS.get(best, best)}): what an "
-                "attack brings back was hidden, not removed."
+                f"After the edit '{edit}', the strongest attack ({NAMES.get(best, best)}) raises the targets from "
+                f"{plain:.1f} to {float(after.sel(attack=best)):.1f} tokens of EM: what an attack recovers was hidden, "
+                "not removed."
             )
     return sentences
 
@@ -46,20 +46,16 @@ def attack_blocks(attacks: xr.Dataset | None) -> list[Block]:
     if attacks is None:
         return []
     rows: list[list[Cell]] = []
-    for mask in attacks["mask"].values:
+    for edit in attacks.edit.values:
         for name in attacks.attack.values:
-            one = attacks.sel({"mask": mask, "attack": name})
+            one = attacks.sel(edit=edit, attack=name)
             values = [float(one[column]) for column in ("em_before", "em_after", "em_after_low", "em_after_high")]
             cells: list[Cell] = [value if np.isfinite(value) else None for value in values]
-            rows.append([str(mask), WORDS.get(str(name), str(name)), *cells])
+            rows.append([str(edit), NAMES.get(str(name), str(name)), *cells])
     note = (
         "Mean EM of the targets in tokens that each attack gets: from the original model, and after the edit with its "
         "95 % interval. Most attacks take the best of several tries, so they gain a little even where nothing is left. "
-        "The original's last layers hold text of their own, and training on other text moves nothing while the edited "
-        "model still knows that text: neither row alone proves anything."
+        "The original's last layers hold part of the text, and training on other text changes nothing while the edited "
+        "model still knows that text, so neither row proves anything alone."
     )
-    return [Table("Attacks on the edits", ["Mask", "Attack", "Before", "After", "Low", "High"], rows, note)]
-
-
-def _words(mask: object) -> str:
-    return str(mask) if str(mask).startswith("all") else f"the {mask} of the weights"
+    return [Table("Attacks on the edits", ["Edit", "Attack", "Before", "After", "Low", "High"], rows, note)]

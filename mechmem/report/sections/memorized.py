@@ -28,7 +28,7 @@ READING = (
     "A paragraph is called memorized if every token of the continuation is right. Chance does not do that with "
     "ordinary text; it can with text that follows a pattern, such as lists and boilerplate, which is why the "
     "paragraphs themselves are shown below.",
-    "NLL is the average surprise of the model at the true continuation, in nats a token: lower means that it "
+    "NLL is the average surprise of the model at the true continuation, in nats per token: lower means that it "
     "expected the text more.",
 )
 

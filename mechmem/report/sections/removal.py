@@ -1,6 +1,5 @@
 """Section 4: what does removing the memories do?"""
 
-import numpy as np
 import xarray as xr
 
 from mechmem.report import figures, heatmaps
@@ -9,25 +8,28 @@ from mechmem.report.sections.attacks import attack_blocks, attack_sentences
 from mechmem.report.sections.wording import percent, signed
 from mechmem.report.study_files import StudyFiles
 
-TARGET, HELD_OUT, OTHER, UNSEEN = "targeted memorized", "held-out memorized", "other", "never seen"
+ORIGINAL = "original"
+TARGETS, HELD_OUT, OTHER, UNSEEN = "targets", "held-out memorized", "other", "never seen"
+# Tokens of EM below which an edit removed nothing; share of EM and nats per token of other text that are a cost.
 NOTICEABLE = 1.0
-DEAR_SHARE, DEAR_NATS = 0.1, 0.1
+COST_SHARE, COST_NATS = 0.1, 0.1
 READING = (
-    "Unlearning trains the model for a few steps to find the targeted paragraphs surprising while its predictions on "
-    "other text are held in place. It may move only the weights of a mask: the few with the largest gradient (top), "
-    "as many drawn at random from the same matrices (random), or all of them.",
-    "The random mask is the control. If it removes as much at the same cost, then it does not matter which weights "
-    "were chosen.",
+    "Unlearning trains the model for a few steps until it no longer reproduces the targets, while its predictions on "
+    "other text are held in place. NPO and contrastive are two objectives; contrastive is the one of the original "
+    "study. An edit may change all attention and MLP weights, or only a few: those with the largest gradient (top), or "
+    "as many drawn at random from the same matrices (random).",
+    "Random weights are the control. If they remove as much at the same cost, it does not matter which weights were "
+    "chosen.",
     "Held-out memorized paragraphs are memorized too but were not targeted. If they are forgotten as well, the edit "
-    "hit the ability to recite rather than these paragraphs. Whiskers are 95 % intervals that resample whole "
-    "clusters of near-identical paragraphs.",
+    "removed the ability to reproduce text rather than these paragraphs. Whiskers are 95 % intervals, with whole "
+    "clusters of near-identical paragraphs resampled.",
 )
 
 
 def removal_section(study: StudyFiles) -> Section:
-    """EM of every set before and after each edit, what it cost, and where the chosen weights sit."""
+    """EM of every set before and after each edit, what it cost, and where the chosen weights are."""
     name, title = "removal", "What does removing it do?"
-    question = "If the memorized paragraphs are unlearned, are they gone, and what else goes with them?"
+    question = "After the targets are unlearned, are they gone, and what else changed?"
     unlearned = study.unlearned
     if unlearned is None:
         missing = ("Unlearning has not been run: there is no unlearn.nc in the study folder.",)
@@ -37,179 +39,174 @@ def removal_section(study: StudyFiles) -> Section:
     return Section(name, title, question, answer, blocks, READING)
 
 
-def mask_named(unlearned: xr.Dataset, word: str) -> str | None:
-    """The mask whose name begins with a word ("top", "random", "all"), or None; the rest of its name is its size."""
-    return next((str(name) for name in unlearned.mask.values if str(name).split(" ")[0] == word), None)
+def first_edit(unlearned: xr.Dataset) -> str:
+    """The edit that comes first in the study's settings; it is the one that is exported."""
+    return str(unlearned.edit.values[1])
 
 
-def em_of(unlearned: xr.Dataset, mask: str, name: str) -> float | None:
+def em_of(unlearned: xr.Dataset, edit: str, name: str) -> float | None:
     """Mean EM of a set after an edit, or None if the set was not evaluated."""
-    if name not in unlearned.set.values or mask not in unlearned.mask.values:
-        return None
-    return float(unlearned.em_mean.sel(mask=mask, set=name))
+    return float(unlearned.em.sel(edit=edit, set=name)) if name in unlearned.set.values else None
 
 
-def _lost(unlearned: xr.Dataset, mask: str, name: str) -> float | None:
-    before, after = em_of(unlearned, "before", name), em_of(unlearned, mask, name)
-    return None if before is None or after is None else before - after
+def _change(unlearned: xr.Dataset, edit: str, name: str) -> float | None:
+    """Change of a set's mean EM, after minus before."""
+    before, after = em_of(unlearned, ORIGINAL, name), em_of(unlearned, edit, name)
+    return None if before is None or after is None else after - before
+
+
+def _removed(unlearned: xr.Dataset, edit: str) -> float:
+    return -(_change(unlearned, edit, TARGETS) or 0.0)
 
 
 def _answer(unlearned: xr.Dataset) -> list[str]:
-    top, rival, everything = (mask_named(unlearned, word) for word in ("top", "random", "all"))
-    if top is None or em_of(unlearned, top, TARGET) is None:
-        return []
-    sentences = [_first(unlearned, top)]
-    if rival is not None:
-        sentences.append(_against_random(unlearned, top, rival))
-    sentences += _transfer(unlearned, top) + _cost(unlearned, top)
-    if everything is not None:
-        sentences.append(
-            f"Moving all weights instead takes the targets to {em_of(unlearned, everything, TARGET):.1f} tokens of EM"
-            + (
-                f" and costs other text {cost:.1f}."
-                if (cost := _lost(unlearned, everything, OTHER)) is not None
-                else "."
-            )
-        )
-    return sentences
+    edits = [str(name) for name in unlearned.edit.values[1:]]
+    first = edits[0]
+    sentences = [_headline(unlearned, first), *_transfer(unlearned, first), *_cost(unlearned, first)]
+    sentences += [_beside(unlearned, edit) for edit in edits[1:] if "random" not in edit]
+    return sentences + [
+        _against_random(unlearned, edit.replace("random", "top"), edit)
+        for edit in edits
+        if "random" in edit and edit.replace("random", "top") in edits
+    ]
 
 
-def _first(unlearned: xr.Dataset, top: str) -> str:
-    before, after = (unlearned.sel(mask=mask, set=TARGET) for mask in ("before", top))
-    changed = _changed(unlearned, top)
-    verb = "takes" if float(before.em_mean - after.em_mean) >= NOTICEABLE else "hardly moves"
+def _headline(unlearned: xr.Dataset, edit: str) -> str:
+    before, after = (unlearned.sel(edit=name, set=TARGETS) for name in (ORIGINAL, edit))
+    count = f"{int(after.weights_changed):,} of {int(unlearned.attrs['weights_total']):,} weights changed"
+    verb = "takes" if _removed(unlearned, edit) >= NOTICEABLE else "hardly changes"
     moved = (
-        f"the targeted paragraphs from {float(before.em_mean):.1f} to {float(after.em_mean):.1f} tokens of EM (95 % "
-        f"interval {float(after.em_low):.1f} to {float(after.em_high):.1f})"
+        f"the targets from {float(before.em):.1f} to {float(after.em):.1f} tokens of EM (95 % interval "
+        f"{float(after.em_low):.1f} to {float(after.em_high):.1f})"
     )
-    exact = (
-        f"; {percent(float(after.exact_fraction))} of them are still recited in full"
-        if "exact_fraction" in unlearned
-        else ""
-    )
-    return f"Editing the {top} of the weights{changed} {verb} {moved}{exact}."
+    if verb == "hardly changes":
+        moved = moved.replace("the targets from", "the targets: from", 1)
+    exact = f"{percent(float(after.exact_fraction))} of them are still reproduced in full"
+    return f"{_capital(edit)}, {verb} {moved}; {exact}. {count}."
 
 
-def _changed(unlearned: xr.Dataset, mask: str) -> str:
-    if "weights_changed" not in unlearned:
-        return ""
-    count = f"{int(unlearned.weights_changed.sel(mask=mask)):,}"
-    total = unlearned.attrs.get("weights_total")
-    return f" ({count} of {int(total):,})" if total is not None else f" ({count})"
+def _beside(unlearned: xr.Dataset, edit: str) -> str:
+    after, cost = em_of(unlearned, edit, TARGETS), _change(unlearned, edit, OTHER)
+    sentence = f"{_capital(edit)}, takes the targets to {after:.1f} tokens of EM"
+    if _removed(unlearned, edit) < NOTICEABLE:
+        sentence = f"{_capital(edit)}, removes nothing: the targets keep {after:.1f} tokens of EM"
+    if cost is None:
+        return sentence + "."
+    kl = float(unlearned.kl.sel(edit=edit, set=OTHER))
+    first = float(unlearned.kl.sel(edit=first_edit(unlearned), set=OTHER))
+    return f"{sentence}, at a KL of {kl:.3f} nats per token on other text against {first:.3f} of the first edit."
 
 
 def _against_random(unlearned: xr.Dataset, top: str, rival: str) -> str:
-    chosen, control = _lost(unlearned, top, TARGET) or 0.0, _lost(unlearned, rival, TARGET) or 0.0
-    fact = f"The same number of random weights removes {control:.1f} tokens against {chosen:.1f}"
+    chosen, control = _removed(unlearned, top), _removed(unlearned, rival)
+    fact = (
+        f"As many random weights, edited in the same way, remove {control:.1f} tokens where the top ones remove "
+        f"{chosen:.1f}"
+    )
     if max(chosen, control) < NOTICEABLE:
-        return f"{fact}: neither edit removed anything to speak of."
+        return f"{fact}: neither edit removed a noticeable amount."
     if control >= 0.8 * chosen:
         return (
             f"{fact}: as much or nearly so, hence this edit does not show that the chosen weights are where the "
-            "memory sits."
+            "memory is stored."
         )
     if control >= 0.25 * chosen:
-        return f"{fact}: the chosen weights do more, but part of the effect needs no choice."
-    return f"{fact}: which weights are moved decides."
+        return f"{fact}: the chosen weights do more, but random ones have part of the effect."
+    return f"{fact}: the choice of weights matters."
 
 
-def _transfer(unlearned: xr.Dataset, top: str) -> list[str]:
-    lost, target = _lost(unlearned, top, HELD_OUT), _lost(unlearned, top, TARGET) or 0.0
-    if lost is None or target < NOTICEABLE:
+def _transfer(unlearned: xr.Dataset, edit: str) -> list[str]:
+    change, target = _change(unlearned, edit, HELD_OUT), _removed(unlearned, edit)
+    if change is None or target < NOTICEABLE:
         return []
-    share = max(lost, 0.0) / target
+    share = max(-change, 0.0) / target
     verdict = (
-        "so the edit removed the ability to recite more than these paragraphs"
+        "so the edit removed the ability to reproduce more than the targets"
         if share >= 0.5
         else "so the edit is in part specific to its targets"
         if share >= 0.15
         else "so the edit is specific to its targets"
     )
-    return [f"Memorized paragraphs that were not targeted lose {lost:.1f} tokens, {percent(share)} of that, {verdict}."]
+    return [f"Memorized paragraphs that were not targeted change by {signed(change)} tokens, {verdict}."]
 
 
-def _cost(unlearned: xr.Dataset, top: str) -> list[str]:
-    lost = _lost(unlearned, top, OTHER)
-    if lost is None:
+def _cost(unlearned: xr.Dataset, edit: str) -> list[str]:
+    change = _change(unlearned, edit, OTHER)
+    if change is None:
         return []
-    change, rise = f"Other text changes by {signed(-lost)} tokens of EM", 0.0
-    if "nll_mean" in unlearned:
-        nll = unlearned.nll_mean.sel(set=OTHER)
-        rise = float(nll.sel(mask=top) - nll.sel(mask="before"))
-        change += f" and by {signed(rise, 2)} nats of loss a token"
+    nll = unlearned.nll.sel(set=OTHER)
+    rise = float(nll.sel(edit=edit) - nll.sel(edit=ORIGINAL))
     # Other text has little EM to lose, so its loss and the share that it keeps count as well.
-    before = em_of(unlearned, "before", OTHER) or 0.0
-    dear = lost > NOTICEABLE or lost > DEAR_SHARE * before or rise > DEAR_NATS
-    sentence = change + (": the edit has a price." if dear else ", next to nothing.")
-    unseen = _lost(unlearned, top, UNSEEN)
-    return [
-        sentence + (f" Text that was never seen changes by {signed(-unseen)} tokens." if unseen is not None else "")
-    ]
+    before = em_of(unlearned, ORIGINAL, OTHER) or 0.0
+    costly = -change > NOTICEABLE or -change > COST_SHARE * before or rise > COST_NATS
+    verdict = "the edit has a cost" if costly else "a negligible cost"
+    sentence = (
+        f"Other text changes by {signed(change)} tokens of EM and {signed(rise, 2)} nats of NLL per token: {verdict}."
+    )
+    unseen = _change(unlearned, edit, UNSEEN)
+    return [sentence + (f" Text that was never seen changes by {signed(unseen)} tokens." if unseen is not None else "")]
+
+
+def _capital(edit: str) -> str:
+    return edit[:1].upper() + edit[1:]
 
 
 def _figures(unlearned: xr.Dataset) -> list[Block]:
     blocks: list[Block] = [
         Figure(
             figures.em_intervals(unlearned),
-            "Mean EM of each set of paragraphs before and after each edit, with 95 % intervals. Lower is the aim for "
-            "the targeted set; for all other sets, staying at the grey bar is.",
+            "Mean EM of each set of paragraphs in the original model and after each edit, with 95 % intervals. Lower "
+            "is the aim for the targets; all other sets should stay at the grey bar.",
         )
     ]
-    history = next((unlearned[name] for name in ("memorized_nll", "objective") if name in unlearned), None)
-    if {TARGET, OTHER} <= set(unlearned.set.values):
+    if OTHER in unlearned.set.values:
         reading = (
-            "Upwards: tokens of EM that the targets lost; rightwards: tokens that other text lost. The best edit is "
-            "at the top left."
+            "Up: tokens of EM that the targets lost; right: KL on other text, how far the predictions moved. The best "
+            "edit is at the top left."
         )
-        blocks.append(Figure(figures.trade_off(unlearned), reading, wide=history is None))
-    if history is not None:
-        reading = (
-            "Loss of the targeted paragraphs at each step. Higher means more forgotten; a steeper line means that "
-            "this mask needs fewer steps."
-        )
-        blocks.append(Figure(figures.nll_history(history), reading, wide=len(blocks) == 1))
+        blocks.append(Figure(figures.trade_off(unlearned, target=TARGETS, keep=OTHER), reading, wide=False))
+    reading = (
+        "NLL of the targets at each step. Higher means more forgotten; a steeper line means that this edit needs fewer "
+        "steps. Edits stop when the targets' mean EM is low enough."
+    )
+    blocks.append(Figure(figures.nll_history(unlearned.nll_history), reading, wide=len(blocks) == 1))
     if "selected_share" in unlearned:
-        title = "Where the chosen weights sit (brighter = more of them)"
+        title = "Where the chosen weights are (brighter = more of them)"
         figure = heatmaps.component_heatmap(
             100 * unlearned.selected_share, title=title, unit="% of the mask", kind="plain"
         )
         reading = (
-            "Percent of the top mask's weights that lie in each component; all cells add up to 100 %. Brighter means "
-            "that more of the weights with the largest gradient are here."
+            "Percent of the top weights that are in each component; all cells add up to 100 %. Brighter means that "
+            "more of the weights with the largest gradient are here."
         )
         blocks.append(Figure(figure, reading))
     return blocks
 
 
 def _numbers(unlearned: xr.Dataset) -> Table:
-    known = {
-        "em_mean": "EM",
+    columns = {
+        "em": "EM",
         "em_low": "EM, low",
         "em_high": "EM, high",
-        "exact_fraction": "Recited in full",
+        "exact_fraction": "Reproduced in full",
         "match_fraction": "Match",
         "edit_distance": "Edit distance",
-        "nll_mean": "NLL",
+        "nll": "NLL",
         "perplexity": "Perplexity",
         "kl": "KL",
+        "kl_low": "KL, low",
+        "kl_high": "KL, high",
         "changed_top1": "Changed top-1",
     }
-    present = {name: title for name, title in known.items() if name in unlearned}
     rows: list[list[Cell]] = []
-    for mask in unlearned.mask.values:
+    for edit in unlearned.edit.values:
         for name in unlearned.set.values:
-            one = unlearned.sel(mask=mask, set=name)
-            values: list[Cell] = [float(one[column]) for column in present]
-            changed = (
-                int(one.weights_changed)
-                if "weights_changed" in unlearned and np.isfinite(one.weights_changed)
-                else None
-            )
-            rows.append([str(mask), str(name), *values, changed])
+            one = unlearned.sel(edit=edit, set=name)
+            rows.append([str(edit), str(name), *(float(one[column]) for column in columns), int(one.weights_changed)])
     note = (
         "EM in tokens with its 95 % interval. Match: share of tokens that are the model's first choice after the true "
-        "text. Edit distance: tokens to change in what the model says on its own to get the text. NLL in nats a token; "
-        "perplexity, its exponential. KL from the original model, in nats a token, and the share of first choices that "
-        "changed: lower means that the predictions changed less."
+        "text. Edit distance: tokens to change in what the model generates to get the text. NLL in nats per token; "
+        "perplexity, its exponential. KL from the original model, in nats per token, with its 95 % interval, and the "
+        "share of first choices that changed: lower means that the predictions changed less."
     )
-    return Table("All edits as numbers", ["Mask", "Set", *present.values(), "Weights changed"], rows, note)
+    return Table("All edits as numbers", ["Edit", "Set", *columns.values(), "Weights changed"], rows, note)

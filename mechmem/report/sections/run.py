@@ -18,15 +18,17 @@ def run_section(study: StudyFiles) -> Section:
         missing = ("There is no study.json in the study folder: how it was run is not known.",)
         return Section(name, title, question, (), missing=missing)
     blocks: list[Block] = []
-    timings = {str(stage): float(value) for stage, value in mapping(manifest, "timings").items() if _is_number(value)}
+    timings = _seconds(manifest, "seconds")
     if timings:
         reading = "Wall time of each stage, in the order in which they ran; longer took more time."
         blocks.append(Figure(figures.stage_timings(timings), reading))
     blocks += [
         _listing("Model", mapping(manifest, "model"), opened=True),
+        _listing("What each stage found", mapping(manifest, "findings")),
+        _listing("Stages left out", mapping(manifest, "skipped"), opened=True),
         _listing("Settings", mapping(manifest, "settings")),
         _listing("Versions", mapping(manifest, "versions")),
-        Verbatim("The whole of study.json", json.dumps(manifest, indent=2, ensure_ascii=False)),
+        Verbatim("study.json in full", json.dumps(manifest, indent=2, ensure_ascii=False)),
     ]
     return Section(name, title, question, _answer(manifest, timings), [block for block in blocks if _filled(block)])
 
@@ -46,12 +48,23 @@ def _answer(manifest: Mapping[str, Any], timings: Mapping[str, float]) -> list[s
         total = sum(timings.values())
         longest = max(timings, key=lambda stage: timings[stage])
         shown = f"{total / 60:.1f} minutes" if total >= 120 else f"{total:.0f} seconds"
-        answer.append(f"All stages together took {shown}; the longest was {longest} ({timings[longest]:.0f} s).")
+        busy = sum(_seconds(manifest, "cpu_seconds").values())
+        answer.append(
+            f"All stages together took {shown} ({busy:.0f} s of CPU time); the longest was {longest} "
+            f"({timings[longest]:.0f} s)."
+        )
     if model.get("weight_hash"):
         answer.append(
             f"The weights have the hash {model['weight_hash']}: the same hash means the same numbers can be expected."
         )
     return answer
+
+
+def _seconds(manifest: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """Seconds of each stage, of wall time or of the CPU."""
+    stages = mapping(manifest, "timings")
+    values = {str(stage): mapping(stages, str(stage)).get(kind) for stage in stages}
+    return {stage: float(value) for stage, value in values.items() if isinstance(value, int | float)}
 
 
 def _listing(title: str, values: Mapping[str, Any], *, opened: bool = False) -> Table:
@@ -64,7 +77,3 @@ def _listing(title: str, values: Mapping[str, Any], *, opened: bool = False) -> 
 
 def _filled(block: Block) -> bool:
     return not isinstance(block, Table) or bool(block.rows)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -155,7 +155,7 @@ def _specific(heads: xr.Dataset, name: str) -> str:
     else:
         verdict = "so it is no special carrier of memories: other text needs it as much"
     return (
-        f"Without {name} the loss rises by {memorized:.2f} nats a token on memorized and by {other:.2f} on other "
+        f"Without {name} the loss rises by {memorized:.2f} nats per token on memorized and by {other:.2f} on other "
         f"text, {verdict}."
     )
 
@@ -192,5 +192,5 @@ def _head_table(heads: xr.Dataset) -> Table:
             ]
             rows.append([head_name(int(layer), int(head)), *values])
     rows.sort(key=lambda row: -row[1])
-    note = "EM drop in tokens, NLL rise in nats a token; higher means that the head is needed more."
+    note = "EM drop in tokens, NLL rise in nats per token; higher means that the head is needed more."
     return Table("All heads as numbers", columns, rows, note)

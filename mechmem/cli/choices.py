@@ -1,0 +1,27 @@
+"""Choices of options, listed here so that `--help` does not import the library; a test compares them with it."""
+
+from typing import Literal
+
+from mechmem.study.settings import Method as UnlearnMethod
+from mechmem.study.settings import Weights as EditWeights
+
+__all__ = ["EditWeights", "Engine", "Localizer", "Precision", "Replacement", "ScanMethod", "Scope", "UnlearnMethod"]
+
+Localizer = Literal[
+    "hard_concrete",
+    "slimming",
+    "zero_out",
+    "integrated",
+    "gate_gradient",
+    "attribution",
+    "fisher",
+    "difference",
+    "gradient",
+    "activations",
+    "random",
+]
+ScanMethod = Literal["full", "cascade"]
+Precision = Literal["float32", "bfloat16"]
+Engine = Literal["local", "ray"]
+Replacement = Literal["random", "runner-up"]
+Scope = Literal["token", "rest", "prefix"]

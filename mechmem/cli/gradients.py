@@ -1,0 +1,28 @@
+"""`mechmem gradients`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mechmem.cli.app import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed, app, plain_errors, wrote
+from mechmem.cli.studies import print_findings, run_until, study_settings
+
+
+@app.command()
+def gradients(
+    model: StudyModel = None,
+    corpus: StudyCorpus = None,
+    out: Out = Path("study"),
+    seed: StudySeed = None,
+    limit: StudyLimit = None,
+    device: Device = None,
+    assignments: Set = None,
+) -> None:
+    """Compute parameter gradients by component; writes OUT/gradients.nc.
+
+    Stages that it needs run first.
+    """
+    with plain_errors():
+        settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
+        print_findings(run_until(out, settings, "gradients", device=device))
+        wrote(out / "gradients.nc")

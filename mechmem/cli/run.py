@@ -1,0 +1,65 @@
+"""`mechmem run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechmem.cli.app import (
+    Device,
+    Out,
+    Set,
+    StudyCorpus,
+    StudyLimit,
+    StudyModel,
+    StudySeed,
+    app,
+    console,
+    plain_errors,
+    wrote,
+)
+from mechmem.cli.studies import print_findings, run_until, study_settings
+
+
+@app.command()
+def run(
+    model: StudyModel = None,
+    corpus: StudyCorpus = None,
+    out: Out = Path("study"),
+    seed: StudySeed = None,
+    limit: StudyLimit = None,
+    device: Device = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings from a TOML file (`mechmem config` prints one) or another study's study.json."),
+    ] = None,
+    assignments: Set = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Larger samples and more edits: for reports, not for a first look.")
+    ] = False,
+) -> None:
+    """Run the whole study; writes OUT/report.html and, beside it, every number in it.
+
+    Stop it at any time: the same command continues without repeating finished stages.
+    """
+    with plain_errors():
+        from mechmem.study.manifest import missing_stages, read_manifest
+
+        settings = study_settings(
+            out,
+            model=model,
+            corpus=corpus,
+            seed=seed,
+            limit=limit,
+            assignments=assignments,
+            config=config,
+            full_size=full,
+        )
+        manifest = read_manifest(out)
+        if manifest is not None and not missing_stages(out, manifest):
+            console.print(f"{out} holds this study, finished {manifest['finished']}; nothing to run", highlight=False)
+        manifest = run_until(out, settings, "report", device=device)
+        print_findings(manifest)
+        wrote(out / "report.html")

@@ -1,0 +1,57 @@
+"""Everything that decides one edit of a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mechmem.data.choices import check_choice
+from mechmem.study.settings import Method, Weights
+
+Kind = Literal["unlearn", "edit", "memorize"]
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """Everything that decides an edit, beside its study.
+
+    Attributes:
+        kind: unlearn the study's targets, edit them to continue with another text, or memorize new paragraphs.
+        method: of `unlearn`.
+        weights: those with the largest gradient (top), the largest ratio to the keep set's (fisher), as many random
+            ones, or all.
+        mask: a file that `Mask.save` wrote, instead of `weights`.
+        fraction: share of the attention and MLP weights.
+        steps: at most this many updates.
+        learning_rate: of AdamW; None: the rate chosen for the bundled model, or for another model one that is searched.
+        batch_size: paragraphs of each set in one update; None: the library's default.
+        weight_decay: of AdamW, on the weights that may change.
+        max_norm: clip the gradient to this Euclidean norm.
+        keep_weight: of the term that holds the keep set; None: 1.
+        seed: masks and orders.
+        target_em: unlearning ends when the targets' mean EM is as low as this.
+        keep_kl: unlearning ends before KL on the keep set passes this, in nats per token.
+        text: the new continuation of an edit; None: what the model says after its worst single-token perturbation.
+        paragraphs: a file of paragraphs to memorize, token ids as `Paragraphs.load` reads them; None: one `other` one.
+    """
+
+    kind: Kind = "unlearn"
+    method: Method = "npo"
+    weights: Weights = "top"
+    mask: str | None = None
+    fraction: float = 0.001
+    steps: int = 100
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    weight_decay: float | None = None
+    max_norm: float | None = None
+    keep_weight: float | None = None
+    seed: int = 0
+    target_em: float | None = 10.0
+    keep_kl: float | None = None
+    text: str | None = None
+    paragraphs: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, Kind)
+        check_choice("weights", self.weights, Weights)
