@@ -53,6 +53,9 @@ from .stats.bootstrap import cluster_bootstrap as cluster_bootstrap
 from .stats.covariates import with_covariates as with_covariates
 from .stats.matching import match as match
 from .stats.permutation import permutation_test as permutation_test
+from .study.folder import open_study as open_study
+from .study.runner import run_study as run_study
+from .study.settings import StudySettings as StudySettings
 from .truth.injected import inject as inject
 from .truth.injected import random_neurons as random_neurons
 from .truth.planted import planted as planted
