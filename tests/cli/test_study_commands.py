@@ -72,7 +72,7 @@ def test_a_command_says_which_stages_it_runs_first_and_why(tmp_path):
 
 
 def test_the_report_is_written_anew(folder):
-    (folder / "report.html").unlink()
+    (folder / "report.html").unlink(missing_ok=True)
     assert "report.html" in call("report", folder)
     assert (folder / "report.html").exists()
 
