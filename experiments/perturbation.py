@@ -46,6 +46,7 @@ class Settings(Inputs):
         other: paragraphs with an EM of at most 10.
         matched_on: what controls are matched on; not prefix NLL, because part of it is memory of the prefix, so
             that matching on it would remove the effect.
+        permutations: shuffles of the p-values.
         out: folder of the results.
         page: the table, or None.
     """
@@ -55,6 +56,7 @@ class Settings(Inputs):
     memorized: int = 90
     other: int = 90
     matched_on: tuple[str, ...] = ("rarity", "repeated_run", "source")
+    permutations: int = 10_000
     out: Path = Path("results/perturbation")
     page: Path | None = Path("docs/perturbation.md")
 
@@ -92,15 +94,15 @@ def cell(values: np.ndarray, clusters: np.ndarray, seed: int) -> str:
     return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
-def difference(first: dict[str, np.ndarray], second: dict[str, np.ndarray], name: str, seed: int) -> str:
+def difference(first: dict[str, np.ndarray], second: dict[str, np.ndarray], name: str, settings: Settings) -> str:
     """First minus second, with its interval and a permutation test, both by cluster."""
     low, high = cluster_bootstrap_difference(
-        first[name], second[name], first["clusters"], second["clusters"], seed=seed
+        first[name], second[name], first["clusters"], second["clusters"], seed=settings.seed
     )
     values = np.concatenate([first[name], second[name]])
     groups = np.arange(len(values)) < len(first[name])
     clusters = np.concatenate([first["clusters"], second["clusters"]])
-    _, p = mm.permutation_test(values, groups, clusters, seed=seed)
+    _, p = mm.permutation_test(values, groups, clusters, permutations=settings.permutations, seed=settings.seed)
     return f"{first[name].mean() - second[name].mean():.2f} [{low:.2f}, {high:.2f}], p = {p:.4f}"
 
 
@@ -207,7 +209,9 @@ def write(settings: Settings, result: xr.Dataset, sets: dict[str, dict[str, np.n
     lines += ["", "| memorized minus | " + " | ".join(name for name, _ in MEASURES.values()) + " |"]
     lines += ["|---|" + "---|" * len(MEASURES)]
     lines += [
-        f"| {name} | " + " | ".join(difference(sets["memorized"], values, measure, seed) for measure in MEASURES) + " |"
+        f"| {name} | "
+        + " | ".join(difference(sets["memorized"], values, measure, settings) for measure in MEASURES)
+        + " |"
         for name, values in sets.items()
         if name != "memorized"
     ]

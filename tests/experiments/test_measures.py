@@ -14,7 +14,13 @@ def test_perturbing_costs_memories_less_than_the_models_own_text(script, model, 
     module = script("perturbation")
     module.photograph = lambda *_: None
     settings = module.Settings(
-        candidates=80, memorized=2, other=2, matched_on=("rarity",), out=tmp_path, page=tmp_path / "page.md"
+        candidates=40,
+        memorized=2,
+        other=2,
+        permutations=100,
+        matched_on=("rarity",),
+        out=tmp_path,
+        page=tmp_path / "page.md",
     )
     result = module.main(settings, model)
     pool = paragraphs.select(np.random.default_rng(0).permutation(len(paragraphs))[:100])
@@ -93,7 +99,7 @@ def test_a_corpus_of_ones_own_is_read_for_spans(script, model, paragraphs, tmp_p
 def test_learning_rates_are_tried_on_paragraphs_that_no_study_uses(script, model, paragraphs, tmp_path):
     module = script("choose_learning_rate")
     settings = module.Settings(
-        candidates=500, targets=2, steps=2, forgotten_nll=5.0, sparse_rates=(1e-2,), dense_rates=(1e-4,),
+        candidates=250, targets=2, steps=2, forgotten_nll=5.0, sparse_rates=(1e-2,), dense_rates=(1e-4,),
         out=tmp_path, page=tmp_path / "page.md",
     )  # fmt: skip
     trials = module.main(settings, model)
@@ -101,7 +107,7 @@ def test_learning_rates_are_tried_on_paragraphs_that_no_study_uses(script, model
     em = {name: mm.score(model, part).em.values for name, part in sets.items()}
     assert ((em["targets"] >= 30) & (em["targets"] < 50)).all() and len(em["targets"]) == 2
     assert all(((em[name] > 10) & (em[name] < 30)).all() for name in ("keep", "held"))
-    pool = paragraphs.select(np.random.default_rng(1).permutation(len(paragraphs))[:500])
+    pool = paragraphs.select(np.random.default_rng(1).permutation(len(paragraphs))[:250])
     memorized = set(pool.column("cluster")[mm.score(model, pool).em.values == 50])
     assert not memorized & {label for part in sets.values() for label in part.column("cluster").tolist()}
     assert list(trials) == ["top", "random", "all"]

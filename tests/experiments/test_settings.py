@@ -9,18 +9,19 @@ import tyro
 from mechmem.data.errors import InputError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-# Their settings are still constants.
-PLANNED = {"benchmarks/localize", "benchmarks/measure"}
 SCRIPTS = sorted(
     str(path.relative_to(EXPERIMENTS).with_suffix(""))
-    for path in EXPERIMENTS.rglob("*.py")
+    for path in [
+        *EXPERIMENTS.glob("*.py"),
+        *(EXPERIMENTS / f"benchmarks/{name}.py" for name in ("attention", "intervene")),
+    ]
     if "__main__" in path.read_text(encoding="utf-8")
 )
 # Their model is planted, random or trained by themselves.
 OWN_MODEL = {"measure_bundled", "planted", "train_bundled", "benchmarks/attention"}
 
 
-@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - PLANNED))
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_every_setting_is_an_option_with_its_default_and_its_meaning(script, capsys, name):
     module = script(name)
     assert module.Settings.__dataclass_params__.frozen
