@@ -122,7 +122,7 @@ def price(before: HookedTransformer, after: HookedTransformer, sets: Sets, setti
     )
     found["int8 EM"] = float(mm.score(quantize(after, "int8"), targets).em.mean())
     learned = relearning_attack(after, targets, sets["relearned"], steps=settings.relearning, every=10, seed=seed)
-    found["relearning steps"] = int(learned.attrs["steps_until"])
+    found["relearning steps"] = int(learned.attrs.get("steps_until", -1))
     found["relearned EM"] = float(learned.em.mean("paragraph").max())
     return found
 

@@ -12,9 +12,10 @@ import xarray as xr
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.load import HookedTransformer, provenance
+from mechmem.model.public import public
 from mechmem.weights.support import changed_weights
 
-VERBS = {"unlearn": "made to forget", "edit": "made to continue otherwise", "memorize": "made to memorize"}
+VERBS = {"unlearn": "trained to forget", "edit": "trained to continue differently", "memorize": "trained to memorize"}
 # Variable of `evaluate` -> title, digits; each has dimensions [model, set] or [set].
 SHOWN = {
     "em": ("EM", 1),
@@ -33,6 +34,7 @@ def paragraph_hashes(paras: Paragraphs) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in rows]
 
 
+@public("refuse")
 def edit_card(
     model: HookedTransformer,
     edited: HookedTransformer,
@@ -64,7 +66,8 @@ def edit_card(
         "# An edited language model",
         "",
         f"The model `{known.name}` (weights {known.weight_hash}) was {verb} {len(targets)} paragraphs with mechmem "
-        f"{importlib.metadata.version('mechmem')}. {changed_weights(model, edited):,} of its {total:,} weights differ "
+        f"{importlib.metadata.version('mechmem')}.{_outcome(history, targets)} "
+        f"{changed_weights(model, edited):,} of its {total:,} weights differ "
         "from the original's; all others are the same bit for bit.",
         "",
         "## Settings",
@@ -91,6 +94,20 @@ def edit_card(
         *(f"- `{digest}`" for digest in paragraph_hashes(targets)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _outcome(history: xr.Dataset | None, targets: Paragraphs) -> str:
+    """What the edit reached, as far as its history says: what was meant is not always what happened."""
+    known = {} if history is None else history.attrs
+    if "em_before" not in known or "em_after" not in known:
+        return ""
+    before, after = float(known["em_before"]), float(known["em_after"])
+    change = "" if abs(after - before) >= 1 else " The edit did not do what it was meant to do."
+    return (
+        " The mean exact match of these texts (for a rewritten memory, of the new one) is "
+        f"{before:.1f} of {targets.continuation_len} tokens before and {after:.1f} after."
+        f"{change}"
+    )
 
 
 def cost_rows(costs: xr.Dataset) -> tuple[list[str], list[list[str]]]:

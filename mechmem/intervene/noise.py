@@ -17,6 +17,7 @@ from mechmem.measure.scores import score
 from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.mask_choice import Per
 from mechmem.weights.masked_weights import check_mask
@@ -28,6 +29,7 @@ ABOUT = {
 }
 
 
+@public("refuse")
 def add_noise(model: HookedTransformer, mask: Mask, *, scale: float, seed: int) -> HookedTransformer:
     """Return a copy whose masked weights have Gaussian noise added; no other weight moves.
 
@@ -51,6 +53,7 @@ def add_noise(model: HookedTransformer, mask: Mask, *, scale: float, seed: int) 
     return noisy
 
 
+@public("refuse")
 def noise_curve(
     model: HookedTransformer,
     sets: Mapping[str, Paragraphs],
@@ -69,7 +72,7 @@ def noise_curve(
     tensor as `mask` has. What is chosen matters only where the chosen mask loses more than the random ones do.
 
     Args:
-        model: left as it is; hooks on it act as usual.
+        model: left as it is.
         sets: name -> paragraphs to score, memorized and other ones for example.
         mask: weights that get noise.
         scales: of the noise, in standard deviations of each weight's component; see `add_noise`.
@@ -83,11 +86,11 @@ def noise_curve(
         Dataset with `em` (mean over the set, tokens, higher: more memorized) and `nll` (mean, nats per token) [mask,
         scale, draw, set], `em_before` and `nll_before` [set] of the model as it is, coordinates `mask` ("chosen",
         "random"), `scale`, `draw`, `set`, `noise_seed` [draw] (what `add_noise` takes) and `mask_seed` [draw] (what
-        `Mask.random_like` takes). NaN where noise broke the forward.
+        `Mask.random_like` takes).
 
     Raises:
         InputError: no set or an empty one, paragraphs that do not fit, no scale or draw, a scale that is negative or
-            not finite, or a mask that is empty or of another model.
+            not finite, a mask that is empty or of another model, or noise so large that the forward gives NaN.
     """
     check_mask(model, mask, all_allowed=True)
     _check_scales(scales)
@@ -118,10 +121,11 @@ def noise_curve(
     return xr.Dataset(data, coords, attrs)
 
 
+@public("refuse", renamed={"scores": "weights"})
 def noise_by_size(
     model: HookedTransformer,
     sets: Mapping[str, Paragraphs],
-    scores: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     *,
     fractions: Sequence[float] = (0.0001, 0.001, 0.01, 0.1),
     scale: float = 1.0,
@@ -137,7 +141,7 @@ def noise_by_size(
     Args:
         model: left as it is.
         sets: name -> paragraphs to score.
-        scores: parameter name -> score of each weight, as `Mask.top` takes.
+        weights: parameter name -> score of each weight, as `Mask.top` takes.
         fractions: of the weights, one mask each.
         scale: of the noise, in standard deviations of each weight's component.
         per: what weights are ranked among, as `Mask.top`.
@@ -155,7 +159,7 @@ def noise_by_size(
     """
     if not fractions:
         raise InputError("got no fraction; need at least one, for example 0.001 for one weight in a thousand")
-    masks = [Mask.top(scores, fraction=fraction, per=per) for fraction in fractions]
+    masks = [Mask.top(weights, fraction=fraction, per=per) for fraction in fractions]
     for mask in masks:
         check_mask(model, mask, all_allowed=True)
     curves = [

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 from mechmem.weights.masks import Mask
 
 
@@ -15,6 +16,7 @@ class SupportError(AssertionError):
     """A weight outside the mask moved: the edit is not what it says it is."""
 
 
+@public("refuse")
 def verify_support(model: HookedTransformer, edited: HookedTransformer, mask: Mask) -> None:
     """Compare every parameter and buffer bit by bit and return only if nothing outside the mask differs.
 

@@ -108,26 +108,34 @@ class Training:
 
 def old_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """Take the settings of `Training` as keywords of the function, as the release before did, with a warning."""
-    names = {field.name for field in fields(Training)}
+    return gathering(Training, "training")(function)
 
-    @functools.wraps(function)
-    def gathered(*args: P.args, **kwargs: P.kwargs) -> R:
-        plain: dict[str, Any] = dict(kwargs)
-        old = {name: plain.pop(name) for name in names & plain.keys()}
-        if old:
-            shown = ", ".join(f"{name}=..." for name in sorted(old))
-            warnings.warn(
-                f"{function.__name__}: {shown} as keywords go with the next release; write "
-                f"training=mechmem.Training({shown})",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            # Nothing may be said twice: the object's own value would be lost.
-            training: Training = plain.get("training") or Training()
-            twice = sorted(old.keys() & training.given().keys())
-            if twice:
-                raise InputError(f"{function.__name__} got {', '.join(twice)} twice; keep the one in training=")
-            plain["training"] = replace(training, **old)
-        return function(*args, **plain)  # pyright: ignore[reportCallIssue]
 
-    return gathered
+def gathering(kind: type[Any], argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Take the fields of a dataclass as keywords of a function that takes the dataclass, with a warning."""
+    names = {field.name: field.default for field in fields(kind)}
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def gathered(*args: P.args, **kwargs: P.kwargs) -> R:
+            plain: dict[str, Any] = dict(kwargs)
+            old = {name: plain.pop(name) for name in names.keys() & plain.keys()}
+            if old:
+                shown = ", ".join(f"{name}=..." for name in sorted(old))
+                warnings.warn(
+                    f"{function.__name__}: {shown} as keywords go with the next release; write "
+                    f"{argument}=mechmem.{kind.__name__}({shown})",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                # Nothing may be said twice: the object's own value would be lost.
+                given = plain.get(argument) or kind()
+                twice = [name for name in sorted(old) if getattr(given, name) != names[name]]
+                if twice:
+                    raise InputError(f"{function.__name__} got {', '.join(twice)} twice; keep the one in {argument}=")
+                plain[argument] = replace(given, **old)
+            return function(*args, **plain)  # pyright: ignore[reportCallIssue]
+
+        return gathered
+
+    return decorate

@@ -2,7 +2,7 @@
 
 import copy
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,12 +10,13 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.intervene.attack import attack
+from mechmem.intervene.attack import AttackSizes, attack
 from mechmem.intervene.attacks.depth import depth_score
 from mechmem.intervene.attacks.prompts import near_duplicate_attack, perturbed_prefix_attack, prefix_length_attack
 from mechmem.intervene.attacks.quantize import quantization_attack
 from mechmem.intervene.attacks.relearn import relearning_attack
 from mechmem.intervene.attacks.sampling import sampling_attack
+from mechmem.intervene.baseline import Baseline
 from mechmem.measure.scores import score
 from mechmem.stats.bootstrap import cluster_bootstrap
 from mechmem.truth.injected import inject
@@ -23,7 +24,7 @@ from mechmem.weights.masks import Mask
 from mechmem.weights.training import Training
 
 # Of 8 continuation tokens.
-OPTIONS = {"steps": 40, "learning_rate": 1e-3, "draws": 4, "samples": 10}
+OPTIONS: dict[str, Any] = {"sizes": AttackSizes(steps=40, learning_rate=1e-3, draws=4, samples=10)}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_relearning_tells_them_apart(case):
     removed = relearning_attack(case.never, case.targets, case.other, **options)
     mean = hidden.em.mean("paragraph")
     assert 0 < hidden.attrs["steps_until"] <= 30 and hidden.attrs["steps_until"] == hidden.step[mean >= 4].min()
-    assert removed.attrs["steps_until"] == -1 and removed.em.mean("paragraph").max() <= 1
+    assert "steps_until" not in removed.attrs and removed.em.mean("paragraph").max() <= 1
     # Both were trained: the model that never knew learned the other text as well.
     assert hidden.other_nll[-1] < 1 and removed.other_nll[-1] < 1 < removed.other_nll[0]
 
@@ -128,16 +129,18 @@ def test_rows_are_the_attacks_one_by_one(case):
     assert interval == pytest.approx(cluster_bootstrap(sampled, clusters, seed=3))
     assert interval != pytest.approx(cluster_bootstrap(sampled, np.arange(5), seed=3))
     assert found.paragraphs.values.tolist() == [5, 5, 5, 5, 1, 5, 5, 5]
-    assert seen == [(done, 16) for done in range(1, 17)]
+    assert len({total for _, total in seen}) == 1 and seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and len(seen) > 60
+    assert (found.seconds > 0).all()
     assert all(found[name].attrs["units"] == "tokens" for name in ("em_before", "em_after", "em_after_low"))
 
 
 def test_relearning_is_judged_by_one_model_for_all_paragraphs(case):
-    options = {"steps": 40, "learning_rate": 1e-2}
-    em = relearning_attack(case.half_hidden, case.targets, case.other, every=4, **options).em
+    em = relearning_attack(case.half_hidden, case.targets, case.other, every=4, steps=40, learning_rate=1e-2).em
     # Every paragraph at its own best step is more than any single step has.
     assert em.max("step").mean() > em.mean("paragraph").max() + 0.1
-    found = attack(case.knows, case.half_hidden, case.targets, case.other, draws=1, samples=1, **options)
+    sizes = AttackSizes(steps=40, learning_rate=1e-2)
+    found = attack(case.knows, case.half_hidden, case.targets, case.other, sizes=sizes, attacks=["relearning"])
     assert found.em_after.sel(attack="relearning") == pytest.approx(float(em.mean("paragraph").max()))
 
 
@@ -149,8 +152,38 @@ def test_bad_input_is_refused_before_any_work(case, tiny_model):
         ((case.knows, tiny_model, case.targets, case.other), {}, "need a model and an edit of it"),
         ((case.knows, case.hidden, case.targets, case.targets), {}, "5 continuations stand in both"),
         ((case.knows, case.hidden, case.targets, case.other), {"near": case.other}, "none of 15 near-duplicates"),
-        ((case.knows, case.hidden, case.targets, case.other), {"steps": 0}, "need at least 1 of each"),
+        ((case.knows, case.hidden, case.targets, case.other), {"attacks": []}, "got no attack; need at least one"),
     ]
     for arguments, options, sentence in cases:
         with pytest.raises(InputError, match=sentence):
             attack(*arguments, **options, progress=refuse)
+
+
+def test_sizes_are_one_object_and_old_keywords_go_into_it(case):
+    with pytest.raises(InputError, match="got draws 32, samples 100, steps 0, batch_size 16; need at least 1 of each"):
+        AttackSizes(steps=0)
+    chosen: Any = {"attacks": ["perturbed prefix"]}
+    need = attack(case.knows, case.hidden, case.targets, case.other, sizes=AttackSizes(draws=2), **chosen)
+    old: Any = {"draws": 2}
+    with pytest.warns(DeprecationWarning, match=r"write sizes=mechmem\.AttackSizes\(draws="):
+        found = attack(case.knows, case.hidden, case.targets, case.other, **chosen, **old)
+    assert found.drop_vars("seconds").identical(need.drop_vars("seconds"))
+
+
+def test_only_the_attacks_asked_for_run_and_the_original_is_attacked_once(case, monkeypatch):
+    calls = []
+    original = prefix_length_attack
+
+    def counting(model, *arguments, **options):
+        calls.append(model)
+        return original(model, *arguments, **options)
+
+    monkeypatch.setattr("mechmem.intervene.attack.prefix_length_attack", counting)
+    baseline, chosen = Baseline(case.knows), cast(Any, ("prefix length", "none"))
+    first = attack(case.knows, case.hidden, case.targets, case.other, attacks=chosen, baseline=baseline)
+    second = attack(case.knows, case.never, case.targets, case.other, attacks=chosen, baseline=baseline)
+    assert first.attack.values.tolist() == ["none", "prefix length"]
+    assert [model is case.knows for model in calls] == [True, False, False]
+    assert first.em_before.equals(second.em_before)
+    with pytest.raises(InputError, match="no near-duplicates; give some with near="):
+        attack(case.knows, case.hidden, case.targets, case.other, attacks=["near-duplicates"])

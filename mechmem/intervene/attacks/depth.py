@@ -10,22 +10,25 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, batches
 from mechmem.measure.scores import score_logits
 from mechmem.model.forward import advance, check_fit, residual_before, unembed_continuation
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 # Damage, nats per token, below which its place is noise: rounding moves the NLL by about a thousandth of it.
 LEAST_DAMAGE = 1e-3
+BATCH = 16
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def depth_score(
     original: HookedTransformer,
     edited: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Patch the edited model's residual stream into the original at each layer boundary: is the text still inside?
 
@@ -47,10 +50,10 @@ def depth_score(
     that nothing of the text is left.
 
     Args:
-        original: the model before the edit; left as it is, hooks on it act.
-        edited: the model after it, of the same shape; left as it is, hooks on it act.
-        paras: what the edited model should not know.
-        batch_size: paragraphs of one forward.
+        original: the model before the edit; left as it is.
+        edited: the model after it, of the same shape; left as it is.
+        paragraphs: what the edited model should not know.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
@@ -63,16 +66,13 @@ def depth_score(
     Raises:
         InputError: models of different shapes, a model with shortformer positions, or paragraphs that do not fit.
     """
-    check_fit(original, paras)
+    check_fit(original, paragraphs)
     check_pair(original, edited)
     parts = []
-    for start in range(0, len(paras), batch_size):
-        tokens = paras.tokens[start : start + batch_size]
-        parts.append(_boundary_scores(original, edited, tokens, paras.prefix_len))
-        if progress is not None:
-            progress(min(start + batch_size, len(paras)), len(paras))
+    for rows in batches(len(paragraphs), batch_size or BATCH, progress):
+        parts.append(_boundary_scores(original, edited, paragraphs.tokens[rows], paragraphs.prefix_len))
     em, nll = (np.concatenate([part[which] for part in parts], 1) for which in (0, 1))
-    return _dataset(em, nll)
+    return _dataset(em, nll).assign_coords(paragraph=paragraphs.ids)
 
 
 def check_pair(original: HookedTransformer, edited: HookedTransformer) -> None:
@@ -84,8 +84,8 @@ def check_pair(original: HookedTransformer, edited: HookedTransformer) -> None:
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (original, edited)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"original has {len(shapes[0])} tensors and edited {len(shapes[1])}, of other names or shapes; need a "
-            "model and an edit of it: load both alike"
+            f"got an original of {len(shapes[0])} tensors and an edited model of {len(shapes[1])}, with other names "
+            "or shapes; need a model and an edit of it: load both in the same way"
         )
 
 

@@ -11,25 +11,27 @@ from jaxtyping import Int
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress, part_of
+from mechmem.data.progress import ProgressLike, between
 from mechmem.measure.replacements import replacements
 from mechmem.measure.scores import score
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 EM = {"units": "tokens", "higher": "more of the text is still there"}
 SHARE = {"units": "1", "higher": "more of the text is still there"}
 NLL = {"units": "nats per token", "higher": "less of the text is still there"}
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def perturbed_prefix_attack(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
     draws: int = 32,
     seed: int = 0,
-    batch_size: int = 32,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Change one prefix token at a time and ask for the true continuation.
 
@@ -40,10 +42,10 @@ def perturbed_prefix_attack(
 
     Args:
         model: the edited model; left as it is.
-        paras: what it should not know.
+        paragraphs: what it should not know.
         draws: changed prefixes of each paragraph.
         seed: of places and replacements.
-        batch_size: changed prefixes of one forward.
+        batch_size: changed prefixes of one forward; None: chosen for the machine.
         progress: called with (changed prefixes done, changed prefixes).
 
     Returns:
@@ -54,16 +56,16 @@ def perturbed_prefix_attack(
     Raises:
         InputError: no draw, or paragraphs that do not fit the model.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     if draws < 1:
-        raise InputError(f"draws is {draws}; need at least 1 changed prefix of each paragraph, 32 for example")
-    drawn = torch.from_numpy(replacements(model, paras, "random", samples=draws, seed=seed))
-    places = torch.from_numpy(_places(draws, len(paras), paras.prefix_len, seed))[..., None]
-    changed = paras.tokens.repeat(draws, 1, 1).scatter(-1, places, drawn.gather(-1, places))
-    asked = Paragraphs(changed.flatten(0, 1), paras.prefix_len)
+        raise InputError(f"got draws {draws}; need at least 1 changed prefix of each paragraph, 32 for example")
+    drawn = torch.from_numpy(replacements(model, paragraphs, "random", samples=draws, seed=seed))
+    places = torch.from_numpy(_places(draws, len(paragraphs), paragraphs.prefix_len, seed))[..., None]
+    changed = paragraphs.tokens.repeat(draws, 1, 1).scatter(-1, places, drawn.gather(-1, places))
+    asked = Paragraphs(changed.flatten(0, 1), paragraphs.prefix_len)
     found = score(model, asked, batch_size=batch_size, progress=progress)
-    em = found.em.values.reshape(draws, len(paras))
-    match = found.match.values.mean(-1).reshape(draws, len(paras))
+    em = found.em.values.reshape(draws, len(paragraphs))
+    match = found.match.values.mean(-1).reshape(draws, len(paragraphs))
     variables = {
         "em_best": ("paragraph", em.max(0), EM),
         "em_mean": ("paragraph", em.mean(0), EM),
@@ -71,7 +73,7 @@ def perturbed_prefix_attack(
         "em": (("draw", "paragraph"), em, EM),
         "changed_pos": (("draw", "paragraph"), places[..., 0].numpy(), {"units": "token position"}),
     }
-    return xr.Dataset(variables, {"paragraph": np.arange(len(paras))}, {"seed": seed})
+    return xr.Dataset(variables, {"paragraph": paragraphs.ids}, {"seed": seed})
 
 
 def _places(draws: int, count: int, prefix_len: int, seed: int) -> Int[np.ndarray, "draw paragraph"]:
@@ -83,13 +85,14 @@ def _places(draws: int, count: int, prefix_len: int, seed: int) -> Int[np.ndarra
     return rng.permuted(positions, axis=-1).transpose(0, 2, 1).reshape(-1, count)[:draws]
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def prefix_length_attack(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
     lengths: Sequence[int] | None = None,
-    batch_size: int = 32,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Give fewer tokens before the continuation, or some of its own tokens as well, and ask for the rest.
 
@@ -100,10 +103,10 @@ def prefix_length_attack(
 
     Args:
         model: the edited model; left as it is.
-        paras: what it should not know.
+        paragraphs: what it should not know.
         lengths: numbers of tokens to give, each from 1 to paragraph length - 1; None: a quarter, half and all of the
             prefix, and the prefix with a tenth, a quarter and half of the continuation, each at least one token.
-        batch_size: paragraphs of one forward.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs), over all lengths.
 
     Returns:
@@ -114,13 +117,14 @@ def prefix_length_attack(
     Raises:
         InputError: no length, one given twice or out of range, or paragraphs that do not fit the model.
     """
-    check_fit(model, paras)
-    chosen = _lengths(paras, lengths)
+    check_fit(model, paragraphs)
+    chosen = _lengths(paragraphs, lengths)
     rows = []
     for number, given in enumerate(chosen):
-        start = max(0, paras.prefix_len - given)
-        asked = Paragraphs(paras.tokens[:, start:], given)
-        report = None if progress is None else part_of(progress, number, len(chosen))
+        start = max(0, paragraphs.prefix_len - given)
+        asked = Paragraphs(paragraphs.tokens[:, start:], given)
+        share = len(paragraphs)
+        report = between(progress, number * share, (number + 1) * share, len(chosen) * share)
         rows.append(score(model, asked, batch_size=batch_size, progress=report))
     remaining = np.array([row.sizes["pos"] for row in rows])
     em = np.stack([row.em.values for row in rows], 1)
@@ -132,12 +136,12 @@ def prefix_length_attack(
         "nll": (both, np.stack([row.nll.values for row in rows], 1), NLL),
         "remaining": ("given", remaining, {"units": "tokens", "long_name": "continuation tokens asked for"}),
     }
-    coords = {"paragraph": np.arange(len(paras)), "given": ("given", chosen, {"units": "tokens"})}
-    return xr.Dataset(variables, coords, {"prefix_len": paras.prefix_len})
+    coords = {"paragraph": paragraphs.ids, "given": ("given", chosen, {"units": "tokens"})}
+    return xr.Dataset(variables, coords, {"prefix_len": paragraphs.prefix_len})
 
 
-def _lengths(paras: Paragraphs, lengths: Sequence[int] | None) -> list[int]:
-    prefix, rest = paras.prefix_len, paras.continuation_len
+def _lengths(paragraphs: Paragraphs, lengths: Sequence[int] | None) -> list[int]:
+    prefix, rest = paragraphs.prefix_len, paragraphs.continuation_len
     if lengths is None:
         shorter = [max(1, round(share * prefix)) for share in (0.25, 0.5, 1)]
         longer = [prefix + max(1, round(share * rest)) for share in (0.1, 0.25, 0.5)]
@@ -145,19 +149,20 @@ def _lengths(paras: Paragraphs, lengths: Sequence[int] | None) -> list[int]:
     wrong = [length for length in lengths if not 1 <= length < prefix + rest]
     if wrong or not lengths or len(set(lengths)) < len(lengths):
         raise InputError(
-            f"lengths {wrong or list(lengths)} came for paragraphs of {prefix + rest} tokens; need different numbers "
+            f"got lengths {wrong or list(lengths)} for paragraphs of {prefix + rest} tokens; need different numbers "
             f"from 1 to {prefix + rest - 1}, so that a token is given and one remains"
         )
     return list(lengths)
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def near_duplicate_attack(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     near: Paragraphs,
     *,
-    batch_size: int = 32,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Prompt with the prefixes of near-duplicates: same cluster, other words in some places.
 
@@ -166,10 +171,10 @@ def near_duplicate_attack(
 
     Args:
         model: the edited model; left as it is.
-        paras: what it should not know, with a column `cluster`.
+        paragraphs: what it should not know, with a column `cluster`.
         near: other paragraphs, with a column `cluster` as well. Those whose prefix is the target's own say nothing new
             about it and do not count, nor do those of other clusters.
-        batch_size: paragraphs of one forward.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs), over both questions.
 
     Returns:
@@ -180,19 +185,21 @@ def near_duplicate_attack(
     Raises:
         InputError: a missing column, other lengths, no near-duplicate of any target, or paragraphs that do not fit.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     check_fit(model, near)
-    target, other = near_pairs(paras, near)
-    halves = [None, None] if progress is None else [part_of(progress, 0, 2), part_of(progress, 1, 2)]
-    crossed = torch.cat([near.prefix[other], paras.continuation[target]], 1)
+    target, other = near_pairs(paragraphs, near)
+    count = len(target)
+    whole = count + len(near)
+    halves = between(progress, 0, count, whole), between(progress, count, whole, whole)
+    crossed = torch.cat([near.prefix[other], paragraphs.continuation[target]], 1)
     asked = {
-        "target": score(model, Paragraphs(crossed, paras.prefix_len), batch_size=batch_size, progress=halves[0]),
+        "target": score(model, Paragraphs(crossed, paragraphs.prefix_len), batch_size=batch_size, progress=halves[0]),
         "own": score(model, near, batch_size=batch_size, progress=halves[1]).isel(paragraph=other),
     }
     variables = {}
     for name, found in asked.items():
         em, match = found.em.values.astype(np.float64), found.match.values.mean(-1)
-        rows = [np.flatnonzero(target == number) for number in range(len(paras))]
+        rows = [np.flatnonzero(target == number) for number in range(len(paragraphs))]
         for ending, of, values, attrs in (
             ("em_best", np.max, em, EM),
             ("em_mean", np.mean, em, EM),
@@ -200,27 +207,27 @@ def near_duplicate_attack(
         ):
             column = [of(values[row]) if len(row) else np.nan for row in rows]
             variables[f"{name}_{ending}"] = ("paragraph", np.array(column), attrs)
-    count = np.bincount(target, minlength=len(paras))
+    count = np.bincount(target, minlength=len(paragraphs))
     variables["near"] = ("paragraph", count, {"units": "1", "long_name": "near-duplicates that were asked"})
-    coords = {"paragraph": np.arange(len(paras)), "cluster": ("paragraph", paras.column("cluster"))}
+    coords = {"paragraph": paragraphs.ids, "cluster": ("paragraph", paragraphs.column("cluster"))}
     return xr.Dataset(variables, coords)
 
 
-def near_pairs(paras: Paragraphs, near: Paragraphs) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
+def near_pairs(paragraphs: Paragraphs, near: Paragraphs) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
     """Rows of targets and of their near-duplicates: same cluster, another prefix.
 
     Raises:
         InputError: a missing column `cluster`, other lengths, or no pair at all.
     """
-    shapes = [(part.prefix_len, part.continuation_len) for part in (paras, near)]
+    shapes = [(part.prefix_len, part.continuation_len) for part in (paragraphs, near)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"near-duplicates have (prefix, continuation) of {shapes[1]} tokens and the targets of {shapes[0]}; need "
-            "the same: cut both alike"
+            f"got near-duplicates of (prefix, continuation) {shapes[1]} tokens and targets of {shapes[0]}; need equal "
+            "lengths: cut both in the same way"
         )
-    same = paras.column("cluster")[:, None] == near.column("cluster")
+    same = paragraphs.column("cluster")[:, None] == near.column("cluster")
     for row in np.flatnonzero(same.any(1)):
-        same[row] &= (near.prefix != paras.prefix[row]).any(-1).numpy()
+        same[row] &= (near.prefix != paragraphs.prefix[row]).any(-1).numpy()
     target, other = np.nonzero(same)
     if len(target) == 0:
         raise InputError(

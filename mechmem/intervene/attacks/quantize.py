@@ -13,17 +13,20 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, between
 from mechmem.measure.scores import score
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 from mechmem.model.sites import editable_parameters
 
 Scheme = Literal["float16", "bfloat16", "int8", "int4"]
 
 
+@public("refuse")
 def quantize(model: HookedTransformer, scheme: Scheme) -> HookedTransformer:
     """A copy whose attention and MLP weights went through fewer bits and back to their own type.
 
@@ -36,8 +39,7 @@ def quantize(model: HookedTransformer, scheme: Scheme) -> HookedTransformer:
     Raises:
         InputError: an unknown scheme, or a model whose layers are of another make.
     """
-    if scheme not in get_args(Scheme):
-        raise InputError(f"the scheme is {scheme!r}; need one of {', '.join(get_args(Scheme))}")
+    check_choice("scheme", scheme, Scheme)
     quantized = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in editable_parameters(quantized).items():
@@ -45,13 +47,14 @@ def quantize(model: HookedTransformer, scheme: Scheme) -> HookedTransformer:
     return quantized
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def quantization_attack(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
     schemes: tuple[Scheme, ...] = get_args(Scheme),
-    batch_size: int = 32,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Score the targets on rounded copies of the model.
 
@@ -60,10 +63,10 @@ def quantization_attack(
 
     Args:
         model: the edited model; left as it is.
-        paras: what it should not know.
+        paragraphs: what it should not know.
         schemes: see `quantize`.
-        batch_size: paragraphs of one forward.
-        progress: called with (schemes done, schemes).
+        batch_size: paragraphs of one forward; None: chosen for the machine.
+        progress: called with (paragraphs done, paragraphs), over all schemes.
 
     Returns:
         Dataset [scheme, paragraph]: em (tokens, higher: more of the text is still there), nll (nats per token).
@@ -71,15 +74,15 @@ def quantization_attack(
     Raises:
         InputError: an unknown scheme or none, or paragraphs that do not fit the model.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     unknown = [scheme for scheme in schemes if scheme not in get_args(Scheme)]
     if unknown or not schemes:
-        raise InputError(f"schemes {unknown or list(schemes)} came; need some of {', '.join(get_args(Scheme))}")
+        raise InputError(f"got schemes {unknown or list(schemes)}; need some of {', '.join(get_args(Scheme))}")
     rows = []
-    for done, scheme in enumerate(schemes, start=1):
-        rows.append(score(quantize(model, scheme), paras, batch_size=batch_size))
-        if progress is not None:
-            progress(done, len(schemes))
+    count, total = len(paragraphs), len(schemes) * len(paragraphs)
+    for done, scheme in enumerate(schemes):
+        report = between(progress, done * count, (done + 1) * count, total)
+        rows.append(score(quantize(model, scheme), paragraphs, batch_size=batch_size, progress=report))
     both = ("scheme", "paragraph")
     variables = {
         "em": (both, np.stack([row.em.values for row in rows]), {"units": "tokens", "higher": "more is still there"}),
@@ -89,7 +92,7 @@ def quantization_attack(
             {"units": "nats per token", "higher": "less is still there"},
         ),
     }
-    return xr.Dataset(variables, {"scheme": list(schemes), "paragraph": np.arange(len(paras))})
+    return xr.Dataset(variables, {"scheme": list(schemes), "paragraph": paragraphs.ids})
 
 
 def input_dims(name: str) -> tuple[int, ...]:

@@ -8,33 +8,36 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Tensor
 
 from mechmem.data.errors import InputError
+from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.measure.scores import score
 from mechmem.model.forward import check_fit, token_nll
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.training import Training
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def relearning_attack(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     other_memorized: Paragraphs,
     *,
-    original_em: Num[np.ndarray, " paragraph"] | None = None,
-    steps: int = 100,
+    original_em: xr.DataArray | None = None,
+    steps: int = 30,
     learning_rate: float = 1e-4,
     batch_size: int = 16,
     every: int = 10,
     seed: int = 0,
     target_share: float = 0.5,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Fine-tune a copy on other text that the original model knew by heart, and watch the targets.
 
@@ -46,9 +49,10 @@ def relearning_attack(
 
     Args:
         model: the edited model; left as it is.
-        paras: what it should not know.
-        other_memorized: memorized paragraphs that share neither a cluster nor a continuation with `paras`.
-        original_em: EM of `paras` on the model before the edit, tokens, [paragraph]; None: their whole length.
+        paragraphs: what it should not know.
+        other_memorized: memorized paragraphs that share neither a cluster nor a continuation with `paragraphs`.
+        original_em: EM on the model before the edit, tokens, [paragraph], as `score(original, paragraphs).em` gives;
+            None: the whole length.
         steps: updates.
         learning_rate: of AdamW.
         batch_size: paragraphs of one update.
@@ -61,37 +65,40 @@ def relearning_attack(
         Dataset with the coordinate `step` (updates before the measurement): em[step, paragraph] (tokens, higher: more
         has come back), nll[step, paragraph] (nats per token), other_nll[step] (mean NLL of what is trained on). The
         attribute steps_until is the first measured step whose mean EM is at least target_share times the mean of
-        original_em, -1 if there is none; fewer steps mean that the text was less far away.
+        original_em, and is missing if there is none; fewer steps mean that the text was less far away.
 
     Raises:
         InputError: a shared cluster, paragraph or continuation, a setting out of range, or paragraphs that do not fit.
         FloatingPointError: the loss is not finite; the learning rate is too high.
     """
-    check_relearning(model, paras, other_memorized)
+    check_relearning(model, paragraphs, other_memorized)
     _check_settings(steps, every, batch_size, target_share)
-    goal = target_share * _original(paras, original_em)
-    relearned = copy.deepcopy(model)
+    goal = target_share * _original(paragraphs, original_em)
+    relearned, report = copy.deepcopy(model), as_callback(progress, "relearning")
     rows: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     batches = _batches(other_memorized, batch_size, seed)
     with frozen(relearned):
         weights = MaskedWeights(relearned, None, Training(learning_rate=learning_rate))
         for step in range(steps + 1):
             if step % every == 0 or step == steps:
-                found, trained = score(relearned, paras), score(relearned, other_memorized)
+                found, trained = score(relearned, paragraphs), score(relearned, other_memorized)
                 rows[step] = found.em.values, found.nll.values, float(trained.nll.mean())
             if step == steps:
                 break
             weights.update(_loss(weights, next(batches), step))
-            if progress is not None:
-                progress(step + 1, steps)
+            if report is not None:
+                report(step + 1, steps)
     result = _dataset(rows)
     reached = [step for step, (em, _, _) in rows.items() if em.mean() >= goal]
     settings = {"learning_rate": learning_rate, "batch_size": batch_size, "seed": seed, "target_share": target_share}
-    until = {"steps_until": reached[0] if reached else -1, "steps_until_minus_one": "not within these steps"}
-    return result.assign_attrs(settings | until | {"target_em": goal, "target_em_units": "tokens"})
+    # An attribute of a file cannot be None, so it is left out where the text did not come back.
+    until = {"steps_until": reached[0]} if reached else {}
+    return result.assign_coords(paragraph=paragraphs.ids).assign_attrs(
+        settings | until | {"target_em": goal, "target_em_units": "tokens"}
+    )
 
 
-def check_relearning(model: HookedTransformer, paras: Paragraphs, other_memorized: Paragraphs) -> None:
+def check_relearning(model: HookedTransformer, paragraphs: Paragraphs, other_memorized: Paragraphs) -> None:
     """Refuse to train on anything that is, or is nearly, what should come back by itself.
 
     Clusters are compared where both sets have a column `cluster`; without it near-duplicates go unnoticed.
@@ -99,12 +106,14 @@ def check_relearning(model: HookedTransformer, paras: Paragraphs, other_memorize
     Raises:
         InputError: a shared cluster, paragraph or continuation, or paragraphs that do not fit the model.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     check_fit(model, other_memorized)
-    continuations = [set(map(tuple, part.continuation.tolist())) for part in (paras, other_memorized)]
+    continuations = [set(map(tuple, part.continuation.tolist())) for part in (paragraphs, other_memorized)]
     shared = {"continuations": continuations[0] & continuations[1]}
-    if all(part.table is not None and "cluster" in part.table.column_names for part in (paras, other_memorized)):
-        shared["clusters"] = set(paras.column("cluster").tolist()) & set(other_memorized.column("cluster").tolist())
+    if all(part.has("cluster") for part in (paragraphs, other_memorized)):
+        shared["clusters"] = set(paragraphs.column("cluster").tolist()) & set(
+            other_memorized.column("cluster").tolist()
+        )
     for name, found in shared.items():
         if found:
             raise InputError(
@@ -115,20 +124,21 @@ def check_relearning(model: HookedTransformer, paras: Paragraphs, other_memorize
 
 def _check_settings(steps: int, every: int, batch_size: int, target_share: float) -> None:
     if min(steps, every, batch_size) < 1:
-        raise InputError(f"steps, every and batch_size are {steps}, {every} and {batch_size}; need at least 1 of each")
+        raise InputError(f"got steps {steps}, every {every} and batch_size {batch_size}; need at least 1 of each")
     if not 0 < target_share <= 1:
-        raise InputError(f"target_share is {target_share}; need a share of the original EM, 0 < target_share <= 1")
+        raise InputError(f"got target_share {target_share}; need a share of the original EM, 0 < target_share <= 1")
 
 
-def _original(paras: Paragraphs, original_em: Num[np.ndarray, " paragraph"] | None) -> float:
+def _original(paragraphs: Paragraphs, original_em: xr.DataArray | None) -> float:
     if original_em is None:
-        return float(paras.continuation_len)
-    if original_em.shape != (len(paras),) or not original_em.mean() > 0:
+        return float(paragraphs.continuation_len)
+    mean = float(aligned(original_em, paragraphs).mean())
+    if not mean > 0:
         raise InputError(
-            f"original_em has shape {list(original_em.shape)} and mean {original_em.mean():g} for {len(paras)} "
-            "targets; need the EM of each before the edit, above 0 on average: what was never known cannot come back"
+            f"got an original_em of mean {mean:g}; need the EM of the targets before the edit, above 0 on average: "
+            "what was never known cannot come back"
         )
-    return float(original_em.mean())
+    return mean
 
 
 def _loss(weights: MaskedWeights, batch: Paragraphs, step: int) -> Float[Tensor, ""]:
@@ -140,13 +150,13 @@ def _loss(weights: MaskedWeights, batch: Paragraphs, step: int) -> Float[Tensor,
     return loss
 
 
-def _batches(paras: Paragraphs, size: int, seed: int) -> Iterator[Paragraphs]:
+def _batches(paragraphs: Paragraphs, size: int, seed: int) -> Iterator[Paragraphs]:
     """Epoch after epoch, each in another order."""
     rng = np.random.default_rng(seed)
     while True:
-        order = rng.permutation(len(paras))
+        order = rng.permutation(len(paragraphs))
         for start in range(0, len(order), size):
-            yield paras.select(order[start : start + size])
+            yield paragraphs.select(order[start : start + size])
 
 
 def _dataset(rows: dict[int, tuple[np.ndarray, np.ndarray, float]]) -> xr.Dataset:

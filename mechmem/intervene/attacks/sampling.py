@@ -13,20 +13,22 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
-from mechmem.model.forward import check_fit, continuation_logits
+from mechmem.data.progress import ProgressLike, batches
+from mechmem.model.forward import check_fit, continuation_logits, paragraphs_at_once
 from mechmem.model.load import HookedTransformer
+from mechmem.model.public import public
 
 
+@public("refuse", renamed={"paras": "paragraphs"})
 def sampling_attack(
     model: HookedTransformer,
-    paras: Paragraphs,
+    paragraphs: Paragraphs,
     *,
     draws: Sequence[int] = (1, 10, 100, 1000),
     temperature: float = 1.0,
     top_k: int | None = 40,
-    batch_size: int = 16,
-    progress: Progress | None = None,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """The probability that at least one of n sampled continuations is the true one.
 
@@ -39,11 +41,11 @@ def sampling_attack(
 
     Args:
         model: the edited model; left as it is.
-        paras: what it should not know.
+        paragraphs: what it should not know.
         draws: the numbers n.
         temperature: logits are divided by it; as it goes to zero, sampling becomes greedy decoding.
         top_k: only tokens whose logit is at least the k-th largest are sampled; None: all.
-        batch_size: paragraphs of one forward.
+        batch_size: paragraphs of one forward; None: chosen for the machine.
         progress: called with (paragraphs done, paragraphs).
 
     Returns:
@@ -55,17 +57,15 @@ def sampling_attack(
         InputError: no number of draws or one below 1, a temperature that is not above 0, top_k below 1, or paragraphs
             that do not fit the model.
     """
-    check_fit(model, paras)
+    check_fit(model, paragraphs)
     _check(draws, temperature, top_k)
     parts = []
     with torch.no_grad():
-        for start in range(0, len(paras), batch_size):
-            rows = slice(start, start + batch_size)
-            logits = continuation_logits(model, paras.tokens[rows], paras.prefix_len)
-            parts.append(_token_log_probs(logits, paras.continuation[rows], temperature, top_k).cpu())
+        size = paragraphs_at_once(model, paragraphs, batch_size)
+        for rows in batches(len(paragraphs), size, progress):
+            logits = continuation_logits(model, paragraphs.tokens[rows], paragraphs.prefix_len)
+            parts.append(_token_log_probs(logits, paragraphs.continuation[rows], temperature, top_k).cpu())
             del logits
-            if progress is not None:
-                progress(min(start + batch_size, len(paras)), len(paras))
     leading = torch.cat(parts).numpy().cumsum(-1)
     numbers = np.array(draws)
     once = at_least_once(leading[..., None], numbers)
@@ -75,8 +75,8 @@ def sampling_attack(
         "probability": (both, once[:, -1], {"units": "1"} | higher),
         "em_best": (both, once.sum(1), {"units": "tokens", "long_name": "expected EM of the best draw"} | higher),
     }
-    attrs = {"temperature": temperature, "top_k": 0 if top_k is None else top_k, "top_k_zero": "no limit"}
-    return xr.Dataset(variables, {"paragraph": np.arange(len(paras)), "draws": numbers}, attrs)
+    attrs = {"temperature": temperature, "top_k": "all tokens" if top_k is None else top_k}
+    return xr.Dataset(variables, {"paragraph": paragraphs.ids, "draws": numbers}, attrs)
 
 
 def at_least_once(
@@ -109,11 +109,11 @@ def _token_log_probs(
 
 def _check(draws: Sequence[Any], temperature: float, top_k: int | None) -> None:
     if not draws or min(draws) < 1:
-        raise InputError(f"draws are {list(draws)}; need numbers from 1 on, (1, 10, 100) for example")
+        raise InputError(f"got draws {list(draws)}; need numbers from 1 on, (1, 10, 100) for example")
     if not 0 < temperature < float("inf"):
         raise InputError(
-            f"temperature is {temperature}; need a number above 0, 1 to sample from the model's own distribution: "
+            f"got temperature {temperature}; need a number above 0, 1 to sample from the model's own distribution: "
             "greedy decoding is what `score` measures"
         )
     if top_k is not None and top_k < 1:
-        raise InputError(f"top_k is {top_k}; need at least 1 token to sample from, or None for all")
+        raise InputError(f"got top_k {top_k}; need at least 1 token to sample from, or None for all")

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -66,18 +67,18 @@ def test_steps_until_counts_to_the_share_of_what_was_known(tiny_model, sets):
     options = {"steps": 4, "every": 2, "learning_rate": 3e-2}
     found = relearning_attack(tiny_model, known, other, **options)
     assert found.attrs["steps_until"] == 0 and found.attrs["target_em"] == 4 and found.em[0].mean() == 8
-    assert relearning_attack(tiny_model, targets, other, **options).attrs["steps_until"] == -1
+    assert "steps_until" not in relearning_attack(tiny_model, targets, other, **options).attrs
     partly = known.tokens.clone()
     partly[1:, 8:] = (partly[1:, 8:] + 1) % 61
-    original = np.array([4, 4, 4])
-    start = relearning_attack(tiny_model, Paragraphs(partly, 8), other, **options, original_em=original)
+    partial = Paragraphs(partly, 8)
+    # Rows are found by id, in any order.
+    original = xr.DataArray([4, 4, 4], {"paragraph": partial.ids[::-1]}, ("paragraph",))
+    start = relearning_attack(tiny_model, partial, other, **options, original_em=original)
     assert start.em[0].values.tolist() == [8, 0, 0]
     assert start.attrs["target_em"] == 2 and start.attrs["steps_until"] == 0
     # The same start is not enough where all of what was known is asked for.
-    strict = relearning_attack(
-        tiny_model, Paragraphs(partly, 8), other, **options, original_em=original, target_share=1.0
-    )
-    assert strict.attrs["target_em"] == 4 and strict.attrs["steps_until"] == -1
+    strict = relearning_attack(tiny_model, partial, other, **options, original_em=original, target_share=1.0)
+    assert strict.attrs["target_em"] == 4 and "steps_until" not in strict.attrs
 
 
 def test_text_that_would_teach_the_targets_is_refused(tiny_model, sets):
@@ -99,8 +100,9 @@ def test_bad_settings_are_refused(tiny_model, sets):
     for share in (0.0, 1.1):
         with pytest.raises(InputError, match="0 < target_share <= 1"):
             relearning_attack(tiny_model, *sets, target_share=share)
-    for original_em in (np.ones(2), np.zeros(3)):
-        with pytest.raises(InputError, match="need the EM of each before the edit"):
+    for rows, sentence in ((2, "paragraphs are not in this result"), (3, "need the EM of the targets before the edit")):
+        original_em = xr.DataArray(np.zeros(rows), {"paragraph": sets[0].ids[:rows]}, ("paragraph",))
+        with pytest.raises(InputError, match=sentence):
             relearning_attack(tiny_model, *sets, original_em=original_em)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         relearning_attack(tiny_model, *sets, steps=5, learning_rate=1e30)
