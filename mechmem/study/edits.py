@@ -17,7 +17,7 @@ from mechmem.data.files import replacing
 from mechmem.data.inputs import list_inputs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
-from mechmem.intervene.attack import attack
+from mechmem.intervene.attack import AttackSizes, attack
 from mechmem.intervene.card import edit_card
 from mechmem.intervene.edit import edit, with_continuation
 from mechmem.intervene.evaluate import evaluate
@@ -137,6 +137,7 @@ def evaluate_edit(study: StudyFolder, name: str, *, progress: ProgressLike = Non
         study.model,
         saved.apply(study.model),
         own,
+        baseline=study.baseline,
         seed=saved.settings["seed"],
         progress=as_callback(progress, "evaluate_edit"),
     )
@@ -164,9 +165,10 @@ def attack_edit(study: StudyFolder, name: str, *, progress: ProgressLike = None)
         saved.targets,
         sets[HELD_OUT],
         near=sets.get(NEAR),
-        draws=settings.attack_prefixes,
-        samples=settings.attack_samples,
-        steps=settings.relearning_steps,
+        sizes=AttackSizes(
+            draws=settings.attack_prefixes, samples=settings.attack_samples, steps=settings.relearning_steps
+        ),
+        baseline=study.baseline,
         seed=saved.settings["seed"],
         progress=as_callback(progress, "attack_edit"),
     )

@@ -16,6 +16,7 @@ from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.baseline import Baseline
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.study.manifest import settings_of
@@ -73,6 +74,11 @@ class StudyFolder:
     def model(self) -> HookedTransformer:
         """The model that was studied, raw weights, loaded when it is asked for."""
         return load_model(self.settings.model, processing="raw", device=self.device)
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """What the model makes of the sets, computed once for all its edits."""
+        return Baseline(self.model)
 
     @cached_property
     def paragraphs(self) -> Paragraphs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.intervene.evaluate import cost_sets
+from mechmem.intervene.cost_sets import cost_sets
 from mechmem.study.folder import StudyFolder
 
 TARGETS, HELD_OUT, NEAR = "targets", "held-out memorized", "near-duplicates"
