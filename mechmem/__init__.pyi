@@ -69,6 +69,7 @@ from .truth.injected import random_neurons as random_neurons
 from .truth.planted import planted as planted
 from .truth.planted_settings import PlantedSettings as PlantedSettings
 from .weights.masks import Mask as Mask
+from .weights.sparse_edit import Edit as Edit
 from .weights.support import verify_support as verify_support
 from .weights.training import Training as Training
 

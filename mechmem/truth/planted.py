@@ -55,6 +55,13 @@ class Planted:
     shared: tuple[int, int]
     triggers: Int[np.ndarray, " paragraph"]
 
+    def __repr__(self) -> str:
+        layer, head = self.head
+        return (
+            f"Planted({len(self.memorized)} memories through L{layer}H{head} and {len(self.neurons)} neurons, "
+            f"{len(self.other)} other paragraphs)"
+        )
+
     def null(self, seed: int = 0) -> Planted:
         """The same model with random labels: memorized paragraphs, head, neurons and counts are shuffled.
 

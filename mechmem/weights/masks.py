@@ -46,6 +46,9 @@ class Mask:
                 )
         object.__setattr__(self, "indices", {n: i for n, i in sorted(self.indices.items()) if len(i)})
 
+    def __repr__(self) -> str:
+        return f"Mask({self.count:,} of {self.total:,} weights, in {len(self.indices)} of {len(self.shapes)} tensors)"
+
     @property
     def count(self) -> int:
         """How many weights are chosen."""

@@ -1,14 +1,18 @@
-"""An edit as a file: the weights that changed, their new values, and of which model they are."""
+"""An edit: the weights that changed, their new values, and the model of which they are; a small file."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
@@ -18,65 +22,162 @@ from mechmem.weights.support import moved, tensor_pairs
 SOURCE = "source"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Edit:
+    """What an edit changed, bit for bit.
+
+    Attributes:
+        places: parameter name -> flat indices of its changed weights; None: all of them.
+        values: parameter name -> their new values, flat; where all changed, in the parameter's shape.
+        source: which weights were edited: a hash of them, and how they were processed.
+        notes: short texts that are kept with it.
+    """
+
+    places: Mapping[str, Tensor | None]
+    values: Mapping[str, Tensor]
+    source: str
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Edit({self.count:,} weights of {len(self.values)} tensors, of the model {self.source})"
+
+    @property
+    def count(self) -> int:
+        """How many weights it sets; some keep their bits where most of a tensor changed."""
+        return sum(values.numel() for values in self.values.values())
+
+    @staticmethod
+    def between(original: HookedTransformer, edited: HookedTransformer, notes: Mapping[str, str] | None = None) -> Edit:
+        """The weights in which two models differ in any bit.
+
+        Raises:
+            InputError: two models of different tensors.
+        """
+        places: dict[str, Tensor | None] = {}
+        values: dict[str, Tensor] = {}
+        for name, before, after in tensor_pairs(original, edited):
+            changed = moved(before, after).nonzero().flatten().cpu()
+            # An index takes twice the room of a weight.
+            if 3 * len(changed) > after.numel():
+                places[name], values[name] = None, after.detach().cpu().clone().contiguous()
+            elif len(changed):
+                places[name], values[name] = changed, after.detach().cpu().reshape(-1)[changed].clone()
+        return Edit(places, values, _source(original), dict(notes or {}))
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all: kilobytes for a sparse edit."""
+        tensors: dict[str, Tensor] = {}
+        for name, values in self.values.items():
+            index = self.places[name]
+            if index is None:
+                tensors[f"whole.{name}"] = values
+            else:
+                tensors |= {f"place.{name}": index, f"value.{name}": values}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=dict(self.notes) | {SOURCE: self.source})
+
+    @staticmethod
+    def load(path: str | Path) -> Edit:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or one that `save` did not write.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; need one that Edit.save wrote")
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                notes = dict(file.metadata() or {})
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a whole safetensors file ({error}); make the edit again") from error
+        if SOURCE not in notes:
+            raise InputError(f"{path}: is not an edit; need a file that Edit.save wrote")
+        places: dict[str, Tensor | None] = {}
+        values: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            kind, name = key.split(".", 1)
+            if kind == "place":
+                places[name] = tensor
+            else:
+                values[name] = tensor
+                places.setdefault(name, None)
+        return Edit(places, values, notes.pop(SOURCE), notes)
+
+    def apply(self, model: HookedTransformer) -> HookedTransformer:
+        """A copy of the original with the edit; the model given is unchanged.
+
+        Raises:
+            InputError: the model has other weights than the one that was edited.
+        """
+        self._check(model)
+        edited = copy.deepcopy(model)
+        self._put(edited, self.values)
+        return edited
+
+    @contextmanager
+    def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
+        """Edit a model in place; after the block every weight has its former bits, whatever happened in it.
+
+        Raises:
+            InputError: the model has other weights than the one that was edited.
+        """
+        self._check(model)
+        state, former = model.state_dict(), {}
+        for name, index in self.places.items():
+            former[name] = _chosen(state[name], index).clone()
+        try:
+            self._put(model, self.values)
+            yield model
+        finally:
+            self._put(model, former)
+
+    def _check(self, model: HookedTransformer) -> None:
+        own = _source(model)
+        if self.source != own:
+            raise InputError(
+                f"got an edit of the weights {self.source} for a model of the weights {own}; load the model that was "
+                "edited"
+            )
+
+    @torch.no_grad()
+    def _put(self, model: HookedTransformer, values: Mapping[str, Tensor]) -> None:
+        state = model.state_dict()
+        for name, index in self.places.items():
+            new = values[name].to(state[name].device)
+            if index is None:
+                state[name].copy_(new)
+            else:
+                state[name].view(-1)[index.to(state[name].device)] = new
+
+
 def save_edit(
     model: HookedTransformer, edited: HookedTransformer, path: str | Path, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write the weights in which two models differ, whole or not at all: kilobytes for a sparse edit.
-
-    Args:
-        model: the original, as `load_model` gave it.
-        edited: the same after an edit.
-        path: a safetensors file.
-        notes: short texts to keep with it.
-
-    Raises:
-        InputError: two models of different shapes, or an original that `load_model` did not give.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for name, before, after in tensor_pairs(model, edited):
-        places = moved(before, after).nonzero().flatten().cpu()
-        # An index takes twice the room of a weight.
-        if 3 * len(places) > after.numel():
-            tensors[f"whole.{name}"] = after.detach().cpu().contiguous()
-        elif len(places):
-            tensors[f"place.{name}"] = places
-            tensors[f"value.{name}"] = after.detach().cpu().reshape(-1)[places].clone()
-    metadata = dict(notes or {}) | {SOURCE: _source(model)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    """Write the weights in which two models differ; `Edit.between` and `Edit.save` in one."""
+    Edit.between(model, edited, notes).save(path)
 
 
 def load_edit(model: HookedTransformer, path: str | Path) -> tuple[HookedTransformer, dict[str, str]]:
-    """A copy of the original with an edit in it, bit for bit as it was saved, and the file's notes.
-
-    Raises:
-        InputError: no such file, one that `save_edit` did not write, or an edit of other weights.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; need one that save_edit wrote")
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            notes = dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); make the edit again") from error
-    source, own = notes.pop(SOURCE, None), _source(model)
-    if source != own:
-        raise InputError(
-            f"{path}: is an edit of weights {source} and the model's are {own}; load the model that was edited"
-        )
-    edited = copy.deepcopy(model)
-    state = edited.state_dict()
-    for key, tensor in tensors.items():
-        kind, name = key.split(".", 1)
-        if kind == "whole":
-            state[name].copy_(tensor)
-        elif kind == "place":
-            state[name].view(-1)[tensor.to(state[name].device)] = tensors[f"value.{name}"].to(state[name].device)
-    return edited, notes
+    """A copy of the original with a saved edit, and the file's notes; `Edit.load` and `Edit.apply` in one."""
+    edit = Edit.load(path)
+    return edit.apply(model), dict(edit.notes)
 
 
+def _chosen(tensor: Tensor, index: Tensor | None) -> Tensor:
+    tensor = tensor.detach()
+    return tensor if index is None else tensor.reshape(-1)[index.to(tensor.device)]
+
+
+@torch.no_grad()
 def _source(model: HookedTransformer) -> str:
-    known = provenance(model)
+    """Where the weights come from; those of a model that was not loaded by `load_model` are hashed themselves."""
+    try:
+        known = provenance(model)
+    except InputError:
+        digest = hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
     return f"{known.weight_hash} ({known.processing})"

@@ -1,18 +1,30 @@
+import copy
+
 import pytest
 import torch
 
 from mechmem.data.errors import InputError
 from mechmem.model.load import load_model
-from mechmem.weights.sparse_edit import load_edit, save_edit
+from mechmem.weights.sparse_edit import Edit, load_edit, save_edit
 from mechmem.weights.support import changed_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no tokenizer:UserWarning")
 
 
 @pytest.fixture
+def write_checkpoint(tmp_path, tiny_pair):
+    def write():
+        reference = copy.deepcopy(tiny_pair.reference)
+        reference.save_pretrained(tmp_path / "model")
+        return tmp_path / "model", reference
+
+    return write
+
+
+@pytest.fixture
 def pair(write_checkpoint):
     """A model, and the same with some weights of one tensor, all of another and a sign of zero changed."""
-    folder, _ = write_checkpoint("gpt_neo")
+    folder, _ = write_checkpoint()
     model, edited = load_model(folder), load_model(folder)
     with torch.no_grad():
         edited.get_parameter("blocks.0.mlp.W_in").view(-1)[[3, 1]] += 1
@@ -38,7 +50,7 @@ def test_an_edit_of_other_weights_or_a_broken_file_is_refused(pair, write_checkp
     model, edited = pair
     file = tmp_path / "e.safetensors"
     save_edit(model, edited, file)
-    _, reference = write_checkpoint("gpt_neo")
+    _, reference = write_checkpoint()
     reference.transformer.wte.weight.data[0, 0] += 1
     reference.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="load the model that was edited"):
@@ -50,3 +62,32 @@ def test_an_edit_of_other_weights_or_a_broken_file_is_refused(pair, write_checkp
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(InputError, match="not a whole safetensors file"):
         load_edit(model, file)
+
+
+def test_an_edit_in_place_is_gone_after_the_block_whatever_happens(pair):
+    model, edited = pair
+    edit = Edit.between(model, edited)
+    former = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def same(state) -> bool:
+        # -0.0 equals 0.0 as a value, so bits are compared.
+        return all(
+            torch.equal(a.view(-1).view(torch.uint8), state[n].view(-1).view(torch.uint8)) for n, a in former.items()
+        )
+
+    with edit.applied(model) as inside:
+        assert inside is model and changed_weights(model, edited) == 0
+    assert same(model.state_dict())
+    with pytest.raises(KeyboardInterrupt), edit.applied(model):
+        raise KeyboardInterrupt
+    assert same(model.state_dict())
+    assert changed_weights(edit.apply(model), edited) == 0 and same(model.state_dict())
+
+
+def test_an_edit_says_briefly_what_it_is(pair, tiny_model):
+    edit = Edit.between(*pair)
+    assert repr(edit).startswith("Edit(") and len(repr(edit)) < 120
+    nothing = Edit.between(tiny_model, tiny_model)
+    assert nothing.count == 0 and changed_weights(nothing.apply(tiny_model), tiny_model) == 0
+    with pytest.raises(InputError, match="load the model that was edited"):
+        edit.apply(tiny_model)
