@@ -67,7 +67,7 @@ class AttackSizes:
     samples: int = 100
     steps: int = 30
     learning_rate: float = 1e-4
-    batch_size: int = 16
+    batch_size: int = 8
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("draws", "samples", "steps", "batch_size")}
@@ -216,7 +216,7 @@ def _weight_attacks(
             steps=sizes.steps,
             learning_rate=sizes.learning_rate,
             batch_size=sizes.batch_size,
-            every=max(1, sizes.steps // 10),
+            every=max(1, sizes.steps // 5),
             seed=seed,
             progress=progress,
         )

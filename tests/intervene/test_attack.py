@@ -101,7 +101,7 @@ def test_rows_are_the_attacks_one_by_one(case):
     targets, clusters = case.targets, case.targets.column("cluster")
     for model, column in ((case.knows, "em_before"), (case.half_hidden, "em_after")):
         lengths = prefix_length_attack(model, targets).em.max("given")
-        training = {"steps": 40, "learning_rate": 1e-3, "every": 4, "seed": 3}
+        training = {"steps": 40, "learning_rate": 1e-3, "every": 8, "seed": 3}
         relearned = relearning_attack(model, targets, case.other, **training).em.mean("paragraph").max()
         late = depth_score(case.knows, model, targets).em
         near = near_duplicate_attack(model, targets, case.near).target_em_best[0]
@@ -136,7 +136,7 @@ def test_rows_are_the_attacks_one_by_one(case):
 
 
 def test_relearning_is_judged_by_one_model_for_all_paragraphs(case):
-    em = relearning_attack(case.half_hidden, case.targets, case.other, every=4, steps=40, learning_rate=1e-2).em
+    em = relearning_attack(case.half_hidden, case.targets, case.other, every=8, steps=40, learning_rate=1e-2).em
     # Every paragraph at its own best step is more than any single step has.
     assert em.max("step").mean() > em.mean("paragraph").max() + 0.1
     sizes = AttackSizes(steps=40, learning_rate=1e-2)
@@ -160,7 +160,7 @@ def test_bad_input_is_refused_before_any_work(case, tiny_model):
 
 
 def test_sizes_are_one_object_and_old_keywords_go_into_it(case):
-    with pytest.raises(InputError, match="got draws 32, samples 100, steps 0, batch_size 16; need at least 1 of each"):
+    with pytest.raises(InputError, match="got draws 32, samples 100, steps 0, batch_size 8; need at least 1 of each"):
         AttackSizes(steps=0)
     chosen: Any = {"attacks": ["perturbed prefix"]}
     need = attack(case.knows, case.hidden, case.targets, case.other, sizes=AttackSizes(draws=2), **chosen)

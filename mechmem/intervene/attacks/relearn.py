@@ -8,20 +8,22 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import ProgressLike, as_callback
-from mechmem.measure.scores import score
+from mechmem.data.progress import ProgressLike, as_callback, batches
+from mechmem.measure.scores import score_logits
 from mechmem.model.forward import check_fit, token_nll
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.training import Training
+
+MEASURED_AT_ONCE = 16
 
 
 @public("refuse", renamed={"paras": "paragraphs"})
@@ -63,7 +65,8 @@ def relearning_attack(
 
     Returns:
         Dataset with the coordinate `step` (updates before the measurement): em[step, paragraph] (tokens, higher: more
-        has come back), nll[step, paragraph] (nats per token), other_nll[step] (mean NLL of what is trained on). The
+        has come back), nll[step, paragraph] (nats per token), other_nll[step] (mean NLL of the first 16 paragraphs that
+        are trained on, or all of fewer). The
         attribute steps_until is the first measured step whose mean EM is at least target_share times the mean of
         original_em, and is missing if there is none; fewer steps mean that the text was less far away.
 
@@ -76,16 +79,17 @@ def relearning_attack(
     goal = target_share * _original(paragraphs, original_em)
     relearned, report = copy.deepcopy(model), as_callback(progress, "relearning")
     rows: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
-    batches = _batches(other_memorized, batch_size, seed)
+    sample = other_memorized[:MEASURED_AT_ONCE]
+    training_batches = _batches(other_memorized, batch_size, seed)
     with frozen(relearned):
         weights = MaskedWeights(relearned, None, Training(learning_rate=learning_rate))
         for step in range(steps + 1):
             if step % every == 0 or step == steps:
-                found, trained = score(relearned, paragraphs), score(relearned, other_memorized)
-                rows[step] = found.em.values, found.nll.values, float(trained.nll.mean())
+                em, nll = _measure(weights, paragraphs)
+                rows[step] = em, nll, float(_measure(weights, sample)[1].mean())
             if step == steps:
                 break
-            weights.update(_loss(weights, next(batches), step))
+            weights.update(_loss(weights, next(training_batches), step))
             if report is not None:
                 report(step + 1, steps)
     result = _dataset(rows)
@@ -148,6 +152,23 @@ def _loss(weights: MaskedWeights, batch: Paragraphs, step: int) -> Float[Tensor,
     if not bool(loss.isfinite()):
         raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
     return loss
+
+
+@torch.no_grad()
+def _measure(
+    weights: MaskedWeights, paragraphs: Paragraphs
+) -> tuple[Int[np.ndarray, " paragraph"], Float[np.ndarray, " paragraph"]]:
+    """EM and NLL of the weights as they are, by one forward.
+
+    Not by `score`, which measures its tolerance anew for every model: here that would take longer than training.
+    """
+    parts = []
+    for rows in batches(len(paragraphs), MEASURED_AT_ONCE):
+        logits = weights.continuation_logits(paragraphs.tokens[rows], paragraphs.prefix_len)
+        found = score_logits(logits, paragraphs.continuation[rows])
+        parts.append((found["em"].cpu().numpy(), found["nll"].cpu().numpy()))
+    em, nll = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return em, nll
 
 
 def _batches(paragraphs: Paragraphs, size: int, seed: int) -> Iterator[Paragraphs]:

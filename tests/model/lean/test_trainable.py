@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechmem.data.errors import InputError
 from mechmem.model.forward import continuation_logits
@@ -92,24 +93,33 @@ def test_picked_products_are_entries_of_the_whole_one():
     assert torch.allclose(picked(x, gradient, rows, columns), (x.T @ gradient)[rows, columns], atol=1e-6)
 
 
+class Shapes(TorchDispatchMode):
+    """Notes the shape of everything that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and "mm" in func.__name__:
+            self.seen.add(tuple(result.shape))
+        return result
+
+
 def test_a_sparse_mask_makes_no_matrix_of_gradients(tiny_model, tokens, monkeypatch):
-    """The few weights' gradients must not come by way of all of them."""
-    model = copy.deepcopy(tiny_model)
-    mask = random_mask(model, 0.002)
-    seen: list[int] = []
-    original = torch.autograd.grad
-
-    def counting(*arguments, **options):
-        found = original(*arguments, **options)
-        seen.extend(gradient.numel() for gradient in found)
-        return found
-
-    monkeypatch.setattr(torch.autograd, "grad", counting)
-    with frozen(model):
-        trainable = TrainableModel(model, list(mask.indices), mask.indices)
-        loss = loss_of(trainable.continuation_logits(tokens, 12), tokens)
-        torch.autograd.grad(loss, list(trainable.values.values()))
-    assert sum(seen) == mask.count
+    """The few weights' gradients must not come by way of all of them; with another share they do, and it is seen."""
+    width, inner = tiny_model.cfg.d_model, tiny_model.cfg.d_mlp
+    for share, whole in ((SPARSE_SHARE, False), (0.0, True)):
+        monkeypatch.setattr("mechmem.model.lean.trainable.SPARSE_SHARE", share)
+        model = copy.deepcopy(tiny_model)
+        mask = random_mask(model, 0.002)
+        with frozen(model):
+            trainable = TrainableModel(model, list(mask.indices), mask.indices)
+            loss = loss_of(trainable.continuation_logits(tokens, 12), tokens)
+            with Shapes() as shapes:
+                torch.autograd.grad(loss, list(trainable.values.values()))
+        assert bool({(width, inner), (inner, width)} & shapes.seen) is whole
 
 
 def test_a_model_that_has_no_lean_forward_is_refused(small_model):
