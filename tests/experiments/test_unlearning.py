@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import mechmem as mm
 
 
+@pytest.mark.filterwarnings("ignore:the edit (taught|removed) nothing:RuntimeWarning")
 def test_the_unlearning_leaderboard_says_what_was_measured(script, model, tmp_path):
     module = script("unlearning")
     pictures: list[Path] = []

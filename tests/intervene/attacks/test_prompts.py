@@ -120,7 +120,7 @@ def test_near_duplicates_of_one_target_are_summed_up(tiny_model, known):
 
 
 def test_bad_input_is_refused(tiny_model, known):
-    with pytest.raises(InputError, match="draws is 0"):
+    with pytest.raises(InputError, match="got draws 0"):
         perturbed_prefix_attack(tiny_model, known, draws=0)
     for lengths in ([0], [LENGTH], [3, 3], []):
         with pytest.raises(InputError, match=f"need different numbers from 1 to {LENGTH - 1}"):
@@ -129,5 +129,5 @@ def test_bad_input_is_refused(tiny_model, known):
         near_duplicate_attack(tiny_model, known.select([0]), known.select([0, 2]))
     with pytest.raises(InputError, match="no column 'cluster'"):
         near_duplicate_attack(tiny_model, known, Paragraphs(known.tokens, PREFIX))
-    with pytest.raises(InputError, match=r"near-duplicates have \(prefix, continuation\) of \(6, 7\)"):
+    with pytest.raises(InputError, match=r"near-duplicates of \(prefix, continuation\) \(6, 7\)"):
         near_duplicate_attack(tiny_model, known, Paragraphs(known.tokens, PREFIX - 1, known.table))

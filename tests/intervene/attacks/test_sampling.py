@@ -92,5 +92,5 @@ def test_bad_input_is_refused(tiny_model, paras):
     for temperature in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(InputError, match="need a number above 0"):
             sampling_attack(tiny_model, paras, temperature=temperature)
-    with pytest.raises(InputError, match="top_k is 0"):
+    with pytest.raises(InputError, match="got top_k 0"):
         sampling_attack(tiny_model, paras, top_k=0)
