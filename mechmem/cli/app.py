@@ -69,6 +69,8 @@ def plain_errors() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.showwarning = show
+        for category in (RuntimeWarning, UserWarning):
+            warnings.simplefilter("default", category)
         try:
             yield
         except InputError as error:

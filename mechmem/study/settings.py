@@ -47,6 +47,7 @@ FULL: dict[str, Any] = {
     "evaluated": 100,
     "attack_prefixes": 32,
     "relearning_steps": 30,
+    "steps": 100,
     "edits": ("npo all", "npo top", "npo random", "contrastive all", "contrastive top", "contrastive random"),
 }
 
@@ -113,18 +114,18 @@ class StudySettings:
     limit: int | None = None
     decoded: int | None = 256
     gradient_sample: int = 64
-    ablation_sample: int = 24
+    ablation_sample: int = 16
     pairs: int = 6
     patched: float = 0.03
     targets: int = 16
-    evaluated: int = 48
+    evaluated: int = 40
     edits: tuple[str, ...] = ("npo all", "npo top", "npo random", "contrastive top")
     fraction: float = 0.001
-    steps: int = 100
+    steps: int = 40
     target_em: float = 10.0
-    attack_prefixes: int = 16
+    attack_prefixes: int = 8
     attack_samples: int = 100
-    relearning_steps: int = 20
+    relearning_steps: int = 10
 
     def __post_init__(self) -> None:
         counts = ("gradient_sample", "ablation_sample", "pairs", "targets", "evaluated", "steps", "attack_prefixes")

@@ -63,7 +63,10 @@ def attack_stage(study: StudyFolder) -> str:
         progress = parts[f"attacking {title}"]
         rows.append(attack_edit(study, edit.name, progress=progress) if known is None else known)
     axis = xr.DataArray(titles, dims="edit", name="edit")
-    attacks = xr.concat(rows, dim=axis, combine_attrs="drop_conflicts")
+    # The same study gives the same file, however long it took.
+    attacks = xr.concat(
+        [row.drop_vars("seconds", errors="ignore") for row in rows], axis, combine_attrs="drop_conflicts"
+    )
     study.save(attacks, "attacks.nc")
     # The original's last layers hold the text themselves: what they bring back was not left in the edited model.
     after = attacks.em_after.isel(edit=0).where(attacks.attack != "late layers", drop=True)
