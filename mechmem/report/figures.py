@@ -42,7 +42,7 @@ def em_histogram(em: xr.DataArray, *, full: int) -> go.Figure:
 
 
 def em_by_count(em: xr.DataArray, count: xr.DataArray, *, full: int) -> go.Figure:
-    """EM quartiles, and the share memorized, by how often a paragraph stood in the training text.
+    """EM quartiles, and the share memorized, by how often a paragraph occurs in the training text.
 
     Args:
         em: [paragraph], 0..full.
@@ -157,17 +157,17 @@ def em_intervals(unlearned: xr.Dataset) -> go.Figure:
 
 
 def trade_off(unlearned: xr.Dataset, *, target: str, keep: str) -> go.Figure:
-    """What each edit removed against what it cost: EM lost on the target (up) and KL on text to keep (right).
+    """What each edit removed against what it cost: change of the target's EM (up) and KL on text to keep (right).
 
-    Up and left is the best corner. The first point is the original model, at the origin.
+    Down and left is the best corner. The first point is the original model, at the origin.
     """
-    lost = unlearned.em.isel(edit=0) - unlearned.em
-    figure = empty_figure("What was removed (up) against what it cost (right)", 380)
+    change = unlearned.em - unlearned.em.isel(edit=0)
+    figure = empty_figure("What was removed (lower = more) against its cost (right)", 380)
     for position, edit in enumerate(unlearned.edit.values):
         cost = unlearned.kl.sel(edit=edit, set=keep)
         figure.add_scatter(
             x=[float(cost)],
-            y=[float(lost.sel(edit=edit, set=target))],
+            y=[float(change.sel(edit=edit, set=target))],
             mode="markers",
             name=plotly_text(edit),
             marker={
@@ -176,15 +176,16 @@ def trade_off(unlearned: xr.Dataset, *, target: str, keep: str) -> go.Figure:
                 "color": edit_colour(position),
                 "line": {"width": 1, "color": "rgba(255,255,255,0.7)"},
             },
-            hovertemplate="EM lost on the targets: %{y:.2f}<br>KL on other: %{x:.3f}<extra>%{fullData.name}</extra>",
+            hovertemplate="EM change of the targets: %{y:.2f} tokens<br>KL on other text: %{x:.3f} nats per token"
+            "<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title="KL on other text, nats per token", zeroline=True)
-    figure.update_yaxes(title="EM lost on the targets, tokens", zeroline=True)
+    figure.update_yaxes(title="EM change of the targets, tokens", zeroline=True)
     return figure
 
 
 def nll_history(nll: xr.DataArray) -> go.Figure:
-    """NLL of the targets at each step, [edit, step], in nats; edits without a history are left out."""
+    """NLL of the targets at each step, [edit, step], in nats per token; edits without a history are left out."""
     figure = empty_figure("NLL of the targets while unlearning (higher = more forgotten)", 380)
     for position, edit in enumerate(nll.edit.values):
         values = nll.sel(edit=edit).values

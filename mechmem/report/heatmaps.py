@@ -10,6 +10,7 @@ from mechmem.data.ranking import largest
 from mechmem.report.theme import DIVERGING, FRAME, SEQUENTIAL, colorbar, empty_figure, plotly_text
 
 Kind = Literal["log", "diverging", "plain"]
+End = Literal["highest", "lowest"]
 
 
 def component_heatmap(
@@ -53,15 +54,24 @@ def component_heatmap(
     return figure
 
 
-def head_heatmap(values: xr.DataArray, *, title: str, unit: str, limit: float | None = None, top: int = 0) -> go.Figure:
-    """One value for each head, [layer, head]; colours are centred on zero, blue is positive.
+def head_heatmap(
+    values: xr.DataArray,
+    *,
+    title: str,
+    unit: str,
+    limit: float | None = None,
+    top: int = 0,
+    blue: End = "highest",
+) -> go.Figure:
+    """One value for each head, [layer, head]; colours are centred on zero, where they are neutral.
 
     Args:
         values: [layer, head].
         title: what is shown and what higher means.
         unit: label of the colour bar.
         limit: the colour range is -limit..limit; by default the largest absolute value.
-        top: number of heads with the largest values that get a frame and their rank.
+        top: number of heads with the bluest cells that get a frame and their rank.
+        blue: which end is blue: "highest", or "lowest" for changes of which a fall is the finding.
     """
     grid = values.transpose("layer", "head")
     data = grid.values.astype(float)
@@ -75,6 +85,7 @@ def head_heatmap(values: xr.DataArray, *, title: str, unit: str, limit: float | 
         zmin=-span,
         zmax=span,
         colorscale=DIVERGING,
+        reversescale=blue == "lowest",
         colorbar=colorbar(unit),
         hovertemplate="%{y}%{x}: %{z:.3f}<extra></extra>",
         hoverongaps=False,
@@ -83,7 +94,7 @@ def head_heatmap(values: xr.DataArray, *, title: str, unit: str, limit: float | 
     )
     figure.update_xaxes(type="category", title="head")
     figure.update_yaxes(type="category", title="layer", autorange="reversed")
-    for rank, (layer, head) in enumerate(top_cells(data, top), start=1):
+    for rank, (layer, head) in enumerate(top_cells(data if blue == "highest" else -data, top), start=1):
         box = {"x0": head - 0.5, "x1": head + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
         figure.add_shape(type="rect", line={"color": FRAME, "width": 2}, **box)
         # The rank and not the name: on a phone a cell is narrower than a name.

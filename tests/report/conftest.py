@@ -66,7 +66,8 @@ def rare(rng: np.random.Generator) -> xr.Dataset:
     coords, dims = {"layer": range(LAYERS), "head": range(HEADS)}, ("layer", "head")
     excess = rng.normal(-0.02, 0.04, (LAYERS, HEADS))
     excess[1, 2] = 0.31
-    data = {"excess": excess, "spearman": -2 * excess, "kendall": -1.5 * excess, "p_value": rng.random((LAYERS, HEADS))}
+    data = {"excess": excess, "spearman": -2 * excess, "kendall": -1.5 * excess, "mass_over_uniform": excess}
+    data["p_value"] = rng.random((LAYERS, HEADS))
     result = xr.Dataset({name: (dims, values) for name, values in data.items()}, coords)
     result["excess"].attrs["expectation"] = "other paragraphs' attention to the same positions"
     return result

@@ -69,6 +69,14 @@ def test_a_head_map_is_centred_on_zero_and_frames_the_largest():
     assert heatmaps.top_cells(values.values, 6) == [(0, 2), (1, 1), (0, 0)], "what does not help is never framed"
 
 
+def test_a_head_map_can_show_the_lowest_as_the_finding():
+    values = xr.DataArray([[1.0, -7.0, 5.0], [0.0, 2.0, -1.0]], {"layer": [0, 1], "head": [0, 1, 2]})
+    high, low = (heatmaps.head_heatmap(values, title="t", unit="u", top=3, blue=end) for end in ("highest", "lowest"))
+    assert low.data[0].z.tolist() == values.values.tolist() and low.data[0].reversescale
+    assert not high.data[0].reversescale
+    assert [(note.text, note.x, note.y) for note in low.layout.annotations] == [("1", 1, 0), ("2", 2, 1)]
+
+
 def test_intervals_reach_from_low_to_high(synthetic):
     data = synthetic.unlearned(np.random.default_rng(0))
     bar = figures.em_intervals(data).data[1]
@@ -78,11 +86,11 @@ def test_intervals_reach_from_low_to_high(synthetic):
     )
 
 
-def test_the_trade_off_shows_losses_from_before(synthetic):
+def test_the_trade_off_shows_changes_from_before(synthetic):
     figure = figures.trade_off(synthetic.unlearned(np.random.default_rng(0)), target="targets", keep="other")
     points = {trace.name: (trace.x[0], trace.y[0]) for trace in figure.data}
     assert points["original"] == (0, 0)
-    assert points["NPO, top 0.1 %"] == pytest.approx((0.4 - 3.9 / 200, 43.7))
+    assert points["NPO, top 0.1 %"] == pytest.approx((0.4 - 3.9 / 200, -43.7))
 
 
 def test_edits_without_a_history_have_no_line(synthetic):

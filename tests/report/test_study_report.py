@@ -9,6 +9,7 @@ import xarray as xr
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.report.page import Figure, Table
 from mechmem.report.sections.attention import attention_section
 from mechmem.report.sections.memorized import memorized_section
 from mechmem.report.sections.removal import removal_section
@@ -51,8 +52,8 @@ def test_a_whole_study_gives_a_whole_report(study_folder):
     study = read_study(study_folder)
     assert f"continues {len(study.members('memorized'))} of 900 paragraphs" in text
     assert "needs head L1H2 most: without it EM falls by 18.4 tokens" in text
-    assert "makes 6 memorized paragraphs go on otherwise" in text and "rises by 2.0 nats. From layer 2 on" in text
-    assert "takes off the most: L1H2 (50.0 %), " in text and "rank correlation of 0.93" in text
+    assert "how the model continues 6 memorized paragraphs" in text and "rises by 2.0 nats. From layer 2 on" in text
+    assert "undoes most of that rise: L1H2 (50.0 %), " in text and "rank correlation of 0.93" in text
     assert "84,935 of 84,934,656" in text and "9f2c41aa" in text
 
 
@@ -143,10 +144,35 @@ def test_no_needed_head_is_said(synthetic):
     assert where_section(StudyFiles(heads=heads)).answer[0].startswith("No single head is needed")
 
 
-def test_a_head_that_all_text_needs_is_no_carrier(synthetic):
+def test_a_head_that_all_text_needs_is_not_called_specific(synthetic):
     heads = synthetic.heads(rng())
     heads["nll_change"].loc[{"set": "other"}] = 9.0
-    assert "no special carrier" in " ".join(where_section(StudyFiles(heads=heads)).answer)
+    assert "not specific to memorized text" in " ".join(where_section(StudyFiles(heads=heads)).answer)
+
+
+def test_heads_are_shown_by_the_change_that_was_measured_the_most_needed_first(synthetic):
+    heads = synthetic.heads(rng())
+    section = where_section(StudyFiles(heads=heads))
+    pictures = [block.figure for block in section.blocks if isinstance(block, Figure)]
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    assert np.allclose(pictures[0].data[0].z, heads.em_change.sel(set="memorized"))
+    assert pictures[0].layout.annotations[0].text == "1" and pictures[0].layout.annotations[0].x == 2
+    assert list(table.columns[1:]) == [
+        "EM change, memorized",
+        "EM change, other",
+        "NLL change, memorized",
+        "NLL change, other",
+    ]
+    assert table.rows[0][0] == "L1H2" and table.rows[0][1] == pytest.approx(-18.4)
+    assert [row[1] for row in table.rows] == sorted(row[1] for row in table.rows)
+
+
+def test_patching_is_shown_as_the_change_of_the_nll(synthetic):
+    patching = synthetic.patching(rng())
+    stream, heads = (block.figure.data[0] for block in where_section(StudyFiles(patching=patching)).blocks)
+    assert stream.reversescale and heads.reversescale
+    assert stream.z[0][0] == pytest.approx(-2.0) and stream.z[-1][-1] == pytest.approx(-1.9)
+    assert heads.z[1][2] == pytest.approx(-1.0)
 
 
 def test_gradients_are_compared_both_ways(synthetic):
@@ -159,8 +185,8 @@ def test_gradients_are_compared_both_ways(synthetic):
 def test_rare_tokens_are_judged_by_sign_against_the_expectation_of_the_stage(synthetic):
     data = synthetic.rare(rng())
     first, chance, _ = attention_section(StudyFiles(rare=data)).answer
-    assert "Head L1H2 is drawn most" in first and "31.0 percentage points" in first
-    assert "expected by other paragraphs' attention to the same positions" in first
+    assert "Head L1H2 attends most to rare tokens" in first and "31.0 percentage points" in first
+    assert "expected from other paragraphs' attention to the same positions" in first
     assert chance.startswith(f"{int(((data.p_value < 0.05) & (data.excess > 0)).sum()) or 'None'} of 42 heads")
     data["excess"], data["spearman"] = -abs(data.excess) - 0.01, data.spearman * np.nan
     first, chance, last = attention_section(StudyFiles(rare=data)).answer
@@ -199,8 +225,10 @@ def test_near_duplicates_of_trained_text_are_told_from_fresh_text():
         set=["memorized", "memorized", "other", "other", "other", "memorized"],
     )
     fresh, near = memorized_section(StudyFiles(paragraphs=paragraphs)).answer[-2:]
-    assert "Of the 2 paragraphs that have nothing like them in the training text, none is completed" in fresh
-    assert near.startswith("Of the 3 paragraphs") and near.endswith("near-duplicates of text that did, 2 are.")
+    assert "Of the 2 paragraphs that have no near-duplicate in the training text, none is completed" in fresh
+    assert near.startswith("Of the 3 paragraphs") and near.endswith(
+        "near-duplicates of text that does, 2 are completed to the end."
+    )
     guessed = paragraphs.with_columns(cluster_count=[0, 0, 0, 0, 0, 9])
     answer = memorized_section(StudyFiles(paragraphs=guessed)).answer[-1]
     assert "2 are completed to the end: not every full match is evidence of memory here" in answer
@@ -210,6 +238,14 @@ def np_tokens(rows: int):
     import torch
 
     return torch.arange(rows * 10).reshape(rows, 10)
+
+
+def test_columns_that_say_memorized_once_more_are_not_in_the_table_of_what_is(study_folder):
+    tables = {
+        block.title: block for block in memorized_section(read_study(study_folder)).blocks if isinstance(block, Table)
+    }
+    assert list(tables["The memorized paragraphs"].columns) == ["Id", "Kind", "Seen", "Cluster", "NLL", "Paragraph"]
+    assert "EM" in tables["Near misses"].columns
 
 
 def test_the_manifest_is_shown_in_full(study_folder):

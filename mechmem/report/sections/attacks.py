@@ -9,7 +9,7 @@ NAMES = {
     "none": "no attack",
     "perturbed prefix": "one token of the prefix changed",
     "prefix length": "shorter or longer prefixes",
-    "sampling": "100 sampled continuations",
+    "sampling": "best of several sampled continuations",
     "near-duplicates": "prefixes of near-duplicates",
     "quantization": "rounded weights",
     "relearning": "training on other memorized text",

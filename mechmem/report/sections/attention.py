@@ -1,4 +1,4 @@
-"""Section 3: what do the heads look at?"""
+"""Section 3: what do the heads attend to?"""
 
 import numpy as np
 import xarray as xr
@@ -11,22 +11,22 @@ from mechmem.report.sections.wording import best_heads, head_name, signed
 from mechmem.report.study_files import StudyFiles
 
 NAMED_HEADS = 5
-FINDINGS = {"memorized": "the most needed heads", "rare": "the heads most drawn to rare tokens"}
+FINDINGS = {"memorized": "the most needed heads", "rare": "the heads that attend most to rare tokens"}
 READING = (
-    "Rare words make a good key to a memory: they tell one paragraph from all others. A head that reads such words "
-    "attends to tokens that are rare in the corpus.",
+    "Rare tokens identify a paragraph better than common ones, so a head that retrieves memorized text may attend to "
+    "tokens that are rare in the corpus.",
     "Excess is the attention on the rarest tokens of the prefix minus what would be expected there if rarity did not "
-    "matter: above zero the head looks at rare tokens more. Spearman's coefficient is the rank correlation of the "
-    "attention that a token gets with how frequent it is: below zero means that rarer tokens get more.",
-    "In the attention matrices a row is the token that looks, a column the token that is looked at, and darker means "
-    "more attention. The lines of text show the same for reading: each token is as dark as the attention that it "
-    "receives while the model predicts the continuation. The first token often serves as a place to rest and may be "
-    "left aside.",
+    "matter: above zero, the head attends to rare tokens more. Spearman's coefficient is the rank correlation of the "
+    "attention that a token gets with its frequency: below zero means that rarer tokens get more.",
+    "In the attention matrices a row is the query token, a column the key token, and darker means more attention. The "
+    "lines of text show the same for reading: each token is as dark as the attention that it receives while the model "
+    "predicts the continuation. The first token often gets attention that is not needed elsewhere (an attention sink); "
+    "ignore it.",
 )
 
 
 def attention_section(study: StudyFiles) -> Section:
-    """Which heads look at rare tokens, whether those are the needed ones, and attention patterns to look at."""
+    """Which heads attend to rare tokens, whether those are the needed ones, and some attention patterns."""
     answer: list[str] = []
     blocks: list[Block] = []
     missing: list[str] = []
@@ -44,8 +44,8 @@ def attention_section(study: StudyFiles) -> Section:
         blocks += _views(study.attention, first_query)
     if study.rare is not None:
         blocks.append(_rare_table(study.rare))
-    question = "Do the heads that memorized text needs look at rare words, and what do they attend to?"
-    return Section("attention", "What do the heads look at?", question, answer, blocks, READING, missing)
+    question = "Do the heads that memorized text needs attend to rare tokens, and what else do they attend to?"
+    return Section("attention", "What do the heads attend to?", question, answer, blocks, READING, missing)
 
 
 def _rare_sentences(rare: xr.Dataset) -> list[str]:
@@ -53,8 +53,8 @@ def _rare_sentences(rare: xr.Dataset) -> list[str]:
     (ranked, rising), *_ = best_heads(-rare.spearman, 1)
     if most > 0:
         first = (
-            f"Head {name} is drawn most to rare tokens: it puts {100 * most:.1f} percentage points more attention on "
-            f"the rarest tokens of the prefix than expected by {_expectation(rare)}."
+            f"Head {name} attends most to rare tokens: it puts {100 * most:.1f} percentage points more attention on "
+            f"the rarest tokens of the prefix than expected from {_expectation(rare)}."
         )
     else:
         first = (
@@ -63,51 +63,48 @@ def _rare_sentences(rare: xr.Dataset) -> list[str]:
         )
     if rising > 0:
         second = (
-            f"Attention follows rarity most closely in head {ranked} (Spearman {signed(-rising, 2)} with token "
+            f"Attention rises most steadily with rarity in head {ranked} (Spearman {signed(-rising, 2)} with token "
             "frequency)."
         )
     else:
         second = "In no head does attention rise as tokens get rarer."
-    return [first, *_beyond_chance(rare), second]
+    return [first, _beyond_chance(rare), second]
 
 
 def _expectation(rare: xr.Dataset) -> str:
     """What the excess was compared with, as the stage that measured it says."""
-    return str(rare.excess.attrs.get("expectation", "uniform attention"))
+    return str(rare.excess.attrs["expectation"])
 
 
-def _beyond_chance(rare: xr.Dataset) -> list[str]:
-    if "p_value" not in rare:
-        return []
+def _beyond_chance(rare: xr.Dataset) -> str:
     clear = int(((rare.p_value < 0.05) & (rare.excess > 0)).sum())
-    corrected = ", corrected for the number of heads" if "correction" in rare.p_value.attrs else ""
-    return [
+    return (
         f"{clear or 'None'} of {rare.excess.size} heads {'has' if clear < 2 else 'have'} an excess beyond chance (p < "
-        f"0.05{corrected})."
-    ]
+        "0.05, corrected for the number of heads)."
+    )
 
 
 def _needed_and_rare(heads: xr.Dataset, rare: xr.Dataset) -> str:
-    """Are the heads that memorized text needs the ones that look at rare tokens?"""
-    drop, excess = xr.align(-heads.em_change.sel(set="memorized"), rare.excess, join="inner")
-    (name, _), *_ = best_heads(drop, 1)
+    """Are the heads that memorized text needs the ones that attend to rare tokens?"""
+    fall, excess = xr.align(-heads.em_change.sel(set="memorized"), rare.excess, join="inner")
+    (name, _), *_ = best_heads(fall, 1)
     ranking = [head for head, _ in best_heads(excess, int(excess.size))]
     place = (
         f"The most needed head, {name}, is number {ranking.index(name) + 1} of {len(ranking)} by attention to rare "
         "tokens"
     )
-    if excess.size < 3 or len(np.unique(drop)) < 2 or len(np.unique(excess)) < 2:
+    if excess.size < 3 or len(np.unique(fall)) < 2 or len(np.unique(excess)) < 2:
         return place + "."
-    result = spearmanr(drop.values.ravel(), excess.transpose(*drop.dims).values.ravel())
+    result = spearmanr(fall.values.ravel(), excess.transpose(*fall.dims).values.ravel())
     rho, p = float(result[0]), float(result[1])  # pyright: ignore
     if p >= 0.05:
         return (
-            f"{place}; over all heads, need and attention to rare tokens are not related (Spearman {signed(rho, 2)}, "
-            f"p = {p:.2g})."
+            f"{place}; over all heads, how much a head is needed and its attention to rare tokens are not related "
+            f"(Spearman {signed(rho, 2)}, p = {p:.2g})."
         )
     relation = "more" if rho > 0 else "less"
     return (
-        f"{place}; over all heads, the needed ones look at rare tokens {relation} than the others (Spearman "
+        f"{place}; over all heads, those needed more attend to rare tokens {relation} than the others (Spearman "
         f"{signed(rho, 2)}, p = {p:.2g})."
     )
 
@@ -119,47 +116,52 @@ def _rare_figures(rare: xr.Dataset) -> list[Block]:
         unit="percentage points",
         top=NAMED_HEADS,
     )
-    # A fixed range, as befits a correlation; reversed, so that blue means rare tokens in both figures.
+    # The range of a correlation; the lowest is blue, so that blue means rare tokens in both figures.
     spearman = heatmaps.head_heatmap(
-        -rare.spearman, title="Attention rises with rarity (blue = yes)", unit="−Spearman", limit=1.0, top=NAMED_HEADS
+        rare.spearman,
+        title="Attention by frequency (blue = rarer tokens)",
+        unit="Spearman's coefficient",
+        limit=1.0,
+        top=NAMED_HEADS,
+        blue="lowest",
     )
     return [
         Figure(
             excess,
-            f"Attention on the rarest tokens of the prefix minus the expectation ({_expectation(rare)}). Bluer means "
-            f"that the head looks at rare tokens more; the top {NAMED_HEADS} are framed, with their rank.",
+            f"Attention on the rarest tokens of the prefix minus the expectation ({_expectation(rare)}), in percentage "
+            f"points. Bluer means more on rare tokens; the top {NAMED_HEADS} are framed, with their rank.",
             wide=False,
         ),
         Figure(
             spearman,
-            "Rank correlation of a token's attention with its rarity, that is the Spearman coefficient with "
-            "frequency, sign turned. Bluer means that attention rises more steadily as tokens get rarer.",
+            "Rank correlation (Spearman) of the attention that a token gets with its frequency, from −1 to 1. Blue, "
+            "below zero: rarer tokens get more; the "
+            f"{NAMED_HEADS} lowest are framed, with their rank.",
             wide=False,
         ),
     ]
 
 
 def _rare_table(rare: xr.Dataset) -> Table:
-    known = {
+    columns = {
         "excess": "Excess",
         "mass_over_uniform": "Over uniform",
         "spearman": "Spearman",
         "kendall": "Kendall",
         "p_value": "p",
     }
-    present = {name: title for name, title in known.items() if name in rare}
     rows: list[list[Cell]] = []
     for layer in rare.layer.values:
         for head in rare["head"].values:
             one = rare.sel(layer=layer, head=head)
-            rows.append([head_name(int(layer), int(head)), *(float(one[name]) for name in present)])
+            rows.append([head_name(int(layer), int(head)), *(float(one[name]) for name in columns)])
     rows.sort(key=lambda row: -np.nan_to_num(row[1], nan=-np.inf))  # pyright: ignore
     note = (
-        f"Excess as a share of the head's attention, compared with {_expectation(rare)}: higher means more on rare "
-        "tokens. Over uniform: the same compared with evenly spread attention. Spearman and Kendall with token "
+        f"Excess as a share (0 to 1) of the head's attention, compared with {_expectation(rare)}: higher means more on "
+        "rare tokens. Over uniform: the same compared with evenly spread attention. Spearman and Kendall with token "
         "frequency: lower means that rarer tokens get more. p: how likely such a value is by chance."
     )
-    return Table("All heads and rare tokens as numbers", ["Head", *present.values()], rows, note)
+    return Table("All heads and rare tokens as numbers", ["Head", *columns.values()], rows, note)
 
 
 def _views(attention: xr.Dataset, first_query: int) -> list[Block]:
@@ -175,8 +177,8 @@ def _views(attention: xr.Dataset, first_query: int) -> list[Block]:
             received_attention(tokens, matrix, first_query=first_query, label=f"Attention received in head {name}")
             for matrix, name in zip(pattern, names, strict=True)
         ]
-        finding = FINDINGS.get(str(one.finding.item()), "heads") if "finding" in one else "heads"
-        title = f"Paragraph {one.paragraph_id.item()} as {finding} see it: {', '.join(names)}"
+        finding = FINDINGS[str(one.finding.item())]
+        title = f"Paragraph {one.paragraph_id.item()}, attention of {finding}: {', '.join(names)}"
         caption = f"{one.caption.item()}. Darker means more attention; point at a token or a cell for its value."
         views = [*strips, attention_heads(tokens, pattern, names)]
         groups.append(ViewGroup(title, caption, views, opened=number == 0))

@@ -21,13 +21,15 @@ COLUMNS = {
     "match_fraction": "Match",
     "edit_distance": "Edit distance",
 }
+# All the same in every memorized paragraph.
+FULL_MATCH = ("em", "match_fraction", "edit_distance")
 READING = (
     "Each paragraph is cut in two. The model is given the prefix and continues it greedily, always with the most "
     "probable token. EM (exact match) counts how many tokens of the true continuation it gets right before its first "
     "mistake.",
-    "A paragraph is called memorized if every token of the continuation is right. Chance does not do that with "
-    "ordinary text; it can with text that follows a pattern, such as lists and boilerplate, which is why the "
-    "paragraphs themselves are shown below.",
+    "A paragraph is called memorized if every token of the continuation is right. Ordinary text is not completed by "
+    "chance; text that follows a pattern, such as lists and boilerplate, can be, which is why the paragraphs "
+    "themselves are shown below.",
     "NLL is the average surprise of the model at the true continuation, in nats per token: lower means that it "
     "expected the text more.",
 )
@@ -36,7 +38,7 @@ READING = (
 def memorized_section(study: StudyFiles) -> Section:
     """How much is memorized, of which kind and how often it was seen; the paragraphs themselves."""
     name, title = "memorized", "What did it memorize?"
-    question = "Which paragraphs can the model continue word for word, given only how they begin?"
+    question = "Which paragraphs does the model continue word for word, given only their beginning?"
     em = study.column("em")
     if study.paragraphs is None or em is None:
         missing = ("Scoring has not been run: there is no paragraphs.parquet with a column em in the study folder.",)
@@ -44,8 +46,8 @@ def memorized_section(study: StudyFiles) -> Section:
     full = study.paragraphs.continuation_len
     exact = xr.DataArray(em, dims="paragraph")
     caption = (
-        f"Each bar counts the paragraphs whose first mistake comes after so many tokens; EM = {full} means that there "
-        "was none. Further right means more memorized. The axis is logarithmic: one step up is ten times as many."
+        f"Each bar counts the paragraphs with this many correct tokens before the first mistake; EM = {full} means no "
+        "mistake. Further right means more memorized. The vertical axis is logarithmic."
     )
     blocks: list[Block] = [Figure(figures.em_histogram(exact, full=full), caption)]
     blocks += _by_count(study, exact, full) + _by_kind(study)
@@ -68,8 +70,8 @@ def _answer(study: StudyFiles, em: np.ndarray, full: int) -> list[str]:
     )
     answer = [
         first,
-        f"{plural(len(other), 'paragraph')} ({percent(len(other) / max(total, 1))}) break off within {full // 5} "
-        f"tokens; the median paragraph is followed for {np.median(em):.0f} tokens.",
+        f"Of {plural(len(other), 'paragraph')} ({percent(len(other) / max(total, 1))}) it gets at most the first "
+        f"{full // 5} tokens right; the median EM is {np.median(em):.0f} tokens.",
     ]
     count = study.counts()
     if count is None:
@@ -85,13 +87,13 @@ def _count_sentences(study: StudyFiles, em: np.ndarray, count: np.ndarray) -> li
     labels, bins = figures.count_bins(count)
     low, high = (float(np.median(em[bins == group])) for group in (0, len(labels) - 1))
     return [
-        f"EM {relation} how often a paragraph stood in the {_counted(study)} (Spearman {rho:.2f}): its median is "
+        f"EM {relation} how often a paragraph occurs in the {_counted(study)} (Spearman {rho:.2f}): its median is "
         f"{low:.0f} at {labels[0]} and {high:.0f} at {labels[-1]} occurrences."
     ]
 
 
 def _never_sentences(study: StudyFiles, exact: np.ndarray, never: np.ndarray) -> list[str]:
-    """What is completed although it never stood in the text: near-duplicates of what did, apart from the rest."""
+    """What is completed although it does not occur in the text: near-duplicates of what does, apart from the rest."""
     related = study.column("cluster_count")
     if not never.any():
         return []
@@ -100,16 +102,16 @@ def _never_sentences(study: StudyFiles, exact: np.ndarray, never: np.ndarray) ->
     sentences = []
     if fresh.any():
         guessed = int((fresh & exact).sum())
-        verdict = "not every full match is evidence of memory" if guessed else "a full match is not reached by guessing"
+        verdict = "not every full match is evidence of memory" if guessed else "guessing does not reach a full match"
         sentences.append(
-            f"Of the {plural(int(fresh.sum()), 'paragraph')} that have nothing like them in the {_counted(study)}, "
+            f"Of the {plural(int(fresh.sum()), 'paragraph')} that have no near-duplicate in the {_counted(study)}, "
             f"{guessed or 'none'} {'is' if guessed < 2 else 'are'} completed to the end: {verdict} here."
         )
     if near.any():
         recited = int((near & exact).sum())
         sentences.append(
-            f"Of the {plural(int(near.sum()), 'paragraph')} that never stood there but are near-duplicates of text "
-            f"that did, {recited or 'none'} {'is' if recited < 2 else 'are'}."
+            f"Of the {plural(int(near.sum()), 'paragraph')} that do not occur there but are near-duplicates of text "
+            f"that does, {recited or 'none'} {'is' if recited < 2 else 'are'} completed to the end."
         )
     return sentences
 
@@ -124,8 +126,8 @@ def _by_count(study: StudyFiles, em: xr.DataArray, full: int) -> list[Block]:
     if count is None or len(np.unique(count)) < 2:
         return []
     caption = (
-        "Above: the median EM and the middle half of the paragraphs; below: the percent memorized. Higher means more "
-        "memorized; further right means seen more often."
+        "Above: median EM in tokens and the middle half of the paragraphs; below: the percentage memorized. Higher "
+        "means more memorized; further right means seen more often."
     )
     figure = figures.em_by_count(em, xr.DataArray(count, dims="paragraph"), full=full)
     return [Figure(figure, caption, wide=study.column("source") is None)]
@@ -142,7 +144,7 @@ def _by_kind(study: StudyFiles) -> list[Block]:
     figure = figures.memorized_by_kind(
         xr.DataArray(100 * memorized / size, coords, ("source",)), xr.DataArray(size, coords, ("source",))
     )
-    caption = "Percent of the paragraphs of each kind that are memorized; longer means memorized more often."
+    caption = "Percentage of the paragraphs of each kind that are memorized; longer means memorized more often."
     # Beside the figure by count, if there is one, and as high as that one.
     beside = study.counts() is not None
     if beside:
@@ -153,16 +155,16 @@ def _by_kind(study: StudyFiles) -> list[Block]:
 def _paragraph_table(study: StudyFiles) -> Table:
     memorized = study.members("memorized")
     count, nll = study.counts(), study.column("nll")
-    # The most surprising memories first: text that was seen least often, or else that the model is least sure of.
+    # The most surprising ones first: text that was seen least often, or else that the model is least sure of.
     keys = count if count is not None else -nll if nll is not None else np.zeros(len(memorized) and memorized.max() + 1)
     chosen = memorized[np.argsort(keys[memorized], kind="stable")][:SHOWN_ROWS]
     order = "those seen least often come first" if count is not None else "those it was least sure of come first"
     note = (
         f"{len(chosen)} of {plural(len(memorized), 'memorized paragraph')}; {order}. Grey is what the model was "
-        "given, coloured is what it then said, word for word as in the text. A click on a paragraph opens it, a "
-        "click on a head sorts."
+        "given, coloured is what it generated, word for word as in the text. NLL in nats per token. Click a paragraph "
+        "to open it, a column heading to sort."
     )
-    return _table(study, chosen, "The memorized paragraphs", note, opened=len(chosen) > 0)
+    return _table(study, chosen, "The memorized paragraphs", note, constant=FULL_MATCH, opened=len(chosen) > 0)
 
 
 def _near_misses(study: StudyFiles) -> list[Block]:
@@ -172,8 +174,8 @@ def _near_misses(study: StudyFiles) -> list[Block]:
         return []
     chosen = between[np.argsort(-em[between], kind="stable")][:NEAR_MISSES]
     note = (
-        "The paragraphs that came closest without being memorized; under each, what the model says on its own when "
-        "it is given the prefix."
+        "The paragraphs with the highest EM that are not memorized; under each, what the model generates from the "
+        "prefix. EM and edit distance in tokens, NLL in nats per token, match as a share (0 to 1)."
     )
     return [_table(study, chosen, "Near misses", note, said=greedy)]
 
@@ -184,10 +186,11 @@ def _table(
     title: str,
     note: str,
     *,
+    constant: tuple[str, ...] = (),
     opened: bool = False,
     said: np.ndarray | None = None,
 ) -> Table:
-    known = {label: study.column(name) for name, label in COLUMNS.items()}
+    known = {label: study.column(name) for name, label in COLUMNS.items() if name not in constant}
     present = {label: values for label, values in known.items() if values is not None}
     passages = _passages(study, chosen, said)
     rows = [

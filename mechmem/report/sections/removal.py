@@ -161,19 +161,19 @@ def _figures(unlearned: xr.Dataset) -> list[Block]:
     ]
     if OTHER in unlearned.set.values:
         reading = (
-            "Up: tokens of EM that the targets lost; right: KL on other text, how far the predictions moved. The best "
-            "edit is at the top left."
+            "Up: change of the targets' EM in tokens, after minus before; right: KL on other text in nats per token, "
+            "how far the predictions moved. The best edit is at the bottom left."
         )
         blocks.append(Figure(figures.trade_off(unlearned, target=TARGETS, keep=OTHER), reading, wide=False))
     reading = (
-        "NLL of the targets at each step. Higher means more forgotten; a steeper line means that this edit needs fewer "
-        "steps. Edits stop when the targets' mean EM is low enough."
+        "NLL of the targets at each step, in nats per token. Higher means more forgotten; a steeper line means that "
+        "this edit needs fewer steps. Edits stop when the targets' mean EM is low enough."
     )
     blocks.append(Figure(figures.nll_history(unlearned.nll_history), reading, wide=len(blocks) == 1))
     if "selected_share" in unlearned:
-        title = "Where the chosen weights are (brighter = more of them)"
+        title = "Where the selected weights are (brighter = more of them)"
         figure = heatmaps.component_heatmap(
-            100 * unlearned.selected_share, title=title, unit="% of the mask", kind="plain"
+            100 * unlearned.selected_share, title=title, unit="% of the selected weights", kind="plain"
         )
         reading = (
             "Percent of the top weights that are in each component; all cells add up to 100 %. Brighter means that "

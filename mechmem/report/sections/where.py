@@ -11,12 +11,12 @@ from mechmem.report.study_files import StudyFiles
 
 NAMED_HEADS = 5
 READING = (
-    "Two ways of asking, with different meanings. A gradient says how strongly the loss on the paragraphs would "
-    "answer to a small change of a weight: it shows where the text could be changed. Ablation takes a head out and "
-    "looks at what the model can no longer say: it shows what the text needs.",
+    "Gradients and ablation answer different questions. A gradient says how strongly the loss on the paragraphs "
+    "responds to a small change of a weight: where the text could be changed. Ablation replaces the output of a head "
+    "and measures what the model can no longer reproduce: which heads the text needs.",
     "In the gradient maps each cell is the largest absolute gradient within one component of one layer: the query "
     "(Q), key (K), value (V) and output (O) weights of a head, or the two matrices of the MLP. Brighter means "
-    "larger. Text that the model knows well has little loss and hence small gradients everywhere, so compare the "
+    "larger. Text that the model knows well has a low loss and hence small gradients everywhere, so compare the "
     "shares, not only the sizes.",
     "Layers and heads are counted from zero: L1H2 is the third head of the second layer.",
 )
@@ -77,8 +77,9 @@ def _gradient_sentences(gradients: xr.Dataset) -> list[str]:
 def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
     size = gradients.max_gradient
     caption = (
-        "The largest |gradient| of the mean NLL in each component, in nats per unit of weight, on a logarithmic "
-        "colour scale that both sets share. Brighter means that the loss on {} text answers more to a change here."
+        "The largest |gradient| of the mean NLL in each component, in nats per token per unit of weight, on a "
+        "logarithmic colour scale that both sets share. Brighter means that the loss on {} text responds more to a "
+        "change here."
     )
     positive = size.where(size > 0)
     span = (float(positive.min()), float(positive.max()))
@@ -100,42 +101,42 @@ def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
         part = 100 * (memorized / memorized.sum() - other / other.sum())
         figure = heatmaps.component_heatmap(
             part,
-            title="Share of the memorized total minus share of the other total",
+            title="Share of the gradient, memorized minus other (blue = larger on memorized text)",
             unit="percentage points",
             kind="diverging",
         )
         reading = (
-            "Each component's percent of its set's total, memorized minus other. Blue: weighs more for memorized "
-            "text than for other text; orange: weighs less; near white: the same."
+            "Each component's percentage of its set's total, memorized minus other, in percentage points. Blue: a "
+            "larger share for memorized text than for other text; orange: a smaller one."
         )
         blocks.append(Figure(figure, reading))
     reading = (
-        "The bars of one colour add up to 100 %. Where the blue bar is higher, the layer matters relatively more for "
-        "memorized text."
+        "Percent of the set's gradient total; the bars of one colour add up to 100 %. Where the bar of memorized text "
+        "is higher, the layer matters relatively more for it."
     )
     return [*blocks, Figure(figures.layer_shares(gradients.layer_share), reading)]
 
 
 def _head_sentences(heads: xr.Dataset) -> list[str]:
-    drop = -heads.em_change.sel(set="memorized")
-    best = best_heads(drop, NAMED_HEADS)
-    method = str(heads.attrs.get("method", heads.em_change.attrs.get("method", ""))) or "unnamed"
+    fall = -heads.em_change.sel(set="memorized")
+    best = best_heads(fall, NAMED_HEADS)
+    method = heads.attrs["method"]
     name, value = best[0]
     if value < 0.5:
         first = (
-            f"No single head is needed: ablating any one ({method} ablation) costs memorized text at most {value:.2f} "
-            "tokens of EM."
+            f"No single head is needed: ablating any one ({method} ablation) lowers EM on memorized text by at most "
+            f"{value:.2f} tokens."
         )
         return [first]
-    average = float(drop.mean())
+    average = float(fall.mean())
     sentences = [
         f"Memorized text needs head {name} most: without it EM falls by {value:.1f} tokens on average ({method} "
-        f"ablation; the average head costs {average:.1f}).",
+        f"ablation; {average:.1f} tokens for the average head).",
         f"The {len(best)} most needed heads are "
-        + listed([f"{head} ({signed(-fall)})" for head, fall in best])
+        + listed([f"{head} ({signed(-tokens)})" for head, tokens in best])
         + "; they account for "
-        + percent(sum(max(fall, 0) for _, fall in best) / max(float(drop.clip(min=0).sum()), 1e-9))
-        + " of what all heads cost one by one.",
+        + percent(sum(max(tokens, 0) for _, tokens in best) / max(float(fall.clip(min=0).sum()), 1e-9))
+        + " of the summed falls of all heads.",
     ]
     if "other" in heads.set.values:
         sentences.append(_specific(heads, name))
@@ -144,8 +145,8 @@ def _head_sentences(heads: xr.Dataset) -> list[str]:
 
 def _specific(heads: xr.Dataset, name: str) -> str:
     """Is the most needed head needed for memorized text alone? By NLL: other text has little EM to lose."""
-    drop = -heads.em_change.sel(set="memorized")
-    place = {dim: int(index) for dim, index in drop.argmax(("layer", "head")).items()}  # pyright: ignore
+    change = heads.em_change.sel(set="memorized")
+    place = {dim: int(index) for dim, index in change.argmin(("layer", "head")).items()}  # pyright: ignore
     rise = heads.nll_change.isel(place)
     memorized, other = float(rise.sel(set="memorized")), float(rise.sel(set="other"))
     if memorized > 2 * max(other, 0):
@@ -153,7 +154,7 @@ def _specific(heads: xr.Dataset, name: str) -> str:
     elif memorized > other:
         verdict = "so it matters to all text, and more to memorized text"
     else:
-        verdict = "so it is no special carrier of memories: other text needs it as much"
+        verdict = "so it is not specific to memorized text: other text needs it as much"
     return (
         f"Without {name} the loss rises by {memorized:.2f} nats per token on memorized and by {other:.2f} on other "
         f"text, {verdict}."
@@ -165,15 +166,17 @@ def _head_figures(heads: xr.Dataset) -> list[Block]:
     blocks: list[Block] = []
     for name in heads.set.values:
         figure = heatmaps.head_heatmap(
-            -heads.em_change.sel(set=name),
-            title=f"EM lost without each head, {name} text",
-            unit="tokens (blue = needed)",
+            heads.em_change.sel(set=name),
+            title=f"EM change without each head, {name} text",
+            unit="tokens",
             limit=limit,
+            blue="lowest",
             top=NAMED_HEADS if name == "memorized" else 0,
         )
         reading = (
-            f"Mean drop of EM on {name} text if this head alone is ablated, in tokens. Bluer means that the head is "
-            "needed more; orange means that the model does better without it. Both sets share one scale"
+            f"Mean change of EM on {name} text if this head alone is ablated, in tokens, after minus before. Blue, "
+            "below zero: the head is needed; orange, above zero: the model does better without it. Both sets share one "
+            "scale"
             + (f"; the {NAMED_HEADS} most needed heads are framed, with their rank." if name == "memorized" else ".")
         )
         blocks.append(Figure(figure, reading, wide=heads.sizes["set"] == 1))
@@ -182,15 +185,16 @@ def _head_figures(heads: xr.Dataset) -> list[Block]:
 
 def _head_table(heads: xr.Dataset) -> Table:
     sets = [str(name) for name in heads.set.values]
-    columns = ["Head"] + [f"EM drop, {name}" for name in sets] + [f"NLL rise, {name}" for name in sets]
+    columns = ["Head"] + [f"{what} change, {name}" for what in ("EM", "NLL") for name in sets]
     rows = []
     for layer in heads.layer.values:
         for head in heads["head"].values:
             one = heads.sel(layer=layer, head=head)
-            values = [-float(one.em_change.sel(set=name)) for name in sets] + [
-                float(one.nll_change.sel(set=name)) for name in sets
-            ]
+            values = [float(change.sel(set=name)) for change in (one.em_change, one.nll_change) for name in sets]
             rows.append([head_name(int(layer), int(head)), *values])
-    rows.sort(key=lambda row: -row[1])
-    note = "EM drop in tokens, NLL rise in nats per token; higher means that the head is needed more."
+    rows.sort(key=lambda row: np.nan_to_num(row[1], nan=np.inf))
+    note = (
+        "Ablated minus intact: EM in tokens, NLL in nats per token. The lower the change of EM and the higher that of "
+        "NLL, the more the head is needed."
+    )
     return Table("All heads as numbers", columns, rows, note)
