@@ -27,7 +27,7 @@ def occurrences(paragraphs: Paragraphs, documents: Sequence[Sequence[int]], repe
     """How often each paragraph's tokens occur in a corpus, at any offset, [paragraph].
 
     Args:
-        paragraphs: the windows to look for.
+        paragraphs: the windows to count.
         documents: token ids of the corpus' distinct documents; a window never crosses from one to the next.
         repeats: how often each document occurs.
     """

@@ -104,7 +104,7 @@ def with_continuation(paragraphs: Paragraphs, continuation: torch.Tensor) -> Par
     """The same prefixes with another continuation.
 
     Args:
-        paragraphs: whose prefixes are meant.
+        paragraphs: whose prefixes are used.
         continuation: ids [paragraph, pos] or [pos], the same for all, as long as the paragraphs' own.
 
     Raises:

@@ -115,7 +115,7 @@ def contrastive_gradients(
 
     Args:
         model: left as it is.
-        memorized: paragraphs whose weights are wanted.
+        memorized: paragraphs whose weights are to be found.
         keep: paragraphs that those weights should not matter to.
         method: how the keep set comes in.
         batch_size: paragraphs of one forward and backward; None: chosen for the machine.
@@ -165,7 +165,7 @@ def _gradients(
 ) -> Iterator[tuple[slice, str, Tensor]]:
     """Batch by batch and weight by weight: which paragraphs, which weight, and their gradients [paragraph, *weight].
 
-    A weight's gradient is the product of what went in and the gradient of what came out, summed over positions. Both
+    A weight's gradient is the product of its layer's input and the gradient of its output, summed over positions. Both
     are kept by paragraph, so one backward pass to the activations is enough, and no weight needs a gradient.
     """
     check_fit(model, paragraphs)

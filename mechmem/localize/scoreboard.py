@@ -125,7 +125,7 @@ def deletion_board(
     Returns:
         Dataset [method, target, dropped], changes against the model as it is: target_accuracy and other_accuracy
         (position-wise match, teacher-forced, in percentage points; target: lower is better, other: higher),
-        target_edit_distance (tokens between what the model says on its own and the text; higher is better) and
+        target_edit_distance (tokens between what the model generates and the text; higher is better) and
         perplexity (of `keep`; lower is better); seconds[method, target].
 
     Raises:

@@ -13,7 +13,7 @@ NAME = re.compile(r"L(\d+)H(\d+)", re.IGNORECASE)
 
 
 def heads_of(model: HookedTransformer, heads: Sequence[tuple[int, int] | str]) -> list[tuple[int, int]]:
-    """The (layer, head) pairs that are meant, in the order in which they came.
+    """The (layer, head) pairs, in the given order.
 
     Raises:
         InputError: none, one that the model does not have, or something that is neither a pair nor a name.

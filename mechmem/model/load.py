@@ -199,4 +199,4 @@ def _fill(model: HookedTransformer, parts: Iterator[dict[str, Float[Tensor, " ..
         for name, tensor in part.items():
             parameters[name].copy_(tensor)
             left.discard(name)
-    assert not left, f"no value came for {sorted(left)}"
+    assert not left, f"got no values for {sorted(left)}"

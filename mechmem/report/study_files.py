@@ -45,7 +45,7 @@ class StudyFiles:
         return self.paragraphs.column(name) if name in self.paragraphs.table.column_names else None
 
     def counts(self) -> np.ndarray | None:
-        """How often each paragraph stood in the training text, or None where that is not known of all of them."""
+        """How often each paragraph occurs in the training text, or None where that is not known of all of them."""
         count = self.column("count")
         return count if count is not None and np.issubdtype(count.dtype, np.integer) else None
 

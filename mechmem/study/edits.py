@@ -29,7 +29,7 @@ from mechmem.localize.gradients import weight_gradients
 from mechmem.localize.paragraph_gradients import contrastive_gradients
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.worst_pairs import worst_perturbations
-from mechmem.model.export import export
+from mechmem.model.export import check_exportable, export
 from mechmem.model.load import HookedTransformer
 from mechmem.study.edit_settings import EditSettings
 from mechmem.study.folder import StudyFolder
@@ -184,11 +184,21 @@ def export_edit(study: StudyFolder, name: str, out: str | Path) -> None:
         InputError: no such edit, a folder with files in it, or a model that `export` refuses.
     """
     saved = saved_edit(study, name)
+    check_exportable(study.model, out)
     edited = saved.apply(study.model)
     card = edit_card(
         study.model, edited, saved.targets, settings=saved.settings, history=saved.history, costs=saved.costs
     )
     export(edited, out, card=card)
+
+
+def cannot_export(model: HookedTransformer) -> str | None:
+    """Why edits of a model cannot be exported, or None if they can."""
+    try:
+        check_exportable(model)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def can_attack(study: StudyFolder, saved: SavedEdit) -> bool:

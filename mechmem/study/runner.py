@@ -20,6 +20,7 @@ from mechmem.data.source_digest import source_digest
 from mechmem.model.load import provenance
 from mechmem.report.study_report import write_report
 from mechmem.study.config import described
+from mechmem.study.edits import cannot_export
 from mechmem.study.folder import StudyFolder
 from mechmem.study.manifest import (
     FORMAT,
@@ -80,13 +81,14 @@ def run_study(
         settings: what decides the numbers; must equal those that the folder was begun with. None: those of the folder,
             or the defaults for a new one.
         device: where to compute.
-        until: the stage that is wanted, by name; those that it needs run before it. "report" needs all.
+        until: the stage to run, by name; those that it needs run before it. "report" needs all.
         progress: called with (done, total) of the whole run.
         watch: called with a `StageNews` whenever there is something to tell.
 
     Returns:
         What `study.json` holds: model, corpus, settings, versions; `findings`, a sentence for each stage; `timings`,
-        seconds, CPU seconds and peak memory (MB) of each stage; `skipped`, why a stage was left out.
+        seconds, CPU seconds and peak memory (MB) of each stage; `skipped`, why a stage, or the export of
+        the first edit, was left out.
 
     Raises:
         InputError: the folder holds another study or other files, the stage is unknown, or the model or the corpus
@@ -104,9 +106,21 @@ def run_study(
     study = StudyFolder(folder, settings, device)
     manifest = _begin(study) if manifest is None else _go_on(study, manifest, until)
     reporter = _Reporter(study, manifest, until, as_callback(progress, "run_study"), watch)
-    for stage in missing_stages(folder, manifest, until):
+    missing = missing_stages(folder, manifest, until)
+    if any(stage.name == "unlearn" for stage in missing):
+        _say_what_cannot_be_exported(study, manifest, reporter)
+    for stage in missing:
         _run_stage(study, stage, manifest, reporter)
     return manifest
+
+
+def _say_what_cannot_be_exported(study: StudyFolder, manifest: dict[str, Any], reporter: _Reporter) -> None:
+    """At the beginning and not after an hour of unlearning, which goes on without the export."""
+    reason = cannot_export(study.model)
+    if reason is not None:
+        manifest["skipped"]["export"] = reason
+        write_manifest(study.folder, manifest)
+        reporter.say("unlearn", f"the edited model will not be exported: {reason}")
 
 
 def _run_stage(study: StudyFolder, stage: Stage, manifest: dict[str, Any], reporter: _Reporter) -> None:
@@ -165,6 +179,11 @@ class _Reporter:
     def begin(self, stage: Stage) -> None:
         self._tell(stage, stage.title, 0.0)
         self._study.report = lambda doing, done, total: self._tell(stage, doing, done / max(total, 1))
+
+    def say(self, stage: str, what: str) -> None:
+        """Something about a stage that has not begun."""
+        if self._watch is not None:
+            self._watch(StageNews(NAMES.index(stage) + 1, len(STAGES), stage, "starting", 0.0, 0.0, what))
 
     def end(self, stage: Stage, finding: str) -> None:
         self._done += self._costs[stage.name]

@@ -45,7 +45,7 @@ def scan_stage(study: StudyFolder) -> str:
         scores.rival[rows],
         progress=parts["decoding continuations"],
     )
-    # What is memorized says the true text; what was not decoded has no distance.
+    # Memorized text is its own continuation; what was not decoded has no distance.
     distance = np.where(memorized, 0.0, np.nan)
     distance[rows] = edit_distances(said, paragraphs.continuation[rows].numpy())
     continuations = _texts(study.model, paragraphs.continuation)
@@ -114,9 +114,10 @@ def head_stage(study: StudyFolder) -> str:
     means = [result.drop_dims("paragraph", errors="ignore") for result in results]
     heads = xr.concat(means, dim=_set_axis(SETS), combine_attrs="override")
     study.save(heads, "heads.nc")
-    drop = -heads.em_change.sel(set="memorized")
-    ((layer, head),) = top_heads(drop, 1)
-    return f"L{layer}H{head} costs {float(drop.sel(layer=layer, head=head)):.1f} tokens of memorized text when ablated"
+    needed = -heads.em_change.sel(set="memorized")
+    ((layer, head),) = top_heads(needed, 1)
+    fall = float(needed.sel(layer=layer, head=head))
+    return f"ablating L{layer}H{head} lowers EM on memorized text by {fall:.1f} tokens, the most of all heads"
 
 
 def attention_stage(study: StudyFolder) -> str:
@@ -143,7 +144,7 @@ def patch_stage(study: StudyFolder) -> str:
     """Patch memorized paragraphs with their worst perturbation; -> patching.nc.
 
     The residual stream everywhere; head outputs where attribution says that it matters. Denoising, measured at the
-    first token that the perturbation changes: what brings the memory back. The last fifth of the prefix is not
+    first token that the perturbation changes: what restores the memory. The last fifth of the prefix is not
     perturbed, so that layers and heads lie between the replaced token and the continuation.
     """
     settings = study.settings
@@ -167,7 +168,7 @@ def patch_stage(study: StudyFolder) -> str:
     relief = -heads.mean("paragraph", skipna=False).fillna(0).sum("pos")
     ((layer, head),) = top_heads(relief, 1)
     share = 100 * float(relief.sel(layer=layer, head=head)) / rise
-    return f"restoring L{layer}H{head} takes off {share:.0f} % of the {rise:.1f} nats that one replaced token costs"
+    return f"restoring L{layer}H{head} undoes {share:.0f} % of the {rise:.1f} nats that replacing one token adds"
 
 
 def token_frequencies(study: StudyFolder) -> np.ndarray:
@@ -180,7 +181,7 @@ def token_frequencies(study: StudyFolder) -> np.ndarray:
 def attention_views(
     study: StudyFolder, heads: xr.Dataset, rare: xr.Dataset, *, views: int = 3, slots: int = 4
 ) -> xr.Dataset:
-    """Patterns of the most needed heads, and of those most drawn to rare tokens, on a few memorized paragraphs."""
+    """Patterns of the most needed heads, and of those that attend most to rare tokens, on a few paragraphs."""
     chosen = study.subset("memorized", views, distinct=True)
     needed = -heads.em_change.sel(set="memorized")
     findings = {

@@ -12,7 +12,7 @@ from mechmem.data.progress import Progress
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters, reduce_by_component
 from mechmem.study.edit_settings import EditSettings
-from mechmem.study.edits import attack_edit, evaluate_edit, export_edit, make_edit
+from mechmem.study.edits import attack_edit, cannot_export, evaluate_edit, export_edit, make_edit
 from mechmem.study.folder import StudyFolder
 from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.sets import TARGETS
@@ -29,7 +29,7 @@ def unlearn_stage(study: StudyFolder) -> str:
     2. The keep set and the `other` that is evaluated are halved by cluster as well.
     3. The edits have the same targets, keep set and stopping rule; they differ in method and in which weights may
        change. An edit that is in its folder already is not made again.
-    4. The first is exported.
+    4. The first is exported, if the model can be.
     """
     planned = study.settings.planned_edits()
     titles = [edit.title(study.settings.fraction) for edit in planned]
@@ -42,7 +42,7 @@ def unlearn_stage(study: StudyFolder) -> str:
         if study.edits[edit.name].costs is None:
             evaluate_edit(study, edit.name, progress=parts[f"evaluating {title}"])
     edits = {title: study.edits[edit.name] for edit, title in zip(planned, titles, strict=True)}
-    if study.model.cfg.original_architecture == "GPTNeoForCausalLM":
+    if cannot_export(study.model) is None:
         shutil.rmtree(study.folder / "edited", ignore_errors=True)
         export_edit(study, planned[0].name, study.folder / "edited")
     result = removal_results(study.model, edits)
@@ -68,7 +68,7 @@ def attack_stage(study: StudyFolder) -> str:
         [row.drop_vars("seconds", errors="ignore") for row in rows], axis, combine_attrs="drop_conflicts"
     )
     study.save(attacks, "attacks.nc")
-    # The original's last layers hold the text themselves: what they bring back was not left in the edited model.
+    # The original's last layers hold the text themselves: what they recover was not left in the edited model.
     after = attacks.em_after.isel(edit=0).where(attacks.attack != "late layers", drop=True)
     best = str(after.attack.values[int(after.values.argmax())])
     return f"{titles[0]}: the strongest attack ({best}) gets {float(after.max()):.1f} tokens of EM back"

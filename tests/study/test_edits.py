@@ -17,6 +17,7 @@ from mechmem.study.edit_settings import EditSettings
 from mechmem.study.edits import attack_edit, edit_folder, evaluate_edit, export_edit, make_edit, outcome
 from mechmem.study.folder import StudyFolder
 from mechmem.study.runner import run_study
+from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.settings import StudySettings
 from mechmem.weights.masks import Mask
 from mechmem.weights.sparse_edit import load_edit
@@ -124,8 +125,20 @@ def test_an_export_has_the_edited_logits_a_card_and_no_text(run, tmp_path):
         assert hashlib.sha256(struct.pack(f"<{len(row)}i", *row)).hexdigest() in card
         assert not any(str(text)[at : at + 20] in card for at in range(0, len(str(text)) - 20, 5))
     assert "| targets | 50.0 → " in card and "- weights: all" in card
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_what_cannot_be_exported_is_refused_before_the_edit_is_applied(run, tmp_path, monkeypatch):
+    def applied(*_):
+        raise AssertionError("the edit was applied first")
+
+    monkeypatch.setattr(SavedEdit, "apply", applied)
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists and is not empty"):
-        export_edit(run, "forget", tmp_path / "out")
+        export_edit(run, "forget", tmp_path)
+    monkeypatch.setattr(run.model.cfg, "original_architecture", "GPT2LMHeadModel")
+    with pytest.raises(InputError, match="family is GPT2LMHeadModel; need GPTNeoForCausalLM"):
+        export_edit(run, "forget", tmp_path / "new")
 
 
 def test_bad_names_and_settings_are_refused(run):

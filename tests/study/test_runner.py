@@ -238,8 +238,12 @@ def test_another_family_without_a_tokenizer_goes_through_every_stage_but_export(
     )
     np.save(tmp_path / "ids.npy", torch.cat([own, torch.randint(0, 128, (30, 100))]).numpy())
     settings = replace(SMALL, model=str(tmp_path / "model"), corpus=str(tmp_path / "ids.npy"), limit=None)
+    news: list[StageNews] = []
     with pytest.warns(UserWarning, match="tokenizer"):
-        run_study(tmp_path / "s", settings)
+        manifest = run_study(tmp_path / "s", settings, watch=news.append)
+    assert news[0].stage == "unlearn" and news[0].finding is not None and news[0].whole == 0
+    assert "will not be exported: the model's family is GPTNeoXForCausalLM; need GPTNeo" in news[0].finding
+    assert list(manifest["skipped"]) == ["export"] and manifest["skipped"]["export"] in news[0].finding
     names = {path.name for path in (tmp_path / "s").iterdir()}
     assert names == {"study.json", "paragraphs.parquet", "edits", "report.html", *NUMBERS}
     result = xr.load_dataset(tmp_path / "s" / "unlearn.nc", engine="h5netcdf")
