@@ -1,12 +1,15 @@
 """Choose the learning rates of the study's edits on paragraphs that no study reports; write docs/learning-rate.md.
 
-    python experiments/choose_learning_rate.py     # a few minutes on two cores
+    python experiments/choose_learning_rate.py     # minutes on one core
 
 Targets are nearly memorized paragraphs (EM 30 to 49) from clusters without a memorized one; the cost is measured on
-partly known paragraphs (EM 11 to 29). No study uses either as a target or for evaluation. Every kind of mask is tried
-at every rate until the targets' NLL reaches the study's threshold; the rate with the lowest KL is chosen.
+partly known paragraphs (EM 11 to 29). No study uses either as a target or for evaluation. Every method is tried with
+the top weights and with all weights at every rate until the targets' mean EM is a fifth of the continuation, the rule
+of the study; of the rates that meet it, the one with the lowest KL is chosen. Random weights are the control of the top
+weights and take their rate, so they are not tried.
 """
 
+import itertools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +23,14 @@ from samples import shuffled
 
 import mechmem as mm
 from mechmem.model.load import HookedTransformer
-from mechmem.study.settings import BUNDLED_RATES
+from mechmem.study.settings import BUNDLED_RATES, Method
 
-# Mask -> its trials; a trial has the keys of COLUMNS.
+# Edit as a study names it, such as "npo top" -> its trials; a trial has the keys of COLUMNS.
 Trials = dict[str, list[dict[str, Any]]]
 COLUMNS = {
     "rate": ("rate", "g"),
     "steps": ("steps", "d"),
-    "reached": ("threshold reached", ""),
+    "reached": ("rule met", ""),
     "nll": ("targets' NLL", ".2f"),
     "em": ("targets' EM", ".1f"),
     "kl": ("KL, held-out", ".3f"),
@@ -39,13 +42,13 @@ class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
-        seed: draws paragraphs, random masks and batches.
+        seed: draws paragraphs and batches.
         candidates: paragraphs that are scored, at random; None: all.
+        methods: of `mechmem.unlearn`.
         targets: nearly memorized paragraphs to unlearn.
         steps: at most this many updates.
-        forgotten_nll: an edit stops when its batch of targets reaches this, nats per token.
-        fraction: of the attention and MLP weights, for the sparse masks.
-        sparse_rates: learning rates to try with the sparse masks.
+        fraction: of the attention and MLP weights, for the top weights.
+        sparse_rates: learning rates to try with the top weights.
         dense_rates: learning rates to try with all weights.
         out: folder of the results.
         page: the table, or None.
@@ -53,12 +56,12 @@ class Settings(Inputs):
 
     seed: int = 1
     candidates: int | None = None
-    targets: int = 32
-    steps: int = 30
-    forgotten_nll: float = 1.0
+    methods: tuple[Method, ...] = ("npo", "contrastive")
+    targets: int = 16
+    steps: int = 40
     fraction: float = 0.001
-    sparse_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-    dense_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)
+    sparse_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2)
+    dense_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     out: Path = Path("results/learning_rate")
     page: Path | None = Path("docs/learning-rate.md")
 
@@ -80,9 +83,14 @@ def choose(settings: Settings, model: HookedTransformer, paragraphs: mm.Paragrap
 
 
 def attempt(
-    model: HookedTransformer, sets: dict[str, mm.Paragraphs], mask: mm.Mask | None, rate: float, settings: Settings
+    model: HookedTransformer,
+    sets: dict[str, mm.Paragraphs],
+    method: Method,
+    mask: mm.Mask | None,
+    rate: float,
+    settings: Settings,
 ) -> dict[str, Any]:
-    """One edit: its steps, whether it reached the threshold, and what it cost; only the rate if it diverged."""
+    """One edit: its steps, whether it met the rule, and what it cost; only the rate if it diverged."""
     with warnings.catch_warnings():
         # A rate that removes nothing, or diverges, is a row of the table.
         warnings.filterwarnings("ignore", category=RuntimeWarning)
@@ -90,11 +98,10 @@ def attempt(
             model,
             sets["targets"],
             sets["keep"],
-            method="contrastive",
+            method=method,
             mask=mask,
             training=mm.Training(steps=settings.steps, learning_rate=rate),
             seed=settings.seed,
-            stop=lambda row: row["memorized_nll"] >= settings.forgotten_nll,
         )
     if history.attrs["ended"] == "diverged":
         return {"rate": rate, "reached": "diverged"}
@@ -102,7 +109,7 @@ def attempt(
     return {
         "rate": rate,
         "steps": int(history.sizes["step"]),
-        "reached": "yes" if history.memorized_nll.values[-1] >= settings.forgotten_nll else "no",
+        "reached": "yes" if history.attrs["ended"] == "stop rule" else "no",
         "nll": float(after.nll.mean()),
         "em": float(after.em.mean()),
         "kl": float(mm.kl(model, edited, sets["held"]).mean()),
@@ -110,31 +117,30 @@ def attempt(
 
 
 def best_rates(trials: Trials) -> dict[str, dict[str, Any]]:
-    """Mask -> the trial with the lowest KL among those that reached the threshold, if any."""
-    reached = {mask: [trial for trial in found if trial["reached"] == "yes"] for mask, found in trials.items()}
-    return {mask: min(found, key=lambda trial: trial["kl"]) for mask, found in reached.items() if found}
+    """Edit -> the trial with the lowest KL among those that met the rule, if any."""
+    reached = {edit: [trial for trial in found if trial["reached"] == "yes"] for edit, found in trials.items()}
+    return {edit: min(found, key=lambda trial: trial["kl"]) for edit, found in reached.items() if found}
 
 
 def main(settings: Settings, model: HookedTransformer | None = None) -> Trials:
-    """Try every mask at every rate.
+    """Try every method with the top weights and with all weights, at every rate.
 
     Args:
         settings: what decides the numbers.
         model: the model, if it is loaded already.
 
     Returns:
-        Mask -> one trial a rate.
+        Edit -> one trial per rate.
     """
     model, paragraphs = open_inputs(settings, model)
     sets = choose(settings, model, paragraphs)
     top = mm.Mask.top(mm.weight_gradients(model, sets["targets"]), fraction=settings.fraction)
-    masks = {"top": top, "random": mm.Mask.random_like(top, seed=settings.seed), "all": None}
     trials: Trials = {}
-    for name, mask in masks.items():
-        trials[name] = []
+    for method, (name, mask) in itertools.product(settings.methods, [("top", top), ("all", None)]):
+        found = trials[f"{method} {name}"] = []
         for rate in settings.dense_rates if mask is None else settings.sparse_rates:
-            trials[name].append(attempt(model, sets, mask, rate, settings))
-            print(name, trials[name][-1], flush=True)
+            found.append(attempt(model, sets, method, mask, rate, settings))
+            print(method, name, found[-1], flush=True)
     sizes = {name: len(part) for name, part in sets.items()}
     write_json(settings.out / "result.json", {"settings": vars(settings), "paragraphs": sizes, "trials": trials})
     write(settings, trials, sizes)
@@ -149,12 +155,17 @@ def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
         trials: what `main` returns.
         sizes: paragraphs of each set.
     """
-    best = "; ".join(f"{mask} {trial['kl']:.3f} (rate {trial['rate']:g})" for mask, trial in best_rates(trials).items())
+    best = "; ".join(f"{edit} {trial['kl']:.3f} (rate {trial['rate']:g})" for edit, trial in best_rates(trials).items())
+    used = "; ".join(
+        f"{method} {weights} {rate:g}"
+        for (method, weights), rate in BUNDLED_RATES.items()
+        if f"{method} {weights}" in trials
+    )
     rows = [
-        f"| {mask} | "
+        f"| {edit} | "
         + " | ".join(format(trial[key], form) if key in trial else "" for key, (_, form) in COLUMNS.items())
         + " |"
-        for mask, found in trials.items()
+        for edit, found in trials.items()
         for trial in found
     ]
     write_page(
@@ -162,23 +173,22 @@ def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
         [
             "# The learning rates of the study's edits",
             "",
-            "`experiments/choose_learning_rate.py` tries every kind of mask at every rate on paragraphs that no study "
-            f"uses as a target or for evaluation: {sizes['targets']} targets with EM 30 to 49 and {sizes['held']} "
-            "held-out paragraphs with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the NLL of its "
-            f"batch of targets reaches {settings.forgotten_nll} or after {settings.steps} steps. For the top weights "
-            "and for all weights, the study takes the rate with the lowest KL among those that reach the threshold. "
+            f"`experiments/choose_learning_rate.py` tries every method with the top {100 * settings.fraction:g} % of "
+            "the attention and MLP weights and with all of them, at every rate, on paragraphs that no study uses as a "
+            f"target or for evaluation: {sizes['targets']} targets with EM 30 to 49 and {sizes['held']} held-out "
+            "paragraphs with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the mean EM of the "
+            "targets is a fifth of the continuation or less (10 of 50 tokens), the study's rule, or after "
+            f"{settings.steps} steps. The study takes the rate with the lowest KL among those that meet the rule. "
             "Random weights are the control of the top weights and use the same rate.",
             "",
-            "| mask | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
+            "| edit | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
             "|---|" + "---|" * len(COLUMNS),
             *rows,
             "",
-            f"Lowest KL at the threshold: {best}. This is one seed and one set of targets, without an interval: it "
-            "chooses rates and does not rank masks.",
+            f"Lowest KL of those that meet the rule: {best}. This is one seed and one set of targets, without an "
+            "interval: it chooses rates and does not rank methods or masks.",
             "",
-            "The study's rates for the contrastive objective: "
-            f"{BUNDLED_RATES['contrastive', 'top']:g} for top and random weights, "
-            f"{BUNDLED_RATES['contrastive', 'all']:g} for all weights. Those for NPO are chosen in unlearning.md.",
+            f"The study's rates: {used}.",
             "",
             f"Measured by {stamp('choose_learning_rate')}, seed {settings.seed}.",
         ],

@@ -79,9 +79,10 @@ def write_page(path: Path | None, lines: Sequence[str]) -> None:
 
 def stamp(script: str) -> str:
     """Which script measured, when, and on what machine."""
+    threads = torch.get_num_threads()
     return (
         f"`python experiments/{script}.py`, {datetime.now(UTC).date()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads"
+        f"{threads} thread{'s' * (threads != 1)}"
     )
 
 

@@ -22,7 +22,7 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEARCHES = 3
 # Paragraphs and steps of one run, at most: a search must stay cheaper than the edit.
 TRIED_ON, TRIED_STEPS = 8, 30
-# Without other clusters nothing is searched: rates of a few weights and of all, as docs/learning-rate.md found them.
+# Without other clusters nothing is searched: a moderate rate, larger for a few weights than for all.
 SPARSE_RATE, DENSE_RATE = 1e-3, 1e-4
 
 Trial = Callable[[Task, Training, ProgressLike], xr.Dataset]

@@ -24,12 +24,13 @@ Method = Literal[
     "kfac",
     "task_arithmetic",
 ]
-# Learning rates for the bundled model, chosen on other paragraphs than those a study reports: docs/unlearning.md (by
-# the rule that ends the study's edits) and docs/learning-rate.md. Random weights are a control and take the top's rate.
+# Learning rates for the bundled model, chosen on other paragraphs than those a study reports: docs/learning-rate.md, by
+# the rule that ends the study's edits; those of "edit" are from docs/unlearning.md. Random weights are a control and
+# take the rate of the top weights.
 BUNDLED_RATES: dict[tuple[str, str], float] = {
-    ("npo", "all"): 1e-4,
-    ("npo", "top"): 3e-3,
-    ("npo", "random"): 3e-3,
+    ("npo", "all"): 3e-5,
+    ("npo", "top"): 1e-2,
+    ("npo", "random"): 1e-2,
     ("contrastive", "all"): 3e-5,
     ("contrastive", "top"): 1e-3,
     ("contrastive", "random"): 1e-3,

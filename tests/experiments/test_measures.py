@@ -99,7 +99,7 @@ def test_a_corpus_of_ones_own_is_read_for_spans(script, model, paragraphs, tmp_p
 def test_learning_rates_are_tried_on_paragraphs_that_no_study_uses(script, model, paragraphs, tmp_path):
     module = script("choose_learning_rate")
     settings = module.Settings(
-        candidates=250, targets=2, steps=2, forgotten_nll=5.0, sparse_rates=(1e-2,), dense_rates=(1e-4,),
+        candidates=250, targets=2, steps=3, sparse_rates=(1e-4, 3e-2), dense_rates=(1e-4,),
         out=tmp_path, page=tmp_path / "page.md",
     )  # fmt: skip
     trials = module.main(settings, model)
@@ -110,11 +110,18 @@ def test_learning_rates_are_tried_on_paragraphs_that_no_study_uses(script, model
     pool = paragraphs.select(np.random.default_rng(1).permutation(len(paragraphs))[:250])
     memorized = set(pool.column("cluster")[mm.score(model, pool).em.values == 50])
     assert not memorized & {label for part in sets.values() for label in part.column("cluster").tolist()}
-    assert list(trials) == ["top", "random", "all"]
+    edits = [f"{method} {mask}" for method in ("npo", "contrastive") for mask in ("top", "all")]
+    assert list(trials) == edits
     before = float(mm.score(model, sets["targets"]).nll.mean())
-    assert trials["top"][0]["nll"] > before and trials["top"][0]["kl"] > trials["all"][0]["kl"] > 0
+    small, large = trials["contrastive top"]
+    assert small["nll"] > before and large["kl"] > small["kl"] > 0
+    # A fifth of 50 tokens ends an edit, and only that counts as having met it.
+    assert (small["reached"], large["reached"]) == ("no", "yes") and large["em"] <= 10 < small["em"]
+    # NPO pushes a paragraph less the further it is forgotten.
+    assert before < trials["npo all"][0]["nll"] < trials["contrastive all"][0]["nll"]
     page = (tmp_path / "page.md").read_text()
-    assert f"| top | 0.01 | {trials['top'][0]['steps']} |" in page
+    assert f"| contrastive top | 0.03 | {large['steps']} | yes |" in page
+    assert "contrastive top 0.0" in page.split("The study's rates: ")[1]
     assert json.loads((tmp_path / "result.json").read_text())["trials"] == trials
 
 
