@@ -30,7 +30,7 @@ from mechmem.measure.scores import score
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.stats.bootstrap import cluster_bootstrap
-from mechmem.weights.training import gathering
+from mechmem.weights.training import Training, gathering
 
 # The share of the layers, at least one, that the original model lends to read the edited one's activations.
 LATE_SHARE = 0.25
@@ -213,9 +213,7 @@ def _weight_attacks(
             model,
             paragraphs,
             other_memorized,
-            steps=sizes.steps,
-            learning_rate=sizes.learning_rate,
-            batch_size=sizes.batch_size,
+            training=Training(sizes.steps, sizes.learning_rate, batch_size=sizes.batch_size),
             every=max(1, sizes.steps // 5),
             seed=seed,
             progress=progress,

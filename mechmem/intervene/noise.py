@@ -133,7 +133,6 @@ def noise_by_size(
     draws: int = 5,
     seed: int = 0,
     control: bool = True,
-    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """EM and NLL under noise of one scale on more and more weights, those that score highest first.
@@ -145,10 +144,9 @@ def noise_by_size(
         fractions: of the weights, one mask each.
         scale: of the noise, in standard deviations of each weight's component.
         per: what weights are ranked among, as `Mask.top`.
-        draws: how often noise is drawn; so too seed, control and batch_size as `noise_curve`.
+        draws: how often noise is drawn; so too seed and control as `noise_curve`.
         seed: of noise and random masks.
         control: also put noise on as many random weights.
-        batch_size: paragraphs of one forward.
         progress: called with (noisy models scored, noisy models).
 
     Returns:
@@ -171,7 +169,6 @@ def noise_by_size(
             draws=draws,
             seed=seed,
             control=control,
-            batch_size=batch_size,
             progress=None if progress is None else part_of(progress, number, len(masks)),
         )
         for number, mask in enumerate(masks)

@@ -70,7 +70,7 @@ def test_depth_tells_them_apart(case):
 
 
 def test_relearning_tells_them_apart(case):
-    options = {"steps": 40, "every": 5, "learning_rate": 1e-3}
+    options = {"every": 5, "training": Training(steps=40, learning_rate=1e-3)}
     hidden = relearning_attack(case.hidden, case.targets, case.other, **options)
     removed = relearning_attack(case.never, case.targets, case.other, **options)
     mean = hidden.em.mean("paragraph")
@@ -101,7 +101,7 @@ def test_rows_are_the_attacks_one_by_one(case):
     targets, clusters = case.targets, case.targets.column("cluster")
     for model, column in ((case.knows, "em_before"), (case.half_hidden, "em_after")):
         lengths = prefix_length_attack(model, targets).em.max("given")
-        training = {"steps": 40, "learning_rate": 1e-3, "every": 8, "seed": 3}
+        training = {"training": Training(steps=40, learning_rate=1e-3, batch_size=8), "every": 8, "seed": 3}
         relearned = relearning_attack(model, targets, case.other, **training).em.mean("paragraph").max()
         late = depth_score(case.knows, model, targets).em
         near = near_duplicate_attack(model, targets, case.near).target_em_best[0]
@@ -136,7 +136,9 @@ def test_rows_are_the_attacks_one_by_one(case):
 
 
 def test_relearning_is_judged_by_one_model_for_all_paragraphs(case):
-    em = relearning_attack(case.half_hidden, case.targets, case.other, every=8, steps=40, learning_rate=1e-2).em
+    em = relearning_attack(
+        case.half_hidden, case.targets, case.other, every=8, training=Training(steps=40, learning_rate=1e-2)
+    ).em
     # Every paragraph at its own best step is more than any single step has.
     assert em.max("step").mean() > em.mean("paragraph").max() + 0.1
     sizes = AttackSizes(steps=40, learning_rate=1e-2)

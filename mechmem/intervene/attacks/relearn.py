@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.data.choices import check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
@@ -21,11 +22,16 @@ from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.weights.masked_weights import MaskedWeights
-from mechmem.weights.training import Training
+from mechmem.weights.training import Training, old_keywords
 
 MEASURED_AT_ONCE = 16
 
 
+# Settings where none are given.
+TRAINING = Training(steps=30, learning_rate=1e-4)
+
+
+@old_keywords
 @public("refuse", renamed={"paras": "paragraphs"})
 def relearning_attack(
     model: HookedTransformer,
@@ -33,9 +39,7 @@ def relearning_attack(
     other_memorized: Paragraphs,
     *,
     original_em: xr.DataArray | None = None,
-    steps: int = 30,
-    learning_rate: float = 1e-4,
-    batch_size: int = 16,
+    training: Training | None = None,
     every: int = 10,
     seed: int = 0,
     target_share: float = 0.5,
@@ -55,9 +59,7 @@ def relearning_attack(
         other_memorized: memorized paragraphs that share neither a cluster nor a continuation with `paragraphs`.
         original_em: EM on the model before the edit, tokens, [paragraph], as `score(original, paragraphs).em` gives;
             None: the whole length.
-        steps: updates.
-        learning_rate: of AdamW.
-        batch_size: paragraphs of one update.
+        training: steps (30), learning rate (1e-4) and batch size (16), in brackets what is taken where nothing is set.
         every: steps between two measurements; the start and the end are always measured.
         seed: order of the batches.
         target_share: of the original EM that counts as relearned, above 0 and at most 1.
@@ -75,26 +77,29 @@ def relearning_attack(
         FloatingPointError: the loss is not finite; the learning rate is too high.
     """
     check_relearning(model, paragraphs, other_memorized)
-    _check_settings(steps, every, batch_size, target_share)
+    training = TRAINING if training is None else training.with_rate(1e-4)
+    steps, batch_size = training.steps, training.batch_size or 16
+    _check_settings(training, every, target_share)
     goal = target_share * _original(paragraphs, original_em)
     relearned, report = copy.deepcopy(model), as_callback(progress, "relearning")
     rows: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     sample = other_memorized[:MEASURED_AT_ONCE]
-    training_batches = _batches(other_memorized, batch_size, seed)
+    batch = _batches(other_memorized, batch_size, seed)
     with frozen(relearned):
-        weights = MaskedWeights(relearned, None, Training(learning_rate=learning_rate))
+        weights = MaskedWeights(relearned, None, Training(learning_rate=training.learning_rate))
         for step in range(steps + 1):
             if step % every == 0 or step == steps:
                 em, nll = _measure(weights, paragraphs)
                 rows[step] = em, nll, float(_measure(weights, sample)[1].mean())
             if step == steps:
                 break
-            weights.update(_loss(weights, next(training_batches), step))
+            weights.update(_loss(weights, next(batch), step))
             if report is not None:
                 report(step + 1, steps)
     result = _dataset(rows)
     reached = [step for step, (em, _, _) in rows.items() if em.mean() >= goal]
-    settings = {"learning_rate": learning_rate, "batch_size": batch_size, "seed": seed, "target_share": target_share}
+    settings = {"learning_rate": training.learning_rate, "batch_size": batch_size}
+    settings |= {"seed": seed, "target_share": target_share}
     # An attribute of a file cannot be None, so it is left out where the text did not come back.
     until = {"steps_until": reached[0]} if reached else {}
     return result.assign_coords(paragraph=paragraphs.ids).assign_attrs(
@@ -126,9 +131,11 @@ def check_relearning(model: HookedTransformer, paragraphs: Paragraphs, other_mem
             )
 
 
-def _check_settings(steps: int, every: int, batch_size: int, target_share: float) -> None:
-    if min(steps, every, batch_size) < 1:
-        raise InputError(f"got steps {steps}, every {every} and batch_size {batch_size}; need at least 1 of each")
+def _check_settings(training: Training, every: int, target_share: float) -> None:
+    given = {name: getattr(training, name) for name in ("weight_decay", "keep_weight", "max_norm", "optimizer")}
+    check_used("relearning", (), given | {"checkpoint": training.checkpoint, "resume": training.resume})
+    if every < 1:
+        raise InputError(f"got every {every}; need at least 1 step from one measurement to the next")
     if not 0 < target_share <= 1:
         raise InputError(f"got target_share {target_share}; need a share of the original EM, 0 < target_share <= 1")
 

@@ -20,7 +20,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masks import Mask
 
-# Share of a matrix' coefficients that is gone at strength 1.
+# Share of a matrix' coefficients that is gone at share 1.
 LIMIT = 0.95
 BATCH = 4
 POINTS = {"in": ("ln2.hook_normalized", "mlp.hook_pre"), "out": ("mlp.hook_post", "hook_mlp_out")}
@@ -44,7 +44,7 @@ def kfac(
     memorized: Paragraphs,  # noqa: ARG001 - label-free: it is never looked at
     keep: Paragraphs,
     *,
-    mask: Mask | None,  # noqa: ARG001 - the mask is applied to what a path gives
+    mask: Mask | None,  # noqa: ARG001 - the mask is applied to what a schedule gives
     seed: int,
     progress: Progress | None = None,
 ) -> Schedule:
@@ -55,7 +55,7 @@ def kfac(
        Martens and Grosse 2015, arXiv 1503.05671).
     2. In the eigenvectors of A and G the weights are coefficients; that of the i-th and the j-th has the curvature
        lambda_i * mu_j: what many texts share is where it is high.
-    3. Coefficients go in the order of their curvature, the lowest first; at strength 1 all but a twentieth.
+    3. Coefficients go in the order of their curvature, the lowest first; at share 1 all but a twentieth.
 
     What is memorized is not told to it: all memories are meant, not these paragraphs.
     """
@@ -66,20 +66,20 @@ def kfac(
         low, inputs = torch.linalg.eigh(factors.inputs)
         high, outputs = torch.linalg.eigh(factors.outputs)
         curvature = low.clamp(min=0)[:, None] * high.clamp(min=0)
-        # Ranks and not values: ties, zeros most of all, go in order, and more strength always takes more.
+        # Ranks and not values: ties, zeros most of all, go in order, and a larger share always takes more.
         ranks = torch.empty(curvature.numel(), dtype=torch.long, device=curvature.device)
         ranks[torch.argsort(curvature.flatten(), stable=True)] = torch.arange(len(ranks), device=ranks.device)
         bases[name] = inputs, outputs, ranks.view(curvature.shape)
 
-    def path(strength: float) -> dict[str, Tensor]:
+    def schedule(share: float) -> dict[str, Tensor]:
         new = {}
         for name, (inputs, outputs, ranks) in bases.items():
             coefficients = inputs.T @ parameters[name].detach() @ outputs
-            kept = coefficients * (ranks >= round(strength * LIMIT * ranks.numel()))
+            kept = coefficients * (ranks >= round(share * LIMIT * ranks.numel()))
             new[name] = inputs @ kept @ outputs.T
         return new
 
-    return path
+    return schedule
 
 
 def curvature_factors(

@@ -1,4 +1,4 @@
-"""Weights that go along a path of growing strength: each step drops more of what a method prepared."""
+"""Weights that are dropped little by little: each step drops a larger share of what a method found."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masks import Mask
 
-# Strength in (0, 1] -> parameter name -> its new weights, for the parameters that change. More strength, more is gone.
+# Share in (0, 1] of what a method drops at most -> parameter name -> its new weights, for the parameters that change.
 Schedule = Callable[[float], dict[str, Tensor]]
 
 
 def dropped_rows(model: HookedTransformer, name: str, gain: Tensor, limit: float) -> Schedule:
-    """A path that zeroes rows of one kind of matrix, those of the largest gain first.
+    """A schedule that zeroes rows of one kind of matrix, those of the largest gain first.
 
     Args:
         model: whose weights; left as it is.
         name: the matrix within a layer; its first axis is what is dropped.
         gain: [layer, row]; rows of equal gain go in order.
-        limit: share of all rows that is gone at strength 1.
+        limit: share of all rows that is gone at share 1.
     """
     order = torch.argsort(gain.flatten(), descending=True, stable=True).tolist()
     parameters = editable_parameters(model)
 
-    def path(strength: float) -> dict[str, Tensor]:
+    def schedule(share: float) -> dict[str, Tensor]:
         new: dict[str, Tensor] = {}
-        for flat in order[: round(strength * limit * len(order))]:
+        for flat in order[: round(share * limit * len(order))]:
             layer, row = divmod(flat, gain.shape[1])
             key = f"blocks.{layer}.{name}"
             if key not in new:
@@ -40,11 +40,11 @@ def dropped_rows(model: HookedTransformer, name: str, gain: Tensor, limit: float
             new[key][row] = 0
         return new
 
-    return path
+    return schedule
 
 
 class GradualDrop:
-    """An updater of `run_loop`: step k has strength k / steps."""
+    """An updater of `run_loop`: step k has share k / steps."""
 
     can_diverge = False
 
@@ -52,13 +52,13 @@ class GradualDrop:
         self,
         model: HookedTransformer,
         edited: HookedTransformer,
-        path: Schedule,
+        schedule: Schedule,
         mask: Mask | None,
         targets: Paragraphs,
         keep: Paragraphs,
         steps: int,
     ) -> None:
-        self._model, self._edited, self._path, self._mask = model, edited, path, mask
+        self._model, self._edited, self._schedule, self._mask = model, edited, schedule, mask
         self._targets, self._keep, self._steps = targets, keep, steps
         self._at = 0
 
@@ -70,7 +70,7 @@ class GradualDrop:
         return {"memorized_nll": nll, "memorized_em": em, "keep_kl": cost, "objective": cost - nll}
 
     def advance(self) -> None:
-        """One step stronger."""
+        """One step further."""
         self.restore(self._at + 1)
 
     def snapshot(self) -> int:
@@ -82,7 +82,7 @@ class GradualDrop:
         """Stand at another step; 0 is the original model."""
         self._at = snapshot
         original, now = editable_parameters(self._model), editable_parameters(self._edited)
-        new = self._path(snapshot / self._steps) if snapshot else {}
+        new = self._schedule(snapshot / self._steps) if snapshot else {}
         for name, parameter in now.items():
             parameter.copy_(original[name])
             if name not in new:

@@ -1,10 +1,9 @@
-"""Ways of unlearning that drop more and more of what they prepared: each gives a path of growing strength."""
+"""Methods that unlearn by dropping: each gives a schedule of what is gone at every share."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,29 +26,12 @@ from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.masks import Mask
 from mechmem.weights.training import Training
 
-# Shares at strength 1: of all neurons, and of all heads. More leaves no language model to compare with.
+# Shares at share 1: of all neurons, and of all heads. More leaves no language model to compare with.
 NEURONS, HEADS = 0.05, 0.5
 # Points of the integrated gradients.
 INTEGRATED = 4
-# The task vector: steps and rate of its fine-tuning, and how many times it is taken back at strength 1.
+# The task vector: steps and rate of its fine-tuning, and how many times it is taken back at share 1.
 TUNING_STEPS, TUNING_RATE, TIMES = 10, 1e-4, 10.0
-
-
-class Prepare(Protocol):
-    """What a method does before anything is dropped."""
-
-    def __call__(
-        self,
-        model: HookedTransformer,
-        memorized: Paragraphs,
-        keep: Paragraphs,
-        *,
-        mask: Mask | None,
-        seed: int,
-        progress: Progress | None = None,
-    ) -> Schedule:
-        """Strength -> new weights; see `mechmem.intervene.dropping.gradual`."""
-        ...
 
 
 def neuron_drop(
@@ -57,7 +39,7 @@ def neuron_drop(
     memorized: Paragraphs,
     keep: Paragraphs,
     *,
-    mask: Mask | None,  # noqa: ARG001 - the mask is applied to what a path gives
+    mask: Mask | None,  # noqa: ARG001 - the mask is applied to what a schedule gives
     seed: int,  # noqa: ARG001 - nothing is drawn
     progress: Progress | None = None,
 ) -> Schedule:
@@ -65,7 +47,7 @@ def neuron_drop(
 
     Neurons are ranked by how much closing one adds to the NLL of memorized paragraphs beyond what it adds to that of
     the keep set. The estimate uses integrated gradients, because the gradient at the model itself is flat where a
-    memory is certain. At strength 1 a twentieth of all neurons is dropped.
+    memory is certain. At share 1 a twentieth of all neurons is dropped.
     """
     gain = gate_gradient(model, memorized, INTEGRATED) - gate_gradient(model, keep, INTEGRATED)
     _done(progress)
@@ -84,7 +66,7 @@ def head_drop(
     """Drop attention heads by zeroing what they write, except biases.
 
     Heads are ranked by how much ablating one alone adds to the NLL of memorized paragraphs beyond what it adds to that
-    of the keep set. At strength 1 half of all heads are dropped.
+    of the keep set. At share 1 half of all heads are dropped.
     """
     rises: list[xr.DataArray] = [
         ablate_heads(
@@ -105,7 +87,7 @@ def task_arithmetic(
     seed: int,  # noqa: ARG001
     progress: Progress | None = None,
 ) -> Schedule:
-    """Take back a task vector (Ilharco et al. 2023, arXiv 2212.04089): w - strength * TIMES * (tuned w - w).
+    """Take back a task vector (Ilharco et al. 2023, arXiv 2212.04089): w - share * TIMES * (tuned w - w).
 
     The tuned model is the original after a few steps of AdamW on the memorized paragraphs themselves.
     """
@@ -126,11 +108,11 @@ def task_arithmetic(
     after = {name: parameter.detach() for name, parameter in editable_parameters(tuned).items()}
     before = editable_parameters(model)
 
-    def path(strength: float) -> dict[str, Tensor]:
+    def schedule(share: float) -> dict[str, Tensor]:
         names = before if mask is None else mask.indices
-        return {n: before[n].detach() - strength * TIMES * (after[n] - before[n].detach()) for n in names}
+        return {n: before[n].detach() - share * TIMES * (after[n] - before[n].detach()) for n in names}
 
-    return path
+    return schedule
 
 
 def _done(progress: Progress | None) -> None:

@@ -23,10 +23,10 @@ from mechmem.weights.masks import Mask
 
 # Both methods: number of updates; NLL of memorized text beyond which raising it gains nothing, nats per token.
 STEPS, CAP = 40, 3.0
-# BalancedSubnet: share of the weights that is dropped while training and at strength 1; rate of the scores, which
+# BalancedSubnet: share of the weights that is dropped while training and at share 1; rate of the scores, which
 # begin as magnitudes over their matrix' root mean square.
 SHARE, SCORE_RATE = 0.05, 0.05
-# Hard Concrete: share of the neurons that is closed at strength 1; rate of the log odds, which begin at 2.
+# Hard Concrete: share of the neurons that is closed at share 1; rate of the log odds, which begin at 2.
 NEURONS, ODDS_RATE, ODDS = 0.1, 0.1, 2.0
 BATCH = 16
 
@@ -73,11 +73,11 @@ def balanced_subnet(
             if progress is not None:
                 progress(step + 1, STEPS)
 
-    def path(strength: float) -> dict[str, Tensor]:
-        threshold = _smallest(scores, max(1, round(strength * count)))
+    def schedule(share: float) -> dict[str, Tensor]:
+        threshold = _smallest(scores, max(1, round(share * count)))
         return {name: weight * (scores[name] > threshold) for name, weight in original.items()}
 
-    return path
+    return schedule
 
 
 def hard_concrete(
@@ -85,7 +85,7 @@ def hard_concrete(
     memorized: Paragraphs,
     keep: Paragraphs,
     *,
-    mask: Mask | None,  # noqa: ARG001 - the mask is applied to what a path gives
+    mask: Mask | None,  # noqa: ARG001 - the mask is applied to what a schedule gives
     seed: int,
     progress: Progress | None = None,
 ) -> Schedule:

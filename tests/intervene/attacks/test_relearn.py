@@ -10,6 +10,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.attacks.relearn import relearning_attack
 from mechmem.measure.scores import score
 from mechmem.model.sites import editable_parameters
+from mechmem.weights.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_it_is_adamw_on_all_attention_and_mlp_weights(tiny_model, sets):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     seen = []
     found = relearning_attack(
-        tiny_model, targets, other, steps=5, every=2, learning_rate=1e-2, progress=lambda *done: seen.append(done)
+        tiny_model, targets, other, every=2, training=Training(5, 1e-2), progress=lambda *done: seen.append(done)
     )
     slow = copy.deepcopy(tiny_model)
     optimizer = torch.optim.AdamW(editable_parameters(slow).values(), lr=1e-2, weight_decay=0.0)
@@ -51,7 +52,7 @@ def test_it_is_adamw_on_all_attention_and_mlp_weights(tiny_model, sets):
 
 def test_batches_go_through_the_set_in_an_order_that_the_seed_decides(tiny_model, sets):
     def run(seed: int):
-        return relearning_attack(tiny_model, *sets, steps=4, every=1, batch_size=2, learning_rate=1e-2, seed=seed)
+        return relearning_attack(tiny_model, *sets, every=1, training=Training(4, 1e-2, batch_size=2), seed=seed)
 
     assert run(0).identical(run(0)) and not run(0).nll.equals(run(1).nll)
     # Batches of two are three an epoch: after one step the seeds have seen different text.
@@ -64,7 +65,7 @@ def test_steps_until_counts_to_the_share_of_what_was_known(tiny_model, sets):
     for pos in range(8, 16):
         text[:, pos] = tiny_model(text[:, :pos])[:, -1].argmax(-1)
     known = Paragraphs(text, 8)
-    options = {"steps": 4, "every": 2, "learning_rate": 3e-2}
+    options = {"every": 2, "training": Training(4, 3e-2)}
     found = relearning_attack(tiny_model, known, other, **options)
     assert found.attrs["steps_until"] == 0 and found.attrs["target_em"] == 4 and found.em[0].mean() == 8
     assert "steps_until" not in relearning_attack(tiny_model, targets, other, **options).attrs
@@ -94,9 +95,10 @@ def test_text_that_would_teach_the_targets_is_refused(tiny_model, sets):
 
 
 def test_bad_settings_are_refused(tiny_model, sets):
-    for wrong in ({"steps": 0}, {"every": 0}, {"batch_size": 0}):
-        with pytest.raises(InputError, match="need at least 1 of each"):
-            relearning_attack(tiny_model, *sets, **wrong)
+    with pytest.raises(InputError, match="got every 0; need at least 1 step"):
+        relearning_attack(tiny_model, *sets, every=0)
+    with pytest.raises(InputError, match="'relearning' does not use max_norm"):
+        relearning_attack(tiny_model, *sets, training=Training(max_norm=1.0))
     for share in (0.0, 1.1):
         with pytest.raises(InputError, match="0 < target_share <= 1"):
             relearning_attack(tiny_model, *sets, target_share=share)
@@ -105,4 +107,4 @@ def test_bad_settings_are_refused(tiny_model, sets):
         with pytest.raises(InputError, match=sentence):
             relearning_attack(tiny_model, *sets, original_em=original_em)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        relearning_attack(tiny_model, *sets, steps=5, learning_rate=1e30)
+        relearning_attack(tiny_model, *sets, training=Training(5, 1e30))
