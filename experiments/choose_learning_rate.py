@@ -5,8 +5,9 @@
 Targets are nearly memorized paragraphs (EM 30 to 49) from clusters without a memorized one; the cost is measured on
 partly known paragraphs (EM 11 to 29). No study uses either as a target or for evaluation. Every method is tried with
 the top weights and with all weights at every rate until the targets' mean EM is a fifth of the continuation, the rule
-of the study; of the rates that meet it, the one with the lowest KL is chosen. Random weights are the control of the top
-weights and take their rate, so they are not tried.
+of the study. Of the rates that meet it, the largest is chosen whose KL is at most twice the lowest: a study's targets
+are memorized more firmly than these and need more steps. Random weights are the control of the top weights and take
+their rate, so they are not tried.
 """
 
 import itertools
@@ -117,9 +118,15 @@ def attempt(
 
 
 def best_rates(trials: Trials) -> dict[str, dict[str, Any]]:
-    """Edit -> the trial with the lowest KL among those that met the rule, if any."""
-    reached = {edit: [trial for trial in found if trial["reached"] == "yes"] for edit, found in trials.items()}
-    return {edit: min(found, key=lambda trial: trial["kl"]) for edit, found in reached.items() if found}
+    """Edit -> of the trials that met the rule, the one of the largest rate whose KL is at most twice the lowest."""
+    best: dict[str, dict[str, Any]] = {}
+    for edit, found in trials.items():
+        reached = [trial for trial in found if trial["reached"] == "yes"]
+        lowest = min((trial["kl"] for trial in reached), default=0.0)
+        cheap = [trial for trial in reached if trial["kl"] <= 2 * lowest]
+        if cheap:
+            best[edit] = max(cheap, key=lambda trial: trial["rate"])
+    return best
 
 
 def main(settings: Settings, model: HookedTransformer | None = None) -> Trials:
@@ -178,14 +185,15 @@ def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
             f"target or for evaluation: {sizes['targets']} targets with EM 30 to 49 and {sizes['held']} held-out "
             "paragraphs with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the mean EM of the "
             "targets is a fifth of the continuation or less (10 of 50 tokens), the study's rule, or after "
-            f"{settings.steps} steps. The study takes the rate with the lowest KL among those that meet the rule. "
+            f"{settings.steps} steps. Of the rates that meet the rule, the study takes the largest whose KL is at most "
+            "twice the lowest: its own targets are memorized more firmly than these and need more steps. "
             "Random weights are the control of the top weights and use the same rate.",
             "",
             "| edit | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
             "|---|" + "---|" * len(COLUMNS),
             *rows,
             "",
-            f"Lowest KL of those that meet the rule: {best}. This is one seed and one set of targets, without an "
+            f"Chosen, with the KL: {best}. This is one seed and one set of targets, without an "
             "interval: it chooses rates and does not rank methods or masks.",
             "",
             f"The study's rates: {used}.",

@@ -28,12 +28,12 @@ Method = Literal[
 # the rule that ends the study's edits; those of "edit" are from docs/unlearning.md. Random weights are a control and
 # take the rate of the top weights.
 BUNDLED_RATES: dict[tuple[str, str], float] = {
-    ("npo", "all"): 3e-5,
+    ("npo", "all"): 1e-4,
     ("npo", "top"): 1e-2,
     ("npo", "random"): 1e-2,
-    ("contrastive", "all"): 3e-5,
-    ("contrastive", "top"): 1e-3,
-    ("contrastive", "random"): 1e-3,
+    ("contrastive", "all"): 3e-4,
+    ("contrastive", "top"): 3e-3,
+    ("contrastive", "random"): 3e-3,
     ("edit", "all"): 3e-5,
     ("edit", "top"): 3e-3,
     ("edit", "random"): 3e-3,

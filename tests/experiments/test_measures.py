@@ -125,7 +125,7 @@ def test_learning_rates_are_tried_on_paragraphs_that_no_study_uses(script, model
     assert json.loads((tmp_path / "result.json").read_text())["trials"] == trials
 
 
-def test_the_best_rate_has_the_least_kl_of_those_that_forgot(script):
+def test_the_best_rate_is_the_largest_that_costs_little_more_than_the_cheapest(script):
     module = script("choose_learning_rate")
 
     def trial(rate, reached, kl):
@@ -136,6 +136,8 @@ def test_the_best_rate_has_the_least_kl_of_those_that_forgot(script):
         "all": [trial(1, "no", 0.1)],
     }
     assert module.best_rates(trials) == {"top": trial(3, "yes", 0.2)}
+    trials["top"].append(trial(5, "yes", 0.39))
+    assert module.best_rates(trials) == {"top": trial(5, "yes", 0.39)}
 
 
 def test_localizers_find_what_was_planted(script, tmp_path):

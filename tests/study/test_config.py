@@ -77,7 +77,7 @@ def test_bad_files_and_assignments_are_one_sentence(tmp_path):
 
 
 def test_the_bundled_model_has_fixed_rates_and_others_search_one():
-    assert [edit.learning_rate for edit in DEFAULTS.planned_edits()][:2] == [3e-5, 1e-2]
+    assert [edit.learning_rate for edit in DEFAULTS.planned_edits()][:2] == [1e-4, 1e-2]
     other = apply_settings(DEFAULTS, {"model": "gpt2", "edits": ["npo all", "npo top 1e-3", "ascent all auto"]})
     assert [edit.learning_rate for edit in other.planned_edits()] == [None, 1e-3, None]
     assert DEFAULTS.planned_edits()[0].title(0.001) == "NPO, all weights"
