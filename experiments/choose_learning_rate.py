@@ -186,7 +186,8 @@ def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
             "paragraphs with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the mean EM of the "
             "targets is a fifth of the continuation or less (10 of 50 tokens), the study's rule, or after "
             f"{settings.steps} steps. Of the rates that meet the rule, the study takes the largest whose KL is at most "
-            "twice the lowest: its own targets are memorized more firmly than these and need more steps. "
+            "twice the lowest: its own targets are memorized more firmly than these and need more steps (a check on a "
+            "study's targets, where contrastive at 0.001 missed the rule after 40 steps, prompted this). "
             "Random weights are the control of the top weights and use the same rate.",
             "",
             "| edit | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
