@@ -121,7 +121,8 @@ def price(before: HookedTransformer, after: HookedTransformer, sets: Sets, setti
         sampling_attack(after, targets, draws=(100,), top_k=40).probability.values.mean()
     )
     found["int8 EM"] = float(mm.score(quantize(after, "int8"), targets).em.mean())
-    learned = relearning_attack(after, targets, sets["relearned"], steps=settings.relearning, every=10, seed=seed)
+    training = mm.Training(settings.relearning, 1e-4)
+    learned = relearning_attack(after, targets, sets["relearned"], training=training, every=10, seed=seed)
     found["relearning steps"] = int(learned.attrs.get("steps_until", -1))
     found["relearned EM"] = float(learned.em.mean("paragraph").max())
     return found
