@@ -133,7 +133,7 @@ def check_relearning(model: HookedTransformer, paragraphs: Paragraphs, other_mem
 
 def _check_settings(training: Training, every: int, target_share: float) -> None:
     given = {name: getattr(training, name) for name in ("weight_decay", "keep_weight", "max_norm", "optimizer")}
-    check_used("relearning", (), given | {"checkpoint": training.checkpoint, "resume": training.resume})
+    check_used("relearning", (), given | {"checkpoint": training.checkpoint, "resume": training.resume or None})
     if every < 1:
         raise InputError(f"got every {every}; need at least 1 step from one measurement to the next")
     if not 0 < target_share <= 1:
