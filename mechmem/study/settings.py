@@ -118,11 +118,11 @@ class StudySettings:
     ablation_sample: int = 16
     pairs: int = 6
     patched: float = 0.03
-    targets: int = 16
-    evaluated: int = 40
+    targets: int = 12
+    evaluated: int = 32
     edits: tuple[str, ...] = ("npo all", "npo top", "npo random", "contrastive top")
     fraction: float = 0.001
-    steps: int = 40
+    steps: int = 30
     target_em: float = 10.0
     attack_prefixes: int = 8
     attack_samples: int = 100

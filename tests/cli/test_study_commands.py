@@ -48,7 +48,8 @@ def test_a_finished_study_is_recognized_without_a_model_and_without_torch(folder
         assert answer.exit_code == 0 and "torch" not in sys.modules and "xarray" not in sys.modules"""
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "holds this study, finished" in answer.stdout and "nothing to run" in " ".join(answer.stdout.split())
+    said = " ".join(answer.stdout.split())
+    assert "holds this study, finished" in said and "nothing to run" in said
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def browse(page: str, folder: Path, *, size: str = "1300,2000") -> tuple[dict, l
             f"--user-data-dir={folder / 'profile'}",
             f"--proxy-server=127.0.0.1:{port}",
             "--proxy-bypass-list=<-loopback>",
-            "--virtual-time-budget=5000",
+            "--virtual-time-budget=60000",
             f"--window-size={size}",
             "--dump-dom",
             file.as_uri(),
