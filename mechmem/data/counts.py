@@ -12,9 +12,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import rankdata
 
+from mechmem.data.argument_checks import check_paragraphs
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import BLOCK, row_hashes, window_hashes
-from mechmem.data.kinds import check_paragraphs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import batches
 from mechmem.data.shards import Corpus

@@ -17,7 +17,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback, part_of
 from mechmem.localize.ablated_runs import AblatedRuns
 from mechmem.localize.ablation_runs import AblationMethod, AblationRuns, check_ablation
-from mechmem.model.heads import heads_of
+from mechmem.model.head_names import heads_of
 from mechmem.model.hooks import hooked_points
 from mechmem.model.lean.weights import unsupported
 from mechmem.model.load import HookedTransformer

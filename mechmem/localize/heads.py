@@ -20,7 +20,7 @@ from mechmem.localize.head_scores import SCORES, pattern_scores
 from mechmem.localize.rarity import kendall, pearson, rarest_weight, shuffled_p_value, spearman
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit, residual_before
-from mechmem.model.heads import heads_of
+from mechmem.model.head_names import heads_of
 from mechmem.model.hooks import recording
 from mechmem.model.lean.patterns import pattern_reader
 from mechmem.model.load import HookedTransformer

@@ -14,7 +14,7 @@ from mechmem.data.progress import ProgressLike, batches
 from mechmem.localize.ablation_runs import AblationMethod, AblationRuns
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import advance, check_fit, residual_before, unembed_continuation
-from mechmem.model.heads import heads_of
+from mechmem.model.head_names import heads_of
 from mechmem.model.hooks import recording, with_hooks
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from mechmem.data.argument_checks import check_paragraphs
 from mechmem.data.errors import InputError
-from mechmem.data.kinds import check_paragraphs
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches

@@ -18,8 +18,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from transformer_lens import HookedTransformer
 
+from mechmem.data.argument_checks import check_paragraphs, check_sets
 from mechmem.data.errors import InputError
-from mechmem.data.kinds import check_paragraphs, check_sets
 from mechmem.data.progress import as_callback
 from mechmem.model.hooks import refuse_hooks
 

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
+from mechmem.data.argument_checks import check_paragraphs
 from mechmem.data.errors import InputError
-from mechmem.data.kinds import check_paragraphs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats.assignment import NEAREST, assign, points
 from mechmem.stats.balance import balance, is_categorical

@@ -5,7 +5,7 @@ import pytest
 from mechmem.data.errors import InputError
 from mechmem.model.activation_sites import Site, site_of
 from mechmem.model.batch_size import chosen_batch_size
-from mechmem.model.heads import heads_of
+from mechmem.model.head_names import heads_of
 from mechmem.model.lean.trace import HOOKS, SITES
 
 

@@ -2,9 +2,9 @@ from inspect import unwrap
 
 import pytest
 
+from mechmem.data.argument_checks import check_sets
 from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
-from mechmem.data.kinds import check_sets
 from mechmem.measure.scores import split
 from mechmem.stats.matching import match
 
