@@ -1,8 +1,16 @@
 """The one exception for bad input."""
 
+from __future__ import annotations
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what it was, what is needed and what to do.
 
-    The command line prints the message alone and exits with 2; any other exception is a defect and keeps its traceback.
+    The message is one line, whatever it quotes: other libraries answer in several lines, and names and values may hold
+    line ends. The command line prints it alone and exits with 2; any other exception is a defect and keeps its
+    traceback.
     """
+
+    def __init__(self, message: object = "") -> None:
+        """Join the message's words by single spaces."""
+        super().__init__(" ".join(str(message).split()))
