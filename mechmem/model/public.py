@@ -19,6 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from transformer_lens import HookedTransformer
 
 from mechmem.data.argument_checks import check_paragraphs, check_sets
+from mechmem.data.bounds import annotations, check_bounds
 from mechmem.data.errors import InputError
 from mechmem.data.progress import as_callback
 from mechmem.model.hooks import refuse_hooks
@@ -35,7 +36,8 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
     2. `progress=True` becomes a bar.
     3. Arguments annotated as `HookedTransformer`, `Paragraphs` or another class of this package must be of this kind;
        the error says how to get one.
-    4. With "refuse", no model may have hooks on it.
+    4. Numbers must be within the bounds of their annotation (`mechmem.data.bounds`), and come as Python's own.
+    5. With "refuse", no model may have hooks on it.
 
     Args:
         hooks: whether the function runs the hooks that are on a model, or refuses such a model.
@@ -50,9 +52,11 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
             _rename(function.__name__, renamed or {}, kwargs)
             if "progress" in kwargs:
                 kwargs["progress"] = as_callback(kwargs["progress"], function.__name__)  # pyright: ignore[reportArgumentType]
-            for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+            given = signature.bind_partial(*args, **kwargs)
+            for name, value in given.arguments.items():
                 _check(function, name, signature.parameters[name].annotation, value, hooks)
-            return function(*args, **kwargs)
+                given.arguments[name] = check_bounds(name, value, annotations(function).get(name))
+            return function(*given.args, **given.kwargs)
 
         typing.cast(Any, checked).hooks = hooks
         return checked
