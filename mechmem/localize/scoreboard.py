@@ -18,6 +18,7 @@ from mechmem.measure.decode import edit_distances, greedy_continuations
 from mechmem.measure.scores import score
 from mechmem.model.lean.model import LeanModel
 from mechmem.model.load import HookedTransformer
+from mechmem.model.model_lock import holding
 from mechmem.truth.injected import inject, random_neurons
 from mechmem.weights.masks import Mask
 from mechmem.weights.training import Training
@@ -164,17 +165,21 @@ def deletion_board(
 
 @contextmanager
 def without_neurons(model: HookedTransformer, neurons: Sequence[tuple[int, int]]) -> Iterator[HookedTransformer]:
-    """What some neurons write is zero in the block; afterwards their weights are what they were, bit for bit."""
-    kept = [model.blocks[layer].mlp.get_parameter("W_out")[neuron].detach().clone() for layer, neuron in neurons]
-    try:
-        with torch.no_grad():
-            for layer, neuron in neurons:
-                model.blocks[layer].mlp.get_parameter("W_out")[neuron] = 0
-        yield model
-    finally:
-        with torch.no_grad():
-            for (layer, neuron), row in zip(neurons, kept, strict=True):
-                model.blocks[layer].mlp.get_parameter("W_out")[neuron] = row
+    """What some neurons write is zero in the block; afterwards their weights are what they were, bit for bit.
+
+    The block holds the model's lock.
+    """
+    with holding(model):
+        kept = [model.blocks[layer].mlp.get_parameter("W_out")[neuron].detach().clone() for layer, neuron in neurons]
+        try:
+            with torch.no_grad():
+                for layer, neuron in neurons:
+                    model.blocks[layer].mlp.get_parameter("W_out")[neuron] = 0
+            yield model
+        finally:
+            with torch.no_grad():
+                for (layer, neuron), row in zip(neurons, kept, strict=True):
+                    model.blocks[layer].mlp.get_parameter("W_out")[neuron] = row
 
 
 def _lost(model: HookedTransformer, target: Paragraphs, others: Paragraphs, keep: Paragraphs) -> np.ndarray:

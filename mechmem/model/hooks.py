@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from mechmem.data.errors import InputError
+from mechmem.model.model_lock import holding
 
 # Called as TransformerLens calls hooks: (activation, hook=HookPoint) -> the replacement, or None to leave it.
 Hook = Callable[..., Tensor | None]
@@ -18,7 +19,8 @@ Hook = Callable[..., Tensor | None]
 def with_hooks(model: HookedTransformer, hooks: Mapping[str, Hook]) -> Iterator[HookedTransformer]:
     """Run the block with forward hooks added; afterwards the model has the hooks it had before, whatever happens.
 
-    Hooks that were on the model before stay, and run before these.
+    Hooks that were on the model before stay, and run before these. The block holds the model's lock: other threads
+    that use the model wait.
 
     Args:
         model: hooks are added to it, in place.
@@ -28,14 +30,15 @@ def with_hooks(model: HookedTransformer, hooks: Mapping[str, Hook]) -> Iterator[
     Raises:
         InputError: no such hook point, or one that this model's settings never call.
     """
-    _check_names(model, hooks)
-    caching = model.is_caching
-    try:
-        with model.hooks(fwd_hooks=list(hooks.items())):
-            yield model
-    finally:
-        # TransformerLens resets this flag, which belongs to the caller's caching hooks, whenever a context ends.
-        model.is_caching = caching
+    with holding(model):
+        _check_names(model, hooks)
+        caching = model.is_caching
+        try:
+            with model.hooks(fwd_hooks=list(hooks.items())):
+                yield model
+        finally:
+            # TransformerLens resets this flag, which belongs to the caller's caching hooks, whenever a context ends.
+            model.is_caching = caching
 
 
 def hooked_points(model: HookedTransformer) -> list[str]:
@@ -91,22 +94,23 @@ def frozen(model: HookedTransformer) -> Iterator[HookedTransformer]:
     """Switch gradients of all parameters off in the block; the block may switch them on again.
 
     Afterwards every parameter's `requires_grad` and `.grad` and every module's training mode is what it was. The
-    values of parameters are not restored.
+    values of parameters are not restored. The block holds the model's lock: other threads that use the model wait.
     """
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    # A gradient accumulated in the block would be added in place to the caller's: it is set aside.
-    for parameter, _, _ in parameters:
-        parameter.grad = None
-        parameter.requires_grad_(False)
-    try:
-        yield model
-    finally:
-        for parameter, required, gradient in parameters:
-            parameter.requires_grad_(required)
-            parameter.grad = gradient
-        for module, training in modes:
-            module.training = training
+    with holding(model):
+        parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+        modes = [(module, module.training) for module in model.modules()]
+        # A gradient accumulated in the block would be added in place to the caller's: it is set aside.
+        for parameter, _, _ in parameters:
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        try:
+            yield model
+        finally:
+            for parameter, required, gradient in parameters:
+                parameter.requires_grad_(required)
+                parameter.grad = gradient
+            for module, training in modes:
+                module.training = training
 
 
 def _check_names(model: HookedTransformer, names: Iterable[str]) -> None:

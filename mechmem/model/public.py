@@ -13,7 +13,7 @@ import functools
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from transformer_lens import HookedTransformer
@@ -23,6 +23,7 @@ from mechmem.data.bounds import annotations, check_bounds
 from mechmem.data.errors import InputError
 from mechmem.data.progress import as_callback
 from mechmem.model.hooks import refuse_hooks
+from mechmem.model.model_lock import holding
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +39,7 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
        the error says how to get one.
     4. Numbers must be within the bounds of their annotation (`mechmem.data.bounds`), and come as Python's own.
     5. With "refuse", no model may have hooks on it.
+    6. The locks of its models are held from step 3 on: a second thread that uses one of them waits.
 
     Args:
         hooks: whether the function runs the hooks that are on a model, or refuses such a model.
@@ -53,10 +55,12 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
             if "progress" in kwargs:
                 kwargs["progress"] = as_callback(kwargs["progress"], function.__name__)  # pyright: ignore[reportArgumentType]
             given = signature.bind_partial(*args, **kwargs)
-            for name, value in given.arguments.items():
-                _check(function, name, signature.parameters[name].annotation, value, hooks)
-                given.arguments[name] = check_bounds(name, value, annotations(function).get(name))
-            return function(*given.args, **given.kwargs)
+            # Held before hooks are looked for: those of another thread's work are gone when it is done.
+            with holding(*_models(given.arguments.values())):
+                for name, value in given.arguments.items():
+                    _check(function, name, signature.parameters[name].annotation, value, hooks)
+                    given.arguments[name] = check_bounds(name, value, annotations(function).get(name))
+                return function(*given.args, **given.kwargs)
 
         typing.cast(Any, checked).hooks = hooks
         return checked
@@ -75,6 +79,12 @@ def check_kind(name: str, model: Any) -> None:
             f"got {type(model).__name__} as {name}; need a HookedTransformer: load one with mechmem.load_model(name or "
             "folder)"
         )
+
+
+def _models(values: Iterable[Any]) -> list[HookedTransformer]:
+    """The models among arguments, those in a mapping such as {"name": model} included."""
+    inner = (each for value in values for each in (value.values() if isinstance(value, Mapping) else [value]))
+    return [value for value in inner if isinstance(value, HookedTransformer)]
 
 
 def _rename(function: str, renamed: Mapping[str, str], kwargs: dict[str, Any]) -> None:

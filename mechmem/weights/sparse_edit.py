@@ -17,6 +17,7 @@ from torch import Tensor
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer, provenance
+from mechmem.model.model_lock import holding
 from mechmem.weights.support import moved, tensor_pairs
 
 SOURCE = "source"
@@ -53,6 +54,11 @@ class Edit:
         Raises:
             InputError: two models of different tensors.
         """
+        with holding(original, edited):
+            return Edit._between(original, edited, notes)
+
+    @staticmethod
+    def _between(original: HookedTransformer, edited: HookedTransformer, notes: Mapping[str, str] | None) -> Edit:
         places: dict[str, Tensor | None] = {}
         values: dict[str, Tensor] = {}
         for name, before, after in tensor_pairs(original, edited):
@@ -111,8 +117,9 @@ class Edit:
         Raises:
             InputError: the model has other weights than the one that was edited.
         """
-        self._check(model)
-        edited = copy.deepcopy(model)
+        with holding(model):
+            self._check(model)
+            edited = copy.deepcopy(model)
         self._put(edited, self.values)
         return edited
 
@@ -120,18 +127,21 @@ class Edit:
     def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
         """Edit a model in place; after the block every weight has its former bits, whatever happened in it.
 
+        The block holds the model's lock: other threads that use the model wait.
+
         Raises:
             InputError: the model has other weights than the one that was edited.
         """
-        self._check(model)
-        state, former = model.state_dict(), {}
-        for name, index in self.places.items():
-            former[name] = _chosen(state[name], index).clone()
-        try:
-            self._put(model, self.values)
-            yield model
-        finally:
-            self._put(model, former)
+        with holding(model):
+            self._check(model)
+            state, former = model.state_dict(), {}
+            for name, index in self.places.items():
+                former[name] = _chosen(state[name], index).clone()
+            try:
+                self._put(model, self.values)
+                yield model
+            finally:
+                self._put(model, former)
 
     def _check(self, model: HookedTransformer) -> None:
         own = _source(model)

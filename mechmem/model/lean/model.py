@@ -7,6 +7,7 @@ sequences share before a position is computed once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ from mechmem.data.errors import InputError
 from mechmem.model.hooks import hooked_points, refuse_hooks
 from mechmem.model.lean.layers import Layers
 from mechmem.model.lean.weights import Affine, layer_weights, norm_weights, unsupported
+from mechmem.model.model_lock import holding
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -79,6 +81,11 @@ class LeanModel(Layers):
     """
 
     def __init__(self, model: HookedTransformer, dtype: torch.dtype | None = None):
+        # Another thread's hooks, or its edit in place, end first.
+        with holding(model):
+            self._take(model, dtype)
+
+    def _take(self, model: HookedTransformer, dtype: torch.dtype | None) -> None:
         reason = unsupported(model)
         if reason:
             raise InputError(f"{reason}; need a GPT-Neo, GPT-2 or GPT-NeoX: score this model with mechmem.score")
@@ -156,16 +163,33 @@ class LeanModel(Layers):
         return logits.view(*hidden.shape[:-1], -1)
 
 
+class _FastProducts:
+    """How many blocks, of all threads, want fast products; the setting is one for the whole process."""
+
+    lock = threading.Lock()
+    blocks = 0
+    before = ""
+
+
 @contextmanager
 def fast_float32(device: torch.device) -> Iterator[None]:
     """On a CPU, let oneDNN do float32 products: twice as fast as the default library where this was written.
 
-    Torch's name for it is the precision "medium". On a GPU that would mean bfloat16, so nothing changes there.
+    Torch's name for it is the precision "medium". On a GPU that would mean bfloat16, so nothing changes there. The
+    first block of any thread sets it, the last one restores what was set before.
     """
-    before = torch.get_float32_matmul_precision()
-    try:
-        if device.type == "cpu":
+    if device.type != "cpu":
+        yield
+        return
+    with _FastProducts.lock:
+        if _FastProducts.blocks == 0:
+            _FastProducts.before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("medium")
+        _FastProducts.blocks += 1
+    try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _FastProducts.lock:
+            _FastProducts.blocks -= 1
+            if _FastProducts.blocks == 0:
+                torch.set_float32_matmul_precision(_FastProducts.before)
