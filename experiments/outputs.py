@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from mechmem.data.files import replacing
+from mechmem.data.netcdf import save_netcdf
 from mechmem.data.settings_match import refuse_other_settings
 
 
@@ -28,8 +29,7 @@ def save(result: xr.Dataset, figures: Sequence[go.Figure], settings: Any) -> Non
         settings: a dataclass with a field `out`, the folder.
     """
     result.attrs["settings"] = json.dumps(asdict(settings), default=str)
-    with replacing(settings.out / "result.nc") as temporary:
-        result.to_netcdf(temporary, engine="h5netcdf")
+    save_netcdf(result, settings.out / "result.nc")
     if not figures:
         return
     # Plotly's script is needed once.

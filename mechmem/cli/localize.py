@@ -59,7 +59,7 @@ def localize(
         with console.status("loading"):
             import numpy as np
 
-            from mechmem.data.files import replacing
+            from mechmem.data.netcdf import save_netcdf
             from mechmem.localize.neurons import localize_neurons, top_neurons
             from mechmem.study.folder import StudyFolder
             from mechmem.weights.masks import Mask
@@ -86,8 +86,7 @@ def localize(
             )
         top = top_neurons(scores, fraction)
         target = out / f"neurons-{method}.nc"
-        with replacing(target) as temporary:
-            scores.to_netcdf(temporary, engine="h5netcdf")
+        save_netcdf(scores, target)
         mask = out / f"neurons-{method}-mask.safetensors"
         Mask.neurons(study.model, top).save(mask)
         table = Table("neuron", "score", title=f"{len(chosen)} paragraphs, by {method}")

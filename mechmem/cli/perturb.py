@@ -39,7 +39,7 @@ def perturb(
     with plain_errors():
         with console.status("loading"):
             from mechmem.data.errors import InputError
-            from mechmem.data.files import replacing
+            from mechmem.data.netcdf import save_netcdf
             from mechmem.measure.memorized_sample import memorized_sample
             from mechmem.measure.perturb import perturb_prefix
             from mechmem.measure.worst_pairs import worst_perturbations
@@ -66,8 +66,7 @@ def perturb(
                 seed=seed,
                 progress=lambda done, total: progress("perturbing paragraphs", done, total),
             )
-        with replacing(out) as temporary:
-            result.to_netcdf(temporary, engine="h5netcdf")
+        save_netcdf(result, out)
         written = [out]
         if scope == "token":
             try:

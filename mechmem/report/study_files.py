@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from mechmem.data.errors import InputError
+from mechmem.data.netcdf import load_netcdf
 from mechmem.data.paragraphs import Paragraphs
 
 
@@ -95,7 +96,4 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 def _read_dataset(path: Path) -> xr.Dataset | None:
     if not path.is_file():
         return None
-    try:
-        return xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable netCDF file ({error}); delete it and run its stage again") from error
+    return load_netcdf(path)

@@ -15,6 +15,7 @@ import xarray as xr
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.inputs import list_inputs
+from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.intervene.attack import AttackSizes, attack
@@ -84,8 +85,7 @@ def make_edit(
     targets.save(folder / "targets.parquet")
     if mask is not None:
         mask.save(folder / "mask.safetensors")
-    with replacing(folder / "history.nc") as temporary:
-        history.to_netcdf(temporary, engine="h5netcdf")
+    save_netcdf(history, folder / "history.nc")
     save_edit(study.model, edited, folder / "edit.safetensors", {"settings": json.dumps(asdict(settings))})
     return history
 
@@ -141,8 +141,7 @@ def evaluate_edit(study: StudyFolder, name: str, *, progress: ProgressLike = Non
         seed=saved.settings["seed"],
         progress=as_callback(progress, "evaluate_edit"),
     )
-    with replacing(saved.folder / "costs.nc") as temporary:
-        costs.to_netcdf(temporary, engine="h5netcdf")
+    save_netcdf(costs, saved.folder / "costs.nc")
     return costs
 
 
@@ -172,8 +171,7 @@ def attack_edit(study: StudyFolder, name: str, *, progress: ProgressLike = None)
         seed=saved.settings["seed"],
         progress=as_callback(progress, "attack_edit"),
     )
-    with replacing(saved.folder / "attacks.nc") as temporary:
-        found.to_netcdf(temporary, engine="h5netcdf")
+    save_netcdf(found, saved.folder / "attacks.nc")
     return found
 
 

@@ -14,7 +14,7 @@ import xarray as xr
 from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
-from mechmem.data.files import replacing
+from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.baseline import Baseline
 from mechmem.model.forward import check_fit
@@ -38,7 +38,7 @@ class Results(Mapping[str, xr.Dataset]):
         path = self._folder / f"{name}.nc"
         if not path.is_file():
             raise KeyError(f"{name}: the study has {', '.join(self) or 'no result yet'}")
-        return xr.load_dataset(path, engine="h5netcdf")
+        return load_netcdf(path)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.stem for path in self._folder.glob("*.nc")))
@@ -126,8 +126,7 @@ class StudyFolder:
 
     def save(self, result: xr.Dataset, name: str) -> None:
         """Write one result, whole or not at all."""
-        with replacing(self.folder / name) as temporary:
-            result.to_netcdf(temporary, engine="h5netcdf")
+        save_netcdf(result, self.folder / name)
 
 
 def open_study(folder: str | Path, *, device: str | None = None) -> StudyFolder:

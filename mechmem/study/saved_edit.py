@@ -9,6 +9,7 @@ from typing import Any
 
 import xarray as xr
 
+from mechmem.data.netcdf import load_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.load import HookedTransformer
 from mechmem.weights.masks import Mask
@@ -49,7 +50,7 @@ class SavedEdit:
     @property
     def history(self) -> xr.Dataset:
         """What happened at each step."""
-        return xr.load_dataset(self.folder / "history.nc", engine="h5netcdf")
+        return load_netcdf(self.folder / "history.nc")
 
     @property
     def costs(self) -> xr.Dataset | None:
@@ -71,4 +72,4 @@ class SavedEdit:
 
     def _result(self, name: str) -> xr.Dataset | None:
         path = self.folder / name
-        return xr.load_dataset(path, engine="h5netcdf") if path.is_file() else None
+        return load_netcdf(path) if path.is_file() else None

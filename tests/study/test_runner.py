@@ -161,8 +161,8 @@ def test_a_killed_process_leaves_whole_files_only_and_goes_on(small_study, tmp_p
 
 def test_what_a_killed_writer_left_is_swept_and_does_not_block(tmp_path):
     folder = tmp_path / "s"
-    (folder / ".edited.1234.partial").mkdir(parents=True)
-    (folder / ".study.5678.partial.json").write_text("{")
+    (folder / ".mechmem-fedcba9876543210fedcba9876543210.partial").mkdir(parents=True)
+    (folder / ".mechmem-0123456789abcdef0123456789abcdef.partial.json").write_text("{")
     run_study(folder, replace(SMALL, limit=20), until="scan")
     assert {path.name for path in folder.iterdir()} == {"study.json", "paragraphs.parquet"}
 

@@ -1,0 +1,63 @@
+"""A full disk is a sentence, whatever the library that met it made of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mechmem.data.errors import InputError
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+# Libraries that report a full disk in words and not by the error's number: safetensors, HDF5, NumPy.
+FULL_WORDS = re.compile(
+    r"no space left|os error 28\b|errno = 28\b|disk quota exceeded|\d+ requested and \d+ written", re.IGNORECASE
+)
+
+
+@contextmanager
+def full_disk_named(path: str | Path, *, size: int | None = None) -> Iterator[None]:
+    """Turn whatever a library raises on a full disk or a used-up quota into a sentence.
+
+    Args:
+        path: what was to be written.
+        size: how many bytes it needs, if that is known.
+
+    Raises:
+        InputError: the block raised an error that says that the disk is full.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        written = getattr(error, "mechmem_written", 0)
+        need = f"{size:,} bytes are needed" if size is not None else f"more than {written:,} bytes are needed"
+        raise InputError(
+            f"{path}: the disk is full ({need}, {_free(Path(path)):,} are free); what was there is unchanged: free "
+            "some space and run the same command again"
+        ) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that the disk is full or a quota used up."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or FULL_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above a path that is there; a link that leads nowhere is there as well."""
+    return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(existing_parent(path)).free

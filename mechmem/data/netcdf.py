@@ -1,0 +1,196 @@
+"""Results as netCDF files: the only place that reads or writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xarray as xr
+from xarray.coding.strings import create_vlen_dtype
+
+from mechmem.data.errors import InputError
+from mechmem.data.files import replacing
+
+# After the HDF5 data, which says itself where it ends. It is checked before HDF5 sees the file: its reader can hang or
+# crash on a damaged one.
+SEAL = b"\nmechmem sha256 %s\n"
+SEALED = re.compile(rb"\nmechmem sha256 ([0-9a-f]{64})\n\Z")
+# xarray's own name for an array without one.
+UNNAMED = "__xarray_dataarray_variable__"
+# Attributes that say what was escaped.
+ESCAPED, ESCAPED_ATTRS = "mechmem_escaped_text", "mechmem_escaped_attrs"
+# NUL ends a string in HDF5, and a lone surrogate has no UTF-8 form.
+UNFIT = re.compile("[\x00\ud800-\udfff]")
+ESCAPES = re.compile(r"\\(\\|x00|u[0-9a-f]{4})")
+
+
+def save_netcdf(result: xr.Dataset | xr.DataArray, path: str | Path) -> None:
+    r"""Write a result, whole or not at all, with a checksum at the end; equal results give equal bytes.
+
+    Text with a NUL or a lone surrogate, which netCDF cannot hold, is written with these as `\x00` and `\ud800` and
+    each backslash doubled; `load_netcdf` gives it back unchanged. Any other text is written as it is.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    dataset = _as_dataset(result)
+    # Written in memory: HDF5 crashes while it closes a file on a full disk.
+    data = bytes(_storable(dataset).to_netcdf(engine="h5netcdf"))
+    data += SEAL % hashlib.sha256(data).hexdigest().encode()
+    with replacing(path, size=len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+def load_netcdf(path: str | Path, need: Collection[str] = ()) -> xr.Dataset:
+    """Read a result that `save_netcdf` wrote, into memory.
+
+    Args:
+        path: the file.
+        need: variables that it must have.
+
+    Raises:
+        InputError: no such file, one that is damaged or no netCDF file, or one without a variable that is needed.
+    """
+    path = Path(path)
+    check_seal(path)
+    try:
+        _check_sizes(path)
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            dataset = _restored(opened.load())
+    except InputError:
+        raise
+    # HDF5, h5netcdf and xarray answer damage with nearly every exception there is.
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable netCDF file ({type(error).__name__}: {error}); write it again"
+        ) from error
+    missing = sorted(set(need) - set(dataset.variables))
+    if missing:
+        held = ", ".join(map(str, dataset.variables)) or "nothing"
+        raise InputError(f"{path}: holds {held}; need {', '.join(missing)} as well: write it again")
+    return dataset
+
+
+def load_netcdf_array(path: str | Path) -> xr.DataArray:
+    """Read a result that is one array, as `save_netcdf` wrote it.
+
+    Raises:
+        InputError: as `load_netcdf`, or there is not exactly one variable.
+    """
+    dataset = load_netcdf(path)
+    if len(dataset.data_vars) != 1:
+        raise InputError(f"{path}: holds {len(dataset.data_vars)} variables; need one: write it again")
+    (name,) = dataset.data_vars
+    return dataset[name].rename(None if name == UNNAMED else name)
+
+
+def check_seal(path: Path) -> None:
+    """Refuse a file whose content is not what was written, without opening it as netCDF.
+
+    A file of another program has no checksum, and passes.
+
+    Raises:
+        InputError: it cannot be read, or its checksum differs.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); need a netCDF file") from error
+    sealed = SEALED.search(data, max(0, len(data) - 128))
+    if sealed and hashlib.sha256(memoryview(data)[: sealed.start()]).hexdigest() != sealed[1].decode():
+        raise InputError(f"{path}: was damaged or changed after it was written; write it again")
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse a file that names more numbers than it can hold: reading would fill the memory.
+
+    Arrays are written whole and not compressed, so none is larger than the file.
+    """
+    size = path.stat().st_size
+    with h5py.File(path, "r") as file:
+
+        def check(name: str, entry: Any) -> None:
+            if isinstance(entry, h5py.Dataset):
+                length = math.prod(entry.shape or ()) * entry.dtype.itemsize
+                # A netCDF dimension without values of its own is an array that is never written or read.
+                if length > size and "netCDF dimension" not in str(entry.attrs.get("NAME", "")):
+                    raise InputError(
+                        f"{path}: is damaged: '{name}' has {length:,} bytes in a file of {size:,}; write it again"
+                    )
+
+        file.visititems(check)
+
+
+def _as_dataset(result: xr.Dataset | xr.DataArray) -> xr.Dataset:
+    if isinstance(result, xr.Dataset):
+        return result
+    return result.to_dataset(name=UNNAMED if result.name is None else result.name)
+
+
+def _storable(dataset: xr.Dataset) -> xr.Dataset:
+    """With text that netCDF can hold; a variable or attribute that had to be escaped is marked."""
+    changed = dataset.copy()
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind in "OU":
+            changed[name] = _storable_text(variable)
+        changed[name].attrs = changed[name].attrs | _escaped_attrs(variable.attrs)
+    changed.attrs = dataset.attrs | _escaped_attrs(dataset.attrs)
+    return changed
+
+
+def _storable_text(variable: xr.Variable) -> xr.Variable:
+    values, attrs = variable.values, dict(variable.attrs)
+    if any(isinstance(value, str) and UNFIT.search(value) for value in values.flat):
+        attrs[ESCAPED] = 1
+        values = _each(values, _escape)
+    if values.dtype == object and all(isinstance(value, str) for value in values.flat):
+        # Without rows, nothing else says that this is text.
+        values = values.astype(create_vlen_dtype(str))
+    return _text_variable(variable, values, attrs)
+
+
+def _text_variable(variable: xr.Variable, values: np.ndarray, attrs: Mapping[Any, Any]) -> xr.Variable:
+    # Without `fastpath`, pandas looks at the text, and cannot hold lone surrogates.
+    return xr.Variable(variable.dims, values, dict(attrs), fastpath=True)
+
+
+def _escaped_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    unfit = [str(name) for name, value in attrs.items() if isinstance(value, str) and UNFIT.search(value)]
+    return {name: _escape(attrs[name]) for name in unfit} | ({ESCAPED_ATTRS: unfit} if unfit else {})
+
+
+def _restored(dataset: xr.Dataset) -> xr.Dataset:
+    changed = dataset.copy()
+    for name, variable in dataset.variables.items():
+        if ESCAPED in variable.attrs:
+            changed[name] = _text_variable(variable, _each(variable.values, _unescape), variable.attrs)
+        changed[name].attrs = _restored_attrs(variable.attrs)
+    changed.attrs = _restored_attrs(dataset.attrs)
+    return changed
+
+
+def _restored_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
+    kept = {name: value for name, value in attrs.items() if name not in (ESCAPED, ESCAPED_ATTRS)}
+    return kept | {name: _unescape(kept[name]) for name in np.atleast_1d(attrs.get(ESCAPED_ATTRS, []))}
+
+
+def _each(values: np.ndarray, change: Callable[[str], str]) -> np.ndarray:
+    changed = np.empty(values.shape, dtype=object)
+    for place, value in np.ndenumerate(values):
+        changed[place] = change(value) if isinstance(value, str) else value
+    return changed
+
+
+def _escape(text: str) -> str:
+    doubled = text.replace("\\", "\\\\")
+    return UNFIT.sub(lambda found: "\\x00" if found[0] == "\0" else f"\\u{ord(found[0]):04x}", doubled)
+
+
+def _unescape(text: str) -> str:
+    return ESCAPES.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), text)
