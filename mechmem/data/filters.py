@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from mechmem.data.decoding import decoded
 from mechmem.data.errors import InputError
 
 # Boilerplate of the Pile that the paper leaves out: a window whose text holds one of these, letter case as here.
@@ -46,7 +47,5 @@ def without_keywords(
             f"got keywords {list(keywords)} and no tokenizer; need one to decode windows with: load the model with its "
             "tokenizer, or leave out keywords"
         )
-    if not len(tokens):
-        return np.zeros(0, dtype=bool)
-    texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    texts = decoded(tokenizer, tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return np.array([not any(keyword in text for keyword in keywords) for text in texts], dtype=bool)

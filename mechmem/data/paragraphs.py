@@ -218,17 +218,22 @@ class Paragraphs:
 
         Ids that do not follow from the tokens are written as a column `id`.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
+
+        table = self.arrow()
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    def arrow(self) -> Any:
+        """What `save` writes, as an Arrow table."""
+        import pyarrow as pa
 
         columns = {} if self.table is None else columns_of(self.table)
         tokens = self.tokens.cpu().numpy()
         if not self.has("id") and "ids" in self.__dict__ and not np.array_equal(self.ids, content_ids(tokens)):
             columns["id"] = pa.array(self.ids)
         table = pa.table({**columns, "tokens": token_column(tokens)})
-        table = table.replace_schema_metadata(metadata(self.prefix_len, self.tokenizer))
-        with replacing(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        return table.replace_schema_metadata(metadata(self.prefix_len, self.tokenizer))
 
     @staticmethod
     def load(path: str | Path, *, prefix_len: int | None = None) -> Paragraphs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
@@ -99,14 +99,31 @@ class WindowIndex:
         """How many windows are kept."""
         return self.manifest["kept"]
 
+    def size(self, shard: int) -> int:
+        """How many windows of one token shard of the corpus are kept."""
+        first, last = self._range(shard)
+        return last - first
+
     def paragraphs(self, shard: int) -> Paragraphs:
         """The kept windows of one token shard of the corpus, perhaps none, in order.
 
         The table has `id` (number among all windows that were cut), `document` (number in the corpus), `offset` (of
         the first token, in the document), `source` and `count`.
         """
+        return self._paragraphs(shard, *self._range(shard))
+
+    def blocks(self, shard: int) -> Iterator[Paragraphs]:
+        """The same in blocks of at most `BLOCK` windows, at least one block, which may be empty."""
+        first, last = self._range(shard)
+        for start in range(first, max(last, first + 1), BLOCK):
+            yield self._paragraphs(shard, start, min(start + BLOCK, last))
+
+    def _range(self, shard: int) -> tuple[int, int]:
+        first, last = np.searchsorted(self.ids, self.windows_before[shard : shard + 2]).tolist()
+        return first, last
+
+    def _paragraphs(self, shard: int, first: int, last: int) -> Paragraphs:
         documents = self.corpus.shard(shard)
-        first, last = np.searchsorted(self.ids, self.windows_before[shard : shard + 2])
         ids = np.array(self.ids[first:last])
         document, offset = Cuts(documents, self.settings).places(ids - self.windows_before[shard])
         tokens = gathered(documents, document, offset, self.settings.length).astype(np.int64)

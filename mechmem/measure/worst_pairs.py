@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.data.decoding import decoded
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
@@ -123,7 +124,7 @@ def _continued(model: HookedTransformer, paragraphs: Paragraphs, changed: Tensor
 def _with_text(paragraphs: Paragraphs, model: HookedTransformer) -> Paragraphs:
     if model.tokenizer is None or not paragraphs.has("text"):
         return paragraphs
-    return paragraphs.with_columns(text=model.tokenizer.batch_decode(paragraphs.tokens.tolist()))
+    return paragraphs.with_columns(text=decoded(model.tokenizer, paragraphs.tokens))
 
 
 def compare_pairs(

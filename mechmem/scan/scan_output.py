@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,17 +31,17 @@ def write_output(
         report: called after each part is read; each is read twice.
     """
     labels = _clusters(folder, parts, run, report)
+    schema = _schema(folder, parts)
+    if labels is not None:
+        schema = schema.append(pa.field("cluster", pa.int64()))
     written = 0
-    with replacing(out) as temporary, ExitStack() as stack:
-        files = None
+    with replacing(out) as temporary, closing(_Files(temporary, schema, rows_per_file)) as files:
         for number in range(parts):
-            table = _part(folder, number)
-            if labels is not None:
-                table = table.append_column("cluster", pa.array(labels[written : written + len(table)]))
-            if files is None:
-                files = stack.enter_context(closing(_Files(temporary, table.schema, rows_per_file)))
-            files.write(table)
-            written += len(table)
+            for table in _tables(folder, number):
+                if labels is not None:
+                    table = table.append_column("cluster", pa.array(labels[written : written + len(table)]))
+                files.write(table.cast(schema))
+                written += len(table)
             report("writing", parts + number + 1, 2 * parts)
     return written
 
@@ -83,14 +83,24 @@ def _clusters(folder: Path, parts: int, run: int | None, report: Report) -> np.n
     shutil.rmtree(runs, ignore_errors=True)
     clusters = Clusters(run, runs)
     for number in range(parts):
-        tokens = _part(folder, number)["tokens"].combine_chunks()
-        if len(tokens):
-            clusters.add(tokens.flatten().to_numpy().reshape(len(tokens), -1))
+        for table in _tables(folder, number, ["tokens"]):
+            clusters.add(table["tokens"].combine_chunks().flatten().to_numpy().reshape(len(table), -1))
         report("writing", number + 1, 2 * parts)
     labels = clusters.labels()
     shutil.rmtree(runs, ignore_errors=True)
     return labels
 
 
-def _part(folder: Path, number: int) -> Any:
-    return pq.ParquetFile(rows_path(folder, number)).read()
+def _schema(folder: Path, parts: int) -> pa.Schema:
+    """The columns of all parts, with their types: a column without a value in one part has no type there."""
+    schemas = [pq.read_schema(rows_path(folder, number)) for number in range(parts)]
+    return pa.unify_schemas(schemas).with_metadata(schemas[0].metadata)
+
+
+def _tables(folder: Path, number: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """A part's rows as they were written, a block at a time; none of an empty part."""
+    with pq.ParquetFile(rows_path(folder, number)) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=columns)
+            if len(table):
+                yield table

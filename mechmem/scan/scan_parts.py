@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
+from contextlib import closing
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
+from mechmem.data.decoding import decoded
 from mechmem.data.files import replacing
 from mechmem.data.paragraph_files import metadata
 from mechmem.data.paragraphs import Paragraphs
@@ -71,13 +74,11 @@ class PartScorer:
         if done.is_file():
             return json.loads(done.read_text())
         before, rows = dict(self._scorer.settled), self._rows
-        if isinstance(rows, ScanRows):
-            paragraphs, account = self._scored(rows.part(number), progress)
-            paragraphs.save(rows_path(self._folder, number))
-        else:
-            table, account = self._spans(rows.corpus.shard(number), rows.corpus.tokenizer, progress)
-            with replacing(rows_path(self._folder, number)) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
+        with replacing(rows_path(self._folder, number)) as temporary, closing(RowsFile(temporary)) as file:
+            if isinstance(rows, ScanRows):
+                account = self._windows(rows, number, file, progress)
+            else:
+                account = self._spans(rows.corpus.shard(number), rows.corpus.tokenizer, file, progress)
         account |= {
             "size": rows.size(number),
             "settled": {name: count - before[name] for name, count in self._scorer.settled.items()},
@@ -87,13 +88,25 @@ class PartScorer:
             temporary.write_text(json.dumps(account))
         return account
 
-    def _scored(self, paragraphs: Paragraphs, progress: Progress | None) -> tuple[Paragraphs, dict[str, Any]]:
+    def _windows(self, rows: ScanRows, number: int, file: RowsFile, progress: Progress | None) -> dict[str, Any]:
+        """Write a part's scored paragraphs, a block at a time; -> how many have each EM."""
+        found, done = np.zeros(0, dtype=np.int64), 0
+        for block in rows.blocks(number):
+            further = None if progress is None else partial(_further, progress, done, rows.size(number))
+            table, em = self._scored(block, further)
+            file.write(table)
+            found, done = em + (found if len(found) else 0), done + len(block)
+        return {"em": found.tolist()}
+
+    def _scored(
+        self, paragraphs: Paragraphs, progress: Progress | None
+    ) -> tuple[pa.Table, Int[np.ndarray, " matches"]]:
+        """The rows to write, and how many paragraphs have each EM."""
         scorer = self._scorer
         if len(paragraphs):
             check_fit(self._model, paragraphs)
         scores = scorer.score(paragraphs, progress)
         columns: dict[str, Any] = {"em": scores.em, "nll": scores.nll, "match_fraction": scores.match_fraction}
-        account = {"em": np.bincount(scores.em, minlength=paragraphs.continuation_len + 1).tolist()}
         keep = scores.em >= self._settings.min_em
         if self._settings.edit_distance:
             distance = np.full(len(paragraphs), np.nan)
@@ -105,25 +118,58 @@ class PartScorer:
             )
             distance[rows] = edit_distances(said, chosen.continuation.numpy())
             columns["edit_distance"] = distance
-        tokenizer = self._model.tokenizer
+        written = paragraphs.with_columns(**columns).select(keep)
+        table, tokenizer = written.arrow(), self._model.tokenizer
         if tokenizer is not None:
-            columns["text"] = np.array(tokenizer.batch_decode(paragraphs.tokens.tolist()), dtype=object)
-        return paragraphs.with_columns(**columns).select(keep), account
+            table = _with_text(table, decoded(tokenizer, written.tokens))
+        return table, np.bincount(scores.em, minlength=paragraphs.continuation_len + 1)
 
     def _spans(
-        self, documents: Documents, tokenizer_mark: str | None, progress: Progress | None
-    ) -> tuple[pa.Table, dict[str, Any]]:
+        self, documents: Documents, tokenizer_mark: str | None, file: RowsFile, progress: Progress | None
+    ) -> dict[str, Any]:
+        """Write the spans of a part's documents; -> what was found, and what windows at a stride miss of it."""
         settings = self._settings.spans
         assert settings is not None
         spans, found = find_spans(self._scorer, documents, settings, progress)
         tokenizer = self._model.tokenizer
         if tokenizer is not None:
             reproduced = [ids[settings.prefix_len :] for ids in spans["tokens"].to_pylist()]
-            spans = spans.append_column("text", pa.array(tokenizer.batch_decode(reproduced), pa.string()))
+            spans = spans.append_column("text", pa.array(decoded(tokenizer, reproduced), pa.string()))
         lengths = {"prefix_len": settings.prefix_len, "continuation_len": settings.continuation_len}
         missed = {f"stride {stride}": missed_by_stride(spans, stride, **lengths) for stride in STRIDES}
-        spans = spans.replace_schema_metadata(metadata(settings.prefix_len, tokenizer_mark))
-        return spans, {"found": found, "missed": missed}
+        file.write(spans.replace_schema_metadata(metadata(settings.prefix_len, tokenizer_mark)))
+        return {"found": found, "missed": missed}
+
+
+class RowsFile:
+    """A parquet file that is written table by table; the first one's columns and types hold for all."""
+
+    def __init__(self, path: Path):
+        self._path, self._writer = path, None
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows, perhaps none."""
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """End the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _further(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    """Report the progress of a block of a part as that of the part."""
+    progress(before + done, total)
+
+
+def _with_text(table: pa.Table, texts: list[str]) -> pa.Table:
+    """A table with the column `text`, before `tokens` as `Paragraphs.save` has it; the type holds for no rows, too."""
+    column = pa.array(texts, pa.string())
+    if "text" in table.column_names:
+        return table.set_column(table.column_names.index("text"), "text", column)
+    return table.add_column(table.column_names.index("tokens"), "text", column)
 
 
 def rows_path(folder: Path, number: int) -> Path:

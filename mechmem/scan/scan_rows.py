@@ -37,21 +37,20 @@ class ScanRows:
         parts: how many parts there are; some may be empty.
         total: paragraphs in all of them.
         account: what was read, skipped and dropped, as JSON.
-        part: gives the paragraphs of part 0 ... parts - 1.
+        size: how many paragraphs part 0 ... parts - 1 has.
+        blocks: gives the paragraphs of a part in blocks, at least one, which may be empty: documents are not cut, so a
+            part is as large as the largest document, and memory is that of a block.
     """
 
     parts: int
     total: int
     account: dict[str, Any]
-    part: Callable[[int], Paragraphs]
-
-    def size(self, number: int) -> int:
-        """Paragraphs of a part."""
-        return len(self.part(number))
+    size: Callable[[int], int]
+    blocks: Callable[[int], Iterator[Paragraphs]]
 
     def first(self, count: int) -> Paragraphs:
         """The first `count` paragraphs, or all if there are fewer: the same whoever asks."""
-        return _first((self.part(number) for number in range(self.parts)), count)
+        return _first((block for number in range(self.parts) for block in self.blocks(number)), count)
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _table(settings: ScanSettings) -> Path | None:
 
 def _window_rows(index: WindowIndex) -> ScanRows:
     account = {"corpus": index.corpus.manifest["total"], "windows": index.manifest}
-    return ScanRows(len(index.corpus), index.total, account, index.paragraphs)
+    return ScanRows(len(index.corpus), index.total, account, index.size, index.blocks)
 
 
 def _document_rows(settings: SpanSettings, corpus: Corpus) -> DocumentRows:
@@ -223,8 +222,11 @@ def _table_rows(settings: ScanSettings, path: Path, model: HookedTransformer) ->
     size = max(1, settings.shard_tokens // paragraphs.tokens.shape[1])
     starts = range(0, len(paragraphs), size)
 
-    def part(number: int) -> Paragraphs:
-        return paragraphs.select(np.arange(starts[number], min(starts[number] + size, len(paragraphs))))
+    def size_of(number: int) -> int:
+        return min(size, len(paragraphs) - starts[number])
+
+    def blocks(number: int) -> Iterator[Paragraphs]:
+        yield paragraphs.select(starts[number] + np.arange(size_of(number)))
 
     account = {"rows": rows, "not_sampled": rows - len(paragraphs), "kept": len(paragraphs)}
-    return ScanRows(len(starts), len(paragraphs), account, part)
+    return ScanRows(len(starts), len(paragraphs), account, size_of, blocks)

@@ -27,6 +27,7 @@ from mechmem.measure.scores import score
 from mechmem.model.load import load_model
 from mechmem.scan.scan import scan
 from mechmem.scan.scan_model import scan_model
+from mechmem.scan.scan_parts import RowsFile
 from mechmem.scan.scan_settings import ScanSettings
 
 # `mechmem.scan` is the function as soon as it was asked for, so the module is found by its name alone.
@@ -223,16 +224,15 @@ def test_a_killed_process_goes_on_to_the_same_output(scanned, corpus, tmp_path):
 
 def test_a_full_disk_leaves_nothing_half_written(scanned, corpus, tmp_path, monkeypatch):
     out = tmp_path / "paragraphs.parquet"
-    write, room = pq.write_table, [2]
+    write, room = RowsFile.write, [2]
 
-    def until_full(table, path, **options):
+    def until_full(self, table):
+        write(self, table)
         if room[0] == 0:
-            Path(path).write_bytes(b"PAR1 and a half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         room[0] -= 1
-        write(table, path, **options)
 
-    monkeypatch.setattr(pq, "write_table", until_full)
+    monkeypatch.setattr(RowsFile, "write", until_full)
     with pytest.raises(InputError, match="the disk is full .* it resumes"):
         scan(ScanSettings(corpus=str(corpus), **SMALL), out)
     assert not out.exists()
