@@ -20,6 +20,7 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from annotated_types import Interval
+from typing_extensions import Unpack
 
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
@@ -35,6 +36,8 @@ Seed = Annotated[int, Interval(ge=0, le=LARGEST)]
 # A layer, head, neuron or position, counted from zero.
 Index = Annotated[int, Interval(ge=0, le=LARGEST)]
 Share = Annotated[float, Interval(gt=0, le=1)]
+# A share that may be zero: the threshold of a filter.
+Proportion = Annotated[float, Interval(ge=0, le=1)]
 # A confidence level: neither end has an interval.
 Level = Annotated[float, Interval(gt=0, lt=1)]
 Rate = Annotated[float, Interval(gt=0)]
@@ -63,6 +66,9 @@ def check_bounds(name: str, value: Any, annotation: Any) -> Any:
         return _one_of(name, value, arguments)
     if origin is Literal:
         check_choice(name, value, annotation)
+    elif origin is Unpack:
+        options = typing.get_type_hints(arguments[0], include_extras=True)
+        return {option: check_bounds(option, given, options.get(option)) for option, given in value.items()}
     elif annotation is bool or annotation is str:
         return _plain_kind(name, value, annotation)
     elif origin in (tuple, list, Sequence, Collection, Iterable):

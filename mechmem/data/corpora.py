@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from mechmem.data.bounds import Count, Seed, checked
 from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
 from mechmem.data.files import remove_partials, replacing
@@ -29,6 +30,7 @@ LENGTH, PREFIX_LEN, RUN = 100, 50, 25
 FORMAT = 1
 
 
+@checked
 def open_corpus(
     source: str | Path,
     tokenizer: Any,
@@ -37,7 +39,7 @@ def open_corpus(
     strict: bool = False,
     column: str = "text",
     split: str = "train",
-    shard_tokens: int = 1_000_000,
+    shard_tokens: Count = 1_000_000,
     progress: ProgressLike = None,
 ) -> Corpus:
     """Tokenize a source into shards in `folder`, or open what is there already.
@@ -66,8 +68,6 @@ def open_corpus(
             `strict` and a record that cannot be read.
     """
     folder = Path(folder)
-    if shard_tokens < 1:
-        raise InputError(f"got shard_tokens {shard_tokens}; need at least 1: a million is a good size")
     if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(
             f"{folder}: is inside the source {source}, and would be read as a part of it; choose another folder"
@@ -138,7 +138,8 @@ def _what_was_read(accounts: list[dict[str, Any]]) -> str:
     return f"got {total['records']} records, skipped {sum(total['skipped'].values())}{first}"
 
 
-def read_corpus(source: str | Path, tokenizer: Any, *, limit: int | None = None, seed: int = 0) -> Paragraphs:
+@checked
+def read_corpus(source: str | Path, tokenizer: Any, *, limit: Count | None = None, seed: Seed = 0) -> Paragraphs:
     """Read paragraphs of 100 tokens, 50 of them prefix, into memory, with `id, source, count, cluster, text`.
 
     Token files (`.npy`, or `.parquet` with a column `tokens`, also a folder of such parts) are taken as they are and

@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import rankdata
 
 from mechmem.data.argument_checks import check_paragraphs
+from mechmem.data.bounds import Count, checked
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import BLOCK, row_hashes, window_hashes
 from mechmem.data.paragraphs import Paragraphs
@@ -42,7 +43,8 @@ def occurrences(paragraphs: Paragraphs, documents: Sequence[Sequence[int]], repe
     return totals[inverse]
 
 
-def cluster(paragraphs: Paragraphs, *, run: int = 25) -> np.ndarray:
+@checked
+def cluster(paragraphs: Paragraphs, *, run: Count = 25) -> np.ndarray:
     """Near-duplicate clusters: rows that share a run of `run` tokens, at any offsets, have one label, int [paragraph].
 
     Sharing is followed transitively. Labels are numbered in the order of their first row.
@@ -136,7 +138,8 @@ def unigram_counts(stream: Integer[np.ndarray, " pos"], d_vocab: int) -> Int[np.
     return np.bincount(stream, minlength=d_vocab)
 
 
-def corpus_unigram_counts(corpus: Corpus, d_vocab: int) -> Int[np.ndarray, " d_vocab"]:
+@checked
+def corpus_unigram_counts(corpus: Corpus, d_vocab: Count) -> Int[np.ndarray, " d_vocab"]:
     """How often every token id occurs in a corpus, a block of tokens at a time.
 
     Raises:

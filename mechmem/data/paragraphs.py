@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Proportion, Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.paragraph_files import columns_of, metadata, read_array, read_parts, token_column
@@ -49,7 +50,7 @@ class Paragraphs:
     """
 
     tokens: TokenIds
-    prefix_len: int = 50
+    prefix_len: Count = 50
     table: datasets.Dataset | None = None
     tokenizer: str | None = None
 
@@ -158,7 +159,8 @@ class Paragraphs:
             changed.__dict__["ids"] = self.ids
         return changed
 
-    def split_by_cluster(self, fraction: float = 0.5, *, seed: int = 0) -> tuple[Paragraphs, Paragraphs]:
+    @checked
+    def split_by_cluster(self, fraction: Proportion = 0.5, *, seed: Seed = 0) -> tuple[Paragraphs, Paragraphs]:
         """Two parts that share no cluster (column `cluster`), so that no near-duplicate of one is in the other.
 
         Clusters are taken in random order until the first part holds at least `fraction` of the paragraphs.
@@ -166,8 +168,6 @@ class Paragraphs:
         Raises:
             InputError: no column `cluster`, or a fraction outside 0..1.
         """
-        if not 0 <= fraction <= 1:
-            raise InputError(f"got fraction {fraction}; need the first part's share of the paragraphs, 0 to 1")
         labels, members = np.unique(self.column("cluster"), return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(labels))
         sizes = np.bincount(members, minlength=len(labels))[order]
@@ -236,7 +236,8 @@ class Paragraphs:
         return table.replace_schema_metadata(metadata(self.prefix_len, self.tokenizer))
 
     @staticmethod
-    def load(path: str | Path, *, prefix_len: int | None = None) -> Paragraphs:
+    @checked
+    def load(path: str | Path, *, prefix_len: Count | None = None) -> Paragraphs:
         """Read a parquet file that `save` wrote (or any with a `tokens` column), or a `.npy` array of ids.
 
         Args:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Int64, Integer
 
+from mechmem.data.bounds import Count, Proportion, Seed, check_fields
 from mechmem.data.distinct import CutWindows, chosen_ids, count_in_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
@@ -48,28 +49,21 @@ class WindowSettings:
         InputError: a value out of its range.
     """
 
-    length: int = 100
-    prefix_len: int = 50
-    stride: int = 100
-    min_distinct: float | None = None
+    length: Count = 100
+    prefix_len: Count = 50
+    stride: Count = 100
+    min_distinct: Proportion | None = None
     keywords: Sequence[str] = ()
     deduplicate: bool = True
-    limit: int | None = None
-    seed: int = 0
+    limit: Count | None = None
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.prefix_len < self.length:
             raise InputError(f"got prefix_len {self.prefix_len}, length {self.length}; need 1 <= prefix_len < length")
-        if self.stride < 1:
-            raise InputError(f"got stride {self.stride}; need at least 1 token from window to window")
-        if self.min_distinct is not None and not 0 <= self.min_distinct <= 1:
-            raise InputError(f"got min_distinct {self.min_distinct}; need a share of the window's tokens, 0 to 1")
-        if isinstance(self.keywords, str) or not all(isinstance(k, str) and k for k in self.keywords):
+        if not all(self.keywords):
             raise InputError(f"got keywords {self.keywords!r}; need a tuple of strings that are not empty")
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"got limit {self.limit}; need at least 1 window, or None for all")
-        if self.seed < 0:
-            raise InputError(f"got seed {self.seed}; need 0 or more")
         object.__setattr__(self, "keywords", tuple(self.keywords))
 
 

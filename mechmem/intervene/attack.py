@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Num
 
+from mechmem.data.bounds import Count, Rate, Seed, check_fields
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -60,19 +61,17 @@ class AttackSizes:
         batch_size: paragraphs of one update of relearning.
 
     Raises:
-        InputError: a number below 1.
+        InputError: a number that is out of its bounds.
     """
 
-    draws: int = 32
-    samples: int = 100
-    steps: int = 30
-    learning_rate: float = 1e-4
-    batch_size: int = 8
+    draws: Count = 32
+    samples: Count = 100
+    steps: Count = 30
+    learning_rate: Rate = 1e-4
+    batch_size: Count = 8
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("draws", "samples", "steps", "batch_size")}
-        if min(counts.values()) < 1:
-            raise InputError(f"got {', '.join(f'{k} {v}' for k, v in counts.items())}; need at least 1 of each")
+        check_fields(self)
 
 
 @gathering(AttackSizes, "sizes")
@@ -87,7 +86,7 @@ def attack(
     attacks: Sequence[Attack] | None = None,
     sizes: AttackSizes | None = None,
     baseline: Baseline | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """How much of the targets each attack recovers from the edited model, and from the original.

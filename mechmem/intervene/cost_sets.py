@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
+from mechmem.data.bounds import Count, Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure.scores import memorized_other
 
 
+@checked
 def cost_sets(
-    scored: Paragraphs, *, targets: int = 32, evaluated: int = 100, seed: int = 0
+    scored: Paragraphs, *, targets: Count = 32, evaluated: Count = 100, seed: Seed = 0
 ) -> tuple[dict[str, Paragraphs], Paragraphs]:
     """Targets of an edit, the sets that it should be judged on, and the keep set.
 
@@ -36,8 +38,6 @@ def cost_sets(
     Raises:
         InputError: a column is missing, no paragraph is memorized, or a count below 1.
     """
-    if targets < 1 or evaluated < 1:
-        raise InputError(f"got targets {targets} and evaluated {evaluated}; need at least 1 of each")
     em, cluster = scored.column("em"), scored.column("cluster")
     memorized, other = memorized_other(em, scored.continuation_len)
     if not memorized.any():

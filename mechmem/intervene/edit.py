@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import xarray as xr
 
+from mechmem.data.bounds import Seed
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -40,7 +41,7 @@ def edit(
     mask: Mask | None = None,
     training: Training | None = None,
     stop: Callable[[Row], bool] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     """Return a copy of the model that continues clean prefixes with the corrupt continuations.

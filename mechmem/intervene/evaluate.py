@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from mechmem.data.bounds import Count, Seed
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback, batches, between
@@ -48,9 +49,9 @@ def evaluate(
     sets: Mapping[str, Paragraphs],
     *,
     baseline: Baseline | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    draws: Count = 2000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Compare two models, usually a model and an edit of it, on sets of paragraphs, with intervals.
@@ -79,8 +80,6 @@ def evaluate(
             another model, or an architecture that has no lean forward.
     """
     _check(original, edited, sets)
-    if draws < 1:
-        raise InputError(f"got draws {draws}; need at least 1, thousands for a reliable interval")
     known = baseline_of(original, baseline)
     models = outputs_of(original), outputs_of(edited)
     report = as_callback(progress, "evaluate")
@@ -106,7 +105,7 @@ def paragraph_costs(
     paragraphs: Paragraphs,
     *,
     baseline: Baseline | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Compare two models on each paragraph; `evaluate` gives the means of it.

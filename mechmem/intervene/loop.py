@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import xarray as xr
 
-from mechmem.data.errors import InputError
+from mechmem.data.bounds import Amount, check_fields
 from mechmem.data.progress import Progress
 
 Row = dict[str, float]
@@ -43,17 +43,15 @@ class Stop:
             it are given up for the best before them.
 
     Raises:
-        InputError: a negative bound.
+        InputError: a bound that is negative or not finite.
     """
 
-    target_em: float | None = None
-    target_nll: float | None = None
-    keep_kl: float | None = None
+    target_em: Amount | None = None
+    target_nll: Amount | None = None
+    keep_kl: Amount | None = None
 
     def __post_init__(self) -> None:
-        negative = {name: value for name, value in vars(self).items() if value is not None and value < 0}
-        if negative:
-            raise InputError(f"got a stop rule with negative bounds {negative}; need zero or more")
+        check_fields(self)
 
     def __call__(self, row: Row) -> bool:
         """Whether the targets are gone, or learned where they were to be learned."""

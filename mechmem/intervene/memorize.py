@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import xarray as xr
 
+from mechmem.data.bounds import Seed
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike
@@ -35,7 +36,7 @@ def memorize(
     mask: Mask | None = None,
     training: Training | None = None,
     stop: Callable[[Row], bool] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     """Return a copy of the model that has memorized some paragraphs, through the masked weights alone.

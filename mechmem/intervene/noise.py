@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from mechmem.data.bounds import Amount, Count, Seed, Share
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, part_of
@@ -30,7 +31,7 @@ ABOUT = {
 
 
 @public("refuse")
-def add_noise(model: HookedTransformer, mask: Mask, *, scale: float, seed: int) -> HookedTransformer:
+def add_noise(model: HookedTransformer, mask: Mask, *, scale: Amount, seed: Seed) -> HookedTransformer:
     """Return a copy whose masked weights have Gaussian noise added; no other weight moves.
 
     The noise on a weight has `scale` times the standard deviation of the weight's own component: of one head's W_Q,
@@ -47,7 +48,6 @@ def add_noise(model: HookedTransformer, mask: Mask, *, scale: float, seed: int) 
         InputError: a scale that is negative or not finite, an empty mask, or one of another model.
     """
     check_mask(model, mask, all_allowed=True)
-    _check_scales([scale])
     noisy = copy.deepcopy(model)
     _put_noise(model, noisy, mask, scale, seed)
     return noisy
@@ -59,11 +59,11 @@ def noise_curve(
     sets: Mapping[str, Paragraphs],
     mask: Mask,
     *,
-    scales: Sequence[float] = (0.1, 0.3, 1.0, 3.0),
-    draws: int = 5,
-    seed: int = 0,
+    scales: Sequence[Amount] = (0.1, 0.3, 1.0, 3.0),
+    draws: Count = 5,
+    seed: Seed = 0,
     control: bool = True,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """EM and NLL of sets of paragraphs under more and more noise on chosen weights, and on random ones.
@@ -95,8 +95,6 @@ def noise_curve(
     check_mask(model, mask, all_allowed=True)
     _check_scales(scales)
     _check_sets(model, sets)
-    if draws < 1:
-        raise InputError(f"draws is {draws}; need at least 1")
     seeds = [np.random.SeedSequence([seed, draw]).generate_state(2).tolist() for draw in range(draws)]
     names = ["chosen", "random"] if control else ["chosen"]
     values = np.zeros((len(names), len(scales), draws, len(sets), len(ABOUT)))
@@ -127,11 +125,11 @@ def noise_by_size(
     sets: Mapping[str, Paragraphs],
     weights: Mapping[str, Tensor],
     *,
-    fractions: Sequence[float] = (0.0001, 0.001, 0.01, 0.1),
-    scale: float = 1.0,
+    fractions: Sequence[Share] = (0.0001, 0.001, 0.01, 0.1),
+    scale: Amount = 1.0,
     per: Per = "model",
-    draws: int = 5,
-    seed: int = 0,
+    draws: Count = 5,
+    seed: Seed = 0,
     control: bool = True,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -211,9 +209,8 @@ def _means(model: HookedTransformer, sets: Mapping[str, Paragraphs], batch_size:
 
 
 def _check_scales(scales: Sequence[float]) -> None:
-    wrong = [scale for scale in scales if not 0 <= scale < np.inf]
-    if wrong or not scales:
-        raise InputError(f"got scales {wrong or list(scales)}; need at least one, each 0 or more and finite")
+    if not scales:
+        raise InputError("got no scale; need at least one, 1.0 for example")
 
 
 def _check_sets(model: HookedTransformer, sets: Mapping[str, Paragraphs]) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from mechmem.data.bounds import Seed
 from mechmem.data.choices import check_choice, check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -58,7 +59,7 @@ def unlearn(
     training: Training | None = None,
     stop: Callable[[Row], bool] | None = None,
     check_targets: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     """Return an edited copy of the model, and what happened at each step; the model given is unchanged.

@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Seed
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -38,8 +39,8 @@ def ablate_heads(
     heads: Sequence[tuple[int, int] | str] | None = None,
     method: AblationMethod = "mean",
     site: HeadPart = "z",
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Ablate heads one at a time, at all positions, and measure how exact match and NLL change.
@@ -87,8 +88,8 @@ def ablate_layers(
     paragraphs: Paragraphs,
     *,
     method: AblationMethod = "mean",
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Ablate all heads of a layer together, and the MLP of a layer, each alone.
@@ -125,11 +126,11 @@ def ablate_layers(
 def ablate_greedily(
     model: HookedTransformer,
     paragraphs: Paragraphs,
-    count: int,
+    count: Count,
     *,
     method: AblationMethod = "mean",
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Ablate heads one after the other, each time the one that raises the NLL most in addition to those before it.

@@ -10,6 +10,7 @@ import xarray as xr
 from einops import reduce
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Index
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -34,11 +35,11 @@ def activation_gradients(
     paragraphs: Paragraphs,
     *,
     site: Site | str = "v",
-    target: int | None = None,
+    target: Index | None = None,
     method: Method = "gradient",
-    steps: int = 8,
+    steps: Count = 8,
     average: bool = True,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.DataArray:
     """Size of d NLL / d activation in every cell (Stoehr et al. 2024, arXiv 2403.19851, section 5 and figure 6).
@@ -74,7 +75,7 @@ def activation_gradients(
     """
     check_fit(model, paragraphs)
     site = site_of(model, site)
-    _check(paragraphs, target, method, steps)
+    _check(paragraphs, target, method)
     size = chosen_batch_size(batch_size, model.W_E.device, 8)
     names = [f"blocks.{layer}.{HOOKS[site]}" for layer in range(model.cfg.n_layers)]
     parts = []
@@ -170,10 +171,8 @@ def _cells(value: Tensor, site: str, method: str) -> Tensor:
     return reduce(value, "paragraph pos d -> paragraph pos", how)
 
 
-def _check(paragraphs: Paragraphs, target: int | None, method: str, steps: int) -> None:
+def _check(paragraphs: Paragraphs, target: int | None, method: str) -> None:
     check_choice("method", method, Method)
-    if steps < 1:
-        raise InputError(f"got {steps} steps; need 1 or more")
     if target is not None and not 1 <= target < paragraphs.tokens.shape[1]:
         raise InputError(
             f"got target {target}; need a token position from 1 to {paragraphs.tokens.shape[1] - 1}: the first token "

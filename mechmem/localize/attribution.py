@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from typing_extensions import Unpack
 
+from mechmem.data.bounds import Count, Share, checked
 from mechmem.data.choices import check_choice, check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -41,8 +42,8 @@ class AttributeOptions(EffectOptions, total=False):
     batch_size: pairs of one forward and backward; None: chosen for the machine.
     """
 
-    steps: int | None
-    batch_size: int | None
+    steps: Count | None
+    batch_size: Count | None
 
 
 @public("refuse")
@@ -188,7 +189,8 @@ def _cells(found: dict[int, Tensor], site: str, groups: Tensor) -> Float[np.ndar
     return np.stack(rows, 1)
 
 
-def top_cells(effect: xr.DataArray, fraction: float) -> xr.DataArray:
+@checked
+def top_cells(effect: xr.DataArray, fraction: Share) -> xr.DataArray:
     """The cells with the largest absolute effects: what `patch` takes as `cells`.
 
     Args:

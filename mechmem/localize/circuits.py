@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
@@ -47,7 +48,7 @@ def head_circuits(
     paragraphs: Paragraphs,
     unigram_counts: Any,
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Each head's QK circuit against token frequency, and its OV circuit at rare tokens (Elhage et al. 2021).

@@ -7,6 +7,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.model.batch_size import chosen_batch_size
@@ -22,7 +23,7 @@ def weight_gradients(
     model: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> dict[str, Float[Tensor, " *weight"]]:
     """Gradient of the mean NLL with respect to every attention and MLP weight, element by element.
@@ -74,7 +75,7 @@ def parameter_gradients(
     paragraphs: Paragraphs,
     *,
     reduction: Reduction = "max",
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.DataArray:
     """Size of the gradient of the mean NLL in every component (Stoehr et al. 2024, section 4 and figure 3).

@@ -12,6 +12,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Seed
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
@@ -36,9 +37,9 @@ def rare_token_attention(
     paragraphs: Paragraphs,
     unigram_counts: Any,
     *,
-    permutations: int = 1000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    permutations: Count = 1000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     dtype: torch.dtype | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:

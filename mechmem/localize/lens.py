@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Seed
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.localize.ablation_runs import AblationMethod, AblationRuns
@@ -27,8 +28,8 @@ def logit_lens(
     *,
     without: Sequence[tuple[int, int] | str] = (),
     method: AblationMethod = "mean",
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Read every layer's residual stream through the final norm and the unembedding (nostalgebraist 2020).

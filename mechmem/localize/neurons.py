@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.bounds import Seed, Share, checked
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -71,7 +72,7 @@ def localize_neurons(
     keep: Paragraphs,
     *,
     method: NeuronMethod = "integrated",
-    seed: int = 0,
+    seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> xr.DataArray:
     """Score every MLP neuron by how much some paragraphs depend on it.
@@ -112,7 +113,8 @@ def localize_neurons(
     return xr.DataArray(found, coords, ("layer", "neuron"), "score", attrs | {"seed": seed})
 
 
-def top_neurons(scores: xr.DataArray, fraction: float) -> list[tuple[int, int]]:
+@checked
+def top_neurons(scores: xr.DataArray, fraction: Share) -> list[tuple[int, int]]:
     """The neurons with the highest scores, which `Mask.neurons` takes.
 
     Args:

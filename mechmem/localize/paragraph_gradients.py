@@ -12,6 +12,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -34,7 +35,7 @@ def paragraph_gradients(
     paragraphs: Paragraphs,
     *,
     reduction: Reduction = "max",
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.DataArray:
     """Size of each paragraph's own gradient in every component, so that intervals by cluster exist.
@@ -98,7 +99,7 @@ def contrastive_gradients(
     keep: Paragraphs,
     *,
     method: Contrast = "fisher",
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> dict[str, Float[Tensor, " *weight"]]:
     """Which weights memorized paragraphs depend on and others do not: scores for `Mask.top`.

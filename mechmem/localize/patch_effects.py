@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.localize.metrics import UNITS, Metric, metric_name
@@ -32,7 +33,7 @@ class EffectOptions(TypedDict, total=False):
     """
 
     scored: ScoredAt
-    groups: int | None
+    groups: Count | None
     average: bool
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mechmem.data.assets import bundled_paragraphs
+from mechmem.data.bounds import Count, Seed, Size, checked
 from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -15,13 +16,14 @@ from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 
 
+@checked
 def memorized_sample(
     model: HookedTransformer,
     source: str | None,
     *,
-    limit: int,
-    min_em: int | None = None,
-    seed: int = 0,
+    limit: Count,
+    min_em: Size | None = None,
+    seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> Paragraphs:
     """A random sample of the paragraphs of a source that the model knows to `min_em` (all of the continuation).
@@ -37,8 +39,6 @@ def memorized_sample(
     Raises:
         InputError: a limit below 1, a source that cannot be read or does not fit the model, or none is left.
     """
-    if limit < 1:
-        raise InputError(f"got limit {limit}; need at least 1 paragraph")
     paragraphs = bundled_paragraphs() if source is None else read_corpus(source, model.tokenizer)
     check_fit(model, paragraphs)
     need = paragraphs.continuation_len if min_em is None else min_em

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Seed
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -63,10 +64,10 @@ def perturb_prefix(
     *,
     replacement: Replacement = "random",
     scope: Scope = "token",
-    samples: int = 1,
+    samples: Count = 1,
     edit_distance: bool = False,
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Replace every prefix token in turn and score the paragraph's own continuation again (Stoehr et al. 2024, 3.1).

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mechmem.data.argument_checks import check_paragraphs
+from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
@@ -46,7 +47,7 @@ def score(
     model: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Exact match and NLL of every paragraph's continuation, from one forward pass.
@@ -178,7 +179,7 @@ def kl(
     edited: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.DataArray:
     """KL divergence KL(p_original || p_edited) of two models' next-token distributions, mean over each continuation.

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.decoding import decoded
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
@@ -28,7 +29,7 @@ def worst_perturbations(
     paragraphs: Paragraphs,
     perturbation: xr.Dataset,
     *,
-    before: int | Literal["all"] | None = None,
+    before: Count | Literal["all"] | None = None,
 ) -> tuple[Paragraphs, Paragraphs]:
     """Each paragraph, and the same with the one replaced token that costs the most EM (Stoehr et al. 2024, 3.1).
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mechmem.data.errors import InputError
-
 # An accelerator is idle for most of a small batch's time; a CPU's cache is full after a few rows.
 ON_ACCELERATOR = 8
 
@@ -17,12 +15,7 @@ def chosen_batch_size(batch_size: int | None, device: torch.device | str, on_cpu
         batch_size: what the caller gave.
         device: where the model is.
         on_cpu: rows of one forward on a CPU; an accelerator takes eight times as many.
-
-    Raises:
-        InputError: a batch size below 1.
     """
     if batch_size is None:
         return on_cpu if torch.device(device).type == "cpu" else on_cpu * ON_ACCELERATOR
-    if batch_size < 1:
-        raise InputError(f"got batch_size {batch_size}; need at least 1, or None for one that suits the machine")
     return batch_size

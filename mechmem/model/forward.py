@@ -50,14 +50,8 @@ def check_fit(model: HookedTransformer, paragraphs: Paragraphs) -> None:
 
 
 def paragraphs_at_once(model: HookedTransformer, paragraphs: Paragraphs, batch_size: int | None = None) -> int:
-    """Paragraphs of one forward whose continuation logits are held: what the caller asked for, or what fits.
-
-    Raises:
-        InputError: a batch size below 1.
-    """
+    """Paragraphs of one forward whose continuation logits are held: what the caller asked for, or what fits."""
     if batch_size is not None:
-        if batch_size < 1:
-            raise InputError(f"got batch_size {batch_size}; need at least 1, or None to have it chosen")
         return batch_size
     one = paragraphs.continuation_len * model.cfg.d_vocab * 4
     return max(1, min(BATCH.get(model.W_E.device.type, 32), LOGITS_BYTES // one))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.files import remove_partials, replacing
@@ -40,8 +41,8 @@ def scan(
     model: HookedTransformer | None = None,
     device: str | None = None,
     engine: Engine = "local",
-    workers: int | None = None,
-    rows_per_file: int | None = None,
+    workers: Count | None = None,
+    rows_per_file: Count | None = None,
     progress: Report | bool | None = None,
 ) -> dict[str, Any]:
     """Score every paragraph of a corpus and write them, with what is known of each, as parquet.
@@ -75,7 +76,7 @@ def scan(
         InputError: a corpus or model that cannot be used, an output of another model or other settings, a full disk.
     """
     out, report = Path(out), progress if callable(progress) else (lambda *_: None)
-    _check_arguments(out, engine, workers, rows_per_file)
+    _check_arguments(out, engine)
     inputs = [entry.identity() for entry in source_inputs(settings)]
     model, name, weights = scan_model(settings, model, device, engine)
     described = {"format": FORMAT, "settings": settings.described() | {"model": name}, "rows_per_file": rows_per_file}
@@ -168,12 +169,10 @@ def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_arguments(out: Path, engine: str, workers: int | None, rows_per_file: int | None) -> None:
+def _check_arguments(out: Path, engine: str) -> None:
     if out.suffix != ".parquet":
         raise InputError(f"got the output {out}; need a name that ends in .parquet")
     check_choice("engine", engine, Engine)
-    if any(number is not None and number < 1 for number in (workers, rows_per_file)):
-        raise InputError(f"got workers {workers} and rows_per_file {rows_per_file}; need 1 or more, or None")
 
 
 def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mechmem.data.bounds import Count, Size, check_fields
 from mechmem.data.errors import InputError
 from mechmem.data.windows import WindowSettings
 from mechmem.measure.exact import Method, Precision, check_method
@@ -44,16 +45,17 @@ class ScanSettings:
     method: Method = "full"
     precision: Precision = "float32"
     edit_distance: bool = True
-    min_em: int = 0
+    min_em: Size = 0
     spans: SpanSettings | None = None
-    run: int = 25
+    run: Count = 25
     strict: bool = False
     column: str = "text"
     split: str = "train"
-    shard_tokens: int = 200_000
-    batch_size: int | None = None
+    shard_tokens: Count = 200_000
+    batch_size: Count | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_method(self.method, self.precision)
         if self.spans is not None and self.windows != WindowSettings(seed=self.windows.seed):
             raise InputError(
@@ -62,14 +64,9 @@ class ScanSettings:
             )
         if not 1 <= self.run <= self.windows.length:
             raise InputError(f"got run {self.run}; need 1 to {self.windows.length}, the paragraphs' length")
-        if (
-            self.min_em < 0
-            or self.shard_tokens < self.windows.length
-            or (self.batch_size is not None and self.batch_size < 1)
-        ):
+        if self.shard_tokens < self.windows.length:
             raise InputError(
-                f"got min_em {self.min_em}, shard_tokens {self.shard_tokens} and batch_size {self.batch_size}; need "
-                f"0 or more, at least the paragraphs' {self.windows.length} tokens, and 1 or more"
+                f"got {self.shard_tokens} as shard_tokens; need at least the paragraphs' {self.windows.length} tokens"
             )
         if self.corpus is None and self.model != "bundled":
             raise InputError(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional
 
+from mechmem.data.bounds import Count, check_fields
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
@@ -47,16 +48,13 @@ class SpanSettings:
         InputError: a value out of its range.
     """
 
-    prefix_len: int = 50
-    continuation_len: int = 50
-    min_match: int = 45
-    context: int | None = None
+    prefix_len: Count = 50
+    continuation_len: Count = 50
+    min_match: Count = 45
+    context: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.prefix_len < 1 or self.continuation_len < 1:
-            raise InputError(
-                f"got prefix_len {self.prefix_len} and continuation_len {self.continuation_len}; need 1 or more of both"
-            )
+        check_fields(self)
         if not 1 <= self.min_match <= self.continuation_len:
             raise InputError(
                 f"got min_match {self.min_match}; need 1 to {self.continuation_len}, the tokens of a continuation"

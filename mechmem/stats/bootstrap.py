@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Integer, Num
 
+from mechmem.data.bounds import Count, Level, Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
@@ -19,14 +20,15 @@ from mechmem.data.paragraphs import Paragraphs
 _CHUNK = 4_000_000
 
 
+@checked
 def cluster_bootstrap(
     values: Num[np.ndarray, " value"] | xr.DataArray,
     clusters: np.ndarray | Paragraphs,
     *,
     statistic: Callable[..., object] = np.mean,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    draws: Count = 2000,
+    seed: Seed = 0,
+    level: Level = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of a statistic, by resampling whole clusters with replacement.
 
@@ -54,7 +56,6 @@ def cluster_bootstrap(
             know, or a level outside 0..1.
     """
     values, clusters = values_and_clusters(values, clusters)
-    _check_draws(draws, level)
     labels, members = np.unique(clusters, return_inverse=True)
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(labels))
@@ -69,6 +70,7 @@ def cluster_bootstrap(
     return float(low), float(high)
 
 
+@checked
 def cluster_bootstrap_difference(
     first: Num[np.ndarray, " first_value"] | xr.DataArray,
     second: Num[np.ndarray, " second_value"] | xr.DataArray,
@@ -76,9 +78,9 @@ def cluster_bootstrap_difference(
     second_clusters: np.ndarray | Paragraphs,
     *,
     statistic: Callable[..., object] = np.mean,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    draws: Count = 2000,
+    seed: Seed = 0,
+    level: Level = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of statistic(first) - statistic(second), by resampling whole clusters with replacement.
 
@@ -105,7 +107,6 @@ def cluster_bootstrap_difference(
     """
     first, first_clusters = values_and_clusters(first, first_clusters)
     second, second_clusters = values_and_clusters(second, second_clusters)
-    _check_draws(draws, level)
     labels, members = np.unique(np.concatenate([first_clusters, second_clusters]), return_inverse=True)
     sides = (first, members[: len(first)]), (second, members[len(first) :])
     sizes = [np.bincount(member, minlength=len(labels)) for _, member in sides]
@@ -173,10 +174,3 @@ def values_and_clusters(values: object, clusters: object) -> tuple[Float[np.ndar
             "all finite: drop missing values first"
         )
     return numbers, labels
-
-
-def _check_draws(draws: int, level: float) -> None:
-    if draws < 1 or not 0 < level < 1:
-        raise InputError(
-            f"got draws {draws} and level {level}; need at least 1 draw and 0 < level < 1, for example 0.95"
-        )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
@@ -31,7 +32,7 @@ def with_covariates(
     *,
     model: HookedTransformer | None = None,
     unigram_counts: Any = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> Paragraphs:
     """The same paragraphs with what might explain their scores instead of memorization, for `match`.

@@ -9,20 +9,22 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from mechmem.data.argument_checks import check_paragraphs
+from mechmem.data.bounds import Count, Rate, Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats.assignment import NEAREST, assign, points
 from mechmem.stats.balance import balance, is_categorical
 
 
+@checked
 def match(
     memorized: Paragraphs,
     candidates: Paragraphs,
     on: Sequence[str] = ("prefix_nll", "rarity", "source", "repeated_run"),
     *,
-    ratio: int = 1,
-    caliper: float | None = None,
-    seed: int = 0,
+    ratio: Count = 1,
+    caliper: Rate | None = None,
+    seed: Seed = 0,
 ) -> tuple[Paragraphs, xr.Dataset]:
     """Choose controls for memorized paragraphs: alike in all that is named, and not memorized.
 
@@ -58,7 +60,7 @@ def match(
     """
     check_paragraphs("memorized", memorized)
     check_paragraphs("candidates", candidates)
-    _check(memorized, candidates, on, ratio, caliper)
+    _check(memorized, candidates, on)
     first = {name: _column(memorized, "memorized", name) for name in on}
     second = {name: _column(candidates, "candidate", name) for name in on}
     for name in on:
@@ -167,13 +169,9 @@ def _column(paragraphs: Paragraphs, side: str, name: str) -> np.ndarray:
     return numbers
 
 
-def _check(memorized: Paragraphs, candidates: Paragraphs, on: Sequence[str], ratio: int, caliper: float | None) -> None:
+def _check(memorized: Paragraphs, candidates: Paragraphs, on: Sequence[str]) -> None:
     if isinstance(on, str) or len(on) == 0 or len(set(on)) < len(on):
         raise InputError(f"got on={on!r}; need a list of different columns' names, for example ['prefix_nll']")
-    if ratio < 1 or not (caliper is None or 0 < caliper < np.inf):
-        raise InputError(
-            f"got ratio {ratio} and caliper {caliper}; need a ratio of 1 or more and a caliper above 0 or None"
-        )
     if len(memorized) == 0 or len(candidates) == 0:
         raise InputError(
             f"got {len(memorized)} memorized paragraphs and {len(candidates)} candidates; need at least 1 of both"

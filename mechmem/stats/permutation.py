@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Integer, Num
 
+from mechmem.data.bounds import Count, Seed, checked
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -21,6 +22,7 @@ _CHUNK = 4_000_000
 _TIE = 1e-10
 
 
+@checked
 def permutation_test(
     values: Num[np.ndarray, " value"] | xr.DataArray,
     groups: np.ndarray,
@@ -28,8 +30,8 @@ def permutation_test(
     *,
     statistic: Callable[..., object] | None = None,
     alternative: Alternative = "two-sided",
-    permutations: int = 10_000,
-    seed: int = 0,
+    permutations: Count = 10_000,
+    seed: Seed = 0,
 ) -> tuple[float, float]:
     """Test whether two groups of paragraphs differ, by shuffling what is exchangeable under the null hypothesis.
 
@@ -67,8 +69,6 @@ def permutation_test(
             same, or an unknown alternative.
     """
     check_choice("alternative", alternative, Alternative)
-    if permutations < 1:
-        raise InputError(f"got permutations {permutations}; need at least 1")
     groups = np.asarray(groups)
     values, clusters = values_and_clusters(values, np.arange(len(values)) if clusters is None else clusters)
     if groups.shape != values.shape or groups.dtype != bool or groups.all() or not groups.any():

@@ -6,17 +6,14 @@ import difflib
 import json
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mechmem.data.bounds import annotations, check_bounds
 from mechmem.data.errors import InputError
 from mechmem.study.settings import StudySettings
-
-KINDS = {int: "an integer", float: "a number", str: "text", tuple: "a list of texts"}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -62,19 +59,19 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def apply_settings(base: StudySettings, values: Mapping[str, Any]) -> StudySettings:
-    """The settings with other values, each checked against the type of its field.
+    """The settings with other values; each is checked against its field.
 
     Raises:
         InputError: an unknown name, a value of another type, or one that is out of range.
     """
-    hints = typing.get_type_hints(StudySettings)
+    known = annotations(StudySettings)
     checked = {}
     for name, value in values.items():
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            hint = f"did you mean {near[0]}?" if near else f"need one of {', '.join(hints)}"
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"need one of {', '.join(known)}"
             raise InputError(f"unknown setting {name!r}; {hint}")
-        checked[name] = _checked(name, value, hints[name])
+        checked[name] = check_bounds(name, value, known[name])
     return replace(base, **checked)
 
 
@@ -98,21 +95,6 @@ def config_text(settings: StudySettings) -> str:
         lines += [f"# {field.name}: {meanings[field.name]}"]
         lines += [f"# {field.name} = (not set)" if value is None else f"{field.name} = {_toml(value)}", ""]
     return "\n".join(lines)
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and types.NoneType in kinds:
-        return None
-    kind = next(k for k in (typing.get_origin(k) or k for k in kinds) if k is not types.NoneType)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if kind is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        value = tuple(value)
-    if isinstance(value, bool) or not isinstance(value, kind):
-        optional = ", or none" if types.NoneType in kinds else ""
-        raise InputError(f"{name} is {value!r}; need {KINDS[kind]}{optional}")
-    return value
 
 
 def _meanings() -> dict[str, str]:

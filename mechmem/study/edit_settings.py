@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mechmem.data.choices import check_choice
+from mechmem.data.bounds import Amount, Count, Rate, Seed, Share, check_fields
 from mechmem.study.settings import Method, Weights
 
 Kind = Literal["unlearn", "edit", "memorize"]
@@ -39,19 +39,18 @@ class EditSettings:
     method: Method = "npo"
     weights: Weights = "top"
     mask: str | None = None
-    fraction: float = 0.001
-    steps: int = 100
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    weight_decay: float | None = None
-    max_norm: float | None = None
-    keep_weight: float | None = None
-    seed: int = 0
-    target_em: float | None = 10.0
-    keep_kl: float | None = None
+    fraction: Share = 0.001
+    steps: Count = 100
+    learning_rate: Rate | None = None
+    batch_size: Count | None = None
+    weight_decay: Amount | None = None
+    max_norm: Rate | None = None
+    keep_weight: Amount | None = None
+    seed: Seed = 0
+    target_em: Amount | None = 10.0
+    keep_kl: Amount | None = None
     text: str | None = None
     paragraphs: str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, Kind)
-        check_choice("weights", self.weights, Weights)
+        check_fields(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from mechmem.data.bounds import Amount, Count, Seed, Share, Size, check_fields
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 
@@ -111,37 +112,25 @@ class StudySettings:
 
     model: str = "bundled"
     corpus: str | None = None
-    seed: int = 0
-    limit: int | None = None
-    decoded: int | None = 256
-    gradient_sample: int = 64
-    ablation_sample: int = 16
-    pairs: int = 6
-    patched: float = 0.03
-    targets: int = 12
-    evaluated: int = 32
+    seed: Seed = 0
+    limit: Count | None = None
+    decoded: Size | None = 256
+    gradient_sample: Count = 64
+    ablation_sample: Count = 16
+    pairs: Count = 6
+    patched: Share = 0.03
+    targets: Count = 12
+    evaluated: Count = 32
     edits: tuple[str, ...] = ("npo all", "npo top", "npo random", "contrastive top")
-    fraction: float = 0.001
-    steps: int = 30
-    target_em: float = 10.0
-    attack_prefixes: int = 8
-    attack_samples: int = 100
-    relearning_steps: int = 10
+    fraction: Share = 0.001
+    steps: Count = 30
+    target_em: Amount = 10.0
+    attack_prefixes: Count = 8
+    attack_samples: Count = 100
+    relearning_steps: Count = 10
 
     def __post_init__(self) -> None:
-        counts = ("gradient_sample", "ablation_sample", "pairs", "targets", "evaluated", "steps", "attack_prefixes")
-        for name in (*counts, "attack_samples", "relearning_steps", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; need at least 1")
-        if self.decoded is not None and self.decoded < 0:
-            raise InputError(f"decoded is {self.decoded}; need at least 0")
-        for name in ("patched", "fraction"):
-            value = getattr(self, name)
-            if not 0 < value <= 1:
-                raise InputError(f"{name} is {value}; need a share above 0 and at most 1")
-        if self.target_em < 0:
-            raise InputError(f"target_em is {self.target_em}; need at least 0 tokens")
+        check_fields(self)
         names = [edit.name for edit in self.planned_edits()]
         if not names or len(set(names)) < len(names):
             raise InputError(f"edits are {list(self.edits)}; need at least one, and each method and weights once")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from mechmem.data.bounds import Rate, Seed, Share, checked
 from mechmem.data.choices import check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -26,17 +27,16 @@ USED = ("learning_rate", "weight_decay", "max_norm", "optimizer")
 LEARNING_RATE = 1e-3
 
 
-def random_neurons(model: HookedTransformer, fraction: float, seed: int) -> list[tuple[int, int]]:
+@checked
+def random_neurons(model: HookedTransformer, fraction: Share, seed: Seed) -> list[tuple[int, int]]:
     """A share of all MLP neurons, (layer, neuron), drawn uniformly, in order; at least one.
 
     Raises:
         InputError: the fraction is not between 0 and 1, or the model has no MLPs.
     """
     width = 0 if model.cfg.attn_only else model.cfg.d_mlp or 0
-    if not 0 < fraction <= 1 or width == 0:
-        raise InputError(
-            f"got fraction {fraction} and a model with {width} neurons per layer; need 0 < fraction <= 1, and MLPs"
-        )
+    if width == 0:
+        raise InputError("got a model without MLPs; need one with MLP neurons")
     count = model.cfg.n_layers * width
     chosen = np.random.default_rng(seed).choice(count, max(1, round(fraction * count)), replace=False)
     return [divmod(int(flat), width) for flat in sorted(chosen)]
@@ -50,7 +50,7 @@ def inject(
     mask: Mask,
     *,
     training: Training | None = None,
-    learned_nll: float = 0.05,
+    learned_nll: Rate = 0.05,
     progress: ProgressLike = None,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     """Return a copy of a model that reproduces some paragraphs, with nothing changed but the masked weights.

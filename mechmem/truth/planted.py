@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GPTNeoConfig
 
+from mechmem.data.bounds import Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.architectures import hooked_settings
@@ -62,7 +63,8 @@ class Planted:
             f"{len(self.other)} other paragraphs)"
         )
 
-    def null(self, seed: int = 0) -> Planted:
+    @checked
+    def null(self, seed: Seed = 0) -> Planted:
         """The same model with random labels: memorized paragraphs, head, neurons and counts are shuffled.
 
         Paragraphs are assigned to the two sets at random, head and neurons are drawn from all heads and neurons, and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mechmem.data.bounds import Amount, Count, Index, Seed, Size, check_fields
 from mechmem.data.errors import InputError
 
 
@@ -21,20 +22,20 @@ class PlantedSettings:
         seed: of everything random.
     """
 
-    n_layers: int = 4
-    n_heads: int = 4
-    d_model: int = 128
-    d_mlp: int = 512
-    d_vocab: int = 512
-    n_ctx: int = 128
-    layer: int = 1
-    head: int = 2
-    memories: int = 8
-    others: int = 16
-    prefix_len: int = 50
-    continuation_len: int = 50
-    noise: float = 0.05
-    seed: int = 0
+    n_layers: Count = 4
+    n_heads: Count = 4
+    d_model: Count = 128
+    d_mlp: Count = 512
+    d_vocab: Count = 512
+    n_ctx: Count = 128
+    layer: Index = 1
+    head: Index = 2
+    memories: Count = 8
+    others: Size = 16
+    prefix_len: Count = 50
+    continuation_len: Count = 50
+    noise: Amount = 0.05
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot hold the memories.
@@ -42,6 +43,7 @@ class PlantedSettings:
         Raises:
             InputError: a size is out of range; the message says which and what is needed.
         """
+        check_fields(self)
         if not (0 <= self.layer < self.n_layers and 0 <= self.head < self.n_heads):
             raise InputError(
                 f"got layer {self.layer} and head {self.head}; need a layer below {self.n_layers} and a head below "

@@ -43,10 +43,6 @@ def choose_largest(
     Raises:
         InputError: as `Mask.top`.
     """
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; need 0 < fraction <= 1, for example 0.001 for one in a thousand")
-    if per not in GROUPS:
-        raise InputError(f"per is {per!r}; need one of {', '.join(GROUPS)}")
     shapes = {name: tuple(weights[name].shape) for name in sorted(weights)}
     groups: dict[str, list[Piece]] = {}
     for piece in pieces(shapes, layers, heads, parameters):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mechmem.data.bounds import Index, Seed, Share, checked
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer
@@ -60,12 +61,13 @@ class Mask:
         return sum(size(shape) for shape in self.shapes.values())
 
     @staticmethod
+    @checked
     def top(
         weights: Mapping[str, Tensor],
         *,
-        fraction: float,
+        fraction: Share,
         per: Per = "model",
-        layers: Iterable[int] | None = None,
+        layers: Iterable[Index] | None = None,
         heads: Iterable[Head] | None = None,
         parameters: Iterable[str] | None = None,
     ) -> Mask:
@@ -93,7 +95,8 @@ class Mask:
         return Mask(chosen, {name: tuple(weights[name].shape) for name in sorted(weights)})
 
     @staticmethod
-    def random_like(mask: Mask, *, seed: int) -> Mask:
+    @checked
+    def random_like(mask: Mask, *, seed: Seed) -> Mask:
         """As many weights of every tensor as `mask` has there, drawn uniformly: a control of equal size."""
         generator = torch.Generator().manual_seed(seed)
         chosen = {

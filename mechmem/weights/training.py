@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -13,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from mechmem.data.bounds import Amount, Count, Rate, check_fields, checked
 from mechmem.data.errors import InputError
 
 P = ParamSpec("P")
@@ -40,30 +40,18 @@ class Training:
         InputError: a setting that is out of range or not finite, or one that another setting makes useless.
     """
 
-    steps: int = 100
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    keep_weight: float | None = None
-    weight_decay: float | None = None
-    max_norm: float | None = None
+    steps: Count = 100
+    learning_rate: Rate | None = None
+    batch_size: Count | None = None
+    keep_weight: Amount | None = None
+    weight_decay: Amount | None = None
+    max_norm: Rate | None = None
     optimizer: MakeOptimizer | None = None
     checkpoint: str | Path | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            value = getattr(self, name)
-            missing = value is None and name == "batch_size"
-            if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"got {name} {value!r}; need an integer of at least 1")
-        for name in ("learning_rate", "max_norm"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"got {name} {value!r}; need a finite number above 0, or None")
-        for name in ("keep_weight", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"got {name} {value!r}; need a finite number of at least 0, or None")
+        check_fields(self)
         if self.resume and self.checkpoint is None:
             raise InputError("got resume=True and no checkpoint; name the file to continue from with checkpoint=")
         useless = [name for name in ("learning_rate", "weight_decay") if getattr(self, name) is not None]
@@ -89,7 +77,8 @@ class Training:
             "max_norm": self.max_norm,
         }
 
-    def with_rate(self, learning_rate: float) -> Training:
+    @checked
+    def with_rate(self, learning_rate: Rate) -> Training:
         """The same with a learning rate, where none was set."""
         return self if self.learning_rate is not None else replace(self, learning_rate=learning_rate)
 

@@ -281,13 +281,13 @@ def test_nothing_left_says_where_it_went(tmp_path):
     ("options", "sentence"),
     [
         ({"prefix_len": 100}, "got prefix_len 100, length 100; need 1 <= prefix_len < length"),
-        ({"prefix_len": 0}, "got prefix_len 0"),
-        ({"stride": 0}, "got stride 0; need at least 1"),
-        ({"min_distinct": 1.5}, "got min_distinct 1.5; need a share"),
-        ({"keywords": "href"}, "got keywords 'href'; need a tuple of strings"),
+        ({"prefix_len": 0}, "got 0 as prefix_len"),
+        ({"stride": 0}, "got 0 as stride; need a whole number of at least 1"),
+        ({"min_distinct": 1.5}, "got 1.5 as min_distinct; need a finite number of at least 0 and at most 1"),
+        ({"keywords": "href"}, "got 'href' as keywords; need several values"),
         ({"keywords": ("",)}, "need a tuple of strings that are not empty"),
-        ({"limit": 0}, "got limit 0; need at least 1 window, or None"),
-        ({"seed": -1}, "got seed -1; need 0 or more"),
+        ({"limit": 0}, "got 0 as limit; need a whole number"),
+        ({"seed": -1}, "got -1 as seed; need a whole number of at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, sentence):

@@ -162,7 +162,7 @@ def test_bad_input_is_refused_before_any_work(case, tiny_model):
 
 
 def test_sizes_are_one_object_and_old_keywords_go_into_it(case):
-    with pytest.raises(InputError, match="got draws 32, samples 100, steps 0, batch_size 8; need at least 1 of each"):
+    with pytest.raises(InputError, match="got 0 as steps; need a whole number of at least 1"):
         AttackSizes(steps=0)
     chosen: Any = {"attacks": ["perturbed prefix"]}
     need = attack(case.knows, case.hidden, case.targets, case.other, sizes=AttackSizes(draws=2), **chosen)

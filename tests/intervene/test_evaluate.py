@@ -209,7 +209,7 @@ def test_bad_input_is_refused_before_any_work(tiny_model, small_model, edited, s
         paragraph_costs(tiny_model, small_model(), sets["other"])
     with pytest.raises(InputError, match="got the token id 61"):
         evaluate(tiny_model, edited, {"other": Paragraphs(torch.full((2, 17), 61), 8)})
-    with pytest.raises(InputError, match="got draws 0"):
+    with pytest.raises(InputError, match="got 0 as draws"):
         evaluate(tiny_model, edited, sets, draws=0)
     gated = small_model(gated_mlp=True, n_ctx=17, d_vocab=61)
     with pytest.raises(InputError, match="need a GPT-Neo, GPT-2 or GPT-NeoX"):
@@ -290,7 +290,7 @@ def test_half_of_the_memorized_clusters_are_left_and_empty_sets_are_not_listed()
 
 def test_tables_that_sets_cannot_be_made_of_are_refused():
     scored = table(0)
-    with pytest.raises(InputError, match="got targets 0 and evaluated 100; need at least 1"):
+    with pytest.raises(InputError, match="got 0 as targets; need a whole number of at least 1"):
         cost_sets(scored, targets=0)
     with pytest.raises(InputError, match="none of .* paragraphs has EM 10, so there is nothing to target"):
         cost_sets(scored.select(scored.column("em") < 10))

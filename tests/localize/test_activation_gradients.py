@@ -85,7 +85,7 @@ def test_bad_input_is_refused(tiny_model, small_model, paras):
         ({"site": "w"}, "got site 'w'; need one of resid_pre"),
         ({"target": 0}, "got target 0; need a token position from 1 to 22"),
         ({"target": 23}, "got target 23"),
-        ({"method": "integrated", "steps": 0}, "got 0 steps"),
+        ({"method": "integrated", "steps": 0}, "got 0 as steps"),
     ]
     for arguments, sentence in cases:
         with pytest.raises(InputError, match=sentence):

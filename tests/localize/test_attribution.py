@@ -111,7 +111,7 @@ def test_top_cells_and_rank_correlation(tiny_model, pairs):
     assert rank_correlation(whole, some) == pytest.approx(1)
     assert rank_correlation(approximate, whole) > 0.5
     assert rank_correlation(-approximate, whole) < -0.5
-    with pytest.raises(InputError, match="got fraction 0"):
+    with pytest.raises(InputError, match="got 0.0 as fraction"):
         top_cells(approximate, 0.0)
     with pytest.raises(InputError, match="need those of one site"):
         rank_correlation(approximate, whole.isel(head=[0, 1]))
@@ -122,7 +122,7 @@ def test_top_cells_and_rank_correlation(tiny_model, pairs):
 def test_what_gives_no_gradient_is_refused(tiny_model, pairs):
     cases: list[tuple[dict[str, Any], str]] = [
         ({"metric": em}, "em has no gradient"),
-        ({"method": "integrated", "steps": 0}, "got 0 steps; need 1 or more"),
+        ({"method": "integrated", "steps": 0}, "got 0 as steps; need a whole number of at least 1"),
         ({"metric": lambda s: s.clean[:, 0].float()}, "has no gradient; need a smooth function"),
         ({"site": "nowhere"}, "got site 'nowhere'"),
         ({"steps": 3}, "method 'gradient' does not use steps"),

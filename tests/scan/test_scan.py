@@ -417,9 +417,9 @@ def test_a_scan_that_cannot_be_done_says_why(corpus, tmp_path, changed, sentence
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"run": 0}, "got run 0; need 1 to 100"),
-        ({"min_em": -1}, "got min_em -1"),
-        ({"batch_size": 0}, "batch_size 0; need"),
+        ({"run": 0}, "got 0 as run"),
+        ({"min_em": -1}, "got -1 as min_em"),
+        ({"batch_size": 0}, "got 0 as batch_size; need"),
         ({"shard_tokens": 99}, "at least the paragraphs' 100 tokens"),
         ({"model": "other"}, "got no corpus for other"),
         ({"method": "full", "precision": "bfloat16"}, "need the method 'cascade'"),
@@ -435,8 +435,8 @@ def test_settings_out_of_range_are_refused(settings, sentence):
     [
         ({"out": "p.csv"}, "ends in .parquet"),
         ({"engine": "spark"}, "spark"),
-        ({"rows_per_file": 0}, "need 1 or more"),
-        ({"workers": 0}, "need 1 or more"),
+        ({"rows_per_file": 0}, "got 0 as rows_per_file"),
+        ({"workers": 0}, "got 0 as workers"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(tmp_path, arguments, sentence):

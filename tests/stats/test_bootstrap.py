@@ -144,5 +144,5 @@ def test_bad_input_is_refused():
         cluster_bootstrap(np.array([1.0, np.nan]), np.zeros(2))
     with pytest.raises(InputError, match="got 0 values"):
         cluster_bootstrap(np.zeros(0), np.zeros(0))
-    with pytest.raises(InputError, match="got draws 9 and level 95.0"):
+    with pytest.raises(InputError, match="got 95.0 as level; need a finite number above 0 and below 1"):
         cluster_bootstrap(one, one, draws=9, level=95.0)

@@ -250,9 +250,9 @@ def test_bad_input_is_refused():
         ("got 0 memorized paragraphs and 3 candidates", one.select([]), two, {}),
         ("no memorized paragraph has 1 candidates", one, made(1000, x=[90.0, 80.0, 70.0]), {"caliper": 0.1}),
         ("got on=\\[\\]", one, two, {"on": []}),
-        ("got on='s'", one, two, {"on": "s"}),
-        ("got ratio 0 and caliper None", one, two, {"ratio": 0}),
-        ("got ratio 1 and caliper -1.0", one, two, {"caliper": -1.0}),
+        ("got 's' as on; need several values", one, two, {"on": "s"}),
+        ("got 0 as ratio", one, two, {"ratio": 0}),
+        ("got -1.0 as caliper", one, two, {"caliper": -1.0}),
         ("length and prefix .6, 3. and candidates of .6, 2.", one, Paragraphs(two.tokens, 2, two.table), {}),
     ]
     for sentence, memorized, candidates, settings in cases:

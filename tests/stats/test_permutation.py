@@ -156,7 +156,7 @@ def test_bad_input_is_refused():
         permutation_test(values, groups, np.arange(3))
     with pytest.raises(InputError, match="got 4 values, 1 of them not finite"):
         permutation_test(np.array([1.0, np.nan, 0.0, 0.0]), groups)
-    with pytest.raises(InputError, match="got permutations 0"):
+    with pytest.raises(InputError, match="got 0 as permutations"):
         permutation_test(values, groups, permutations=0, alternative="less")
     with pytest.raises((InputError, TypeCheckError)):
         permutation_test(values, groups, alternative="more")  # pyright: ignore[reportArgumentType]

@@ -50,7 +50,7 @@ def test_random_neurons_are_distinct_and_of_the_asked_number(tiny_model):
     assert random_neurons(tiny_model, 0.1, seed=1) == chosen != random_neurons(tiny_model, 0.1, seed=2)
     assert len(random_neurons(tiny_model, 1e-9, seed=0)) == 1
     for fraction in (0.0, 1.5):
-        with pytest.raises(InputError, match="need 0 < fraction <= 1"):
+        with pytest.raises(InputError, match="need a finite number above 0 and at most 1"):
             random_neurons(tiny_model, fraction, seed=0)
 
 

@@ -133,7 +133,7 @@ def test_the_null_keeps_the_paragraphs_and_loses_the_labels():
     ("changes", "sentence"),
     [
         ({"layer": 4}, "got layer 4 and head 2; need a layer below 4"),
-        ({"head": -1}, "counted from zero"),
+        ({"head": -1}, "got -1 as head; need a whole number of at least 0"),
         ({"n_heads": 2, "head": 1}, "need at least 3 heads"),
         ({"d_model": 130}, "a multiple of them"),
         ({"memories": 40, "d_vocab": 4096}, "take 2000 neurons and from layer 1 on there are 1533"),

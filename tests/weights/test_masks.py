@@ -1,5 +1,3 @@
-import inspect
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,6 @@ from safetensors.torch import save_file
 
 from mechmem.data.errors import InputError
 from mechmem.model.sites import editable_parameters
-from mechmem.weights.mask_choice import choose_largest
 from mechmem.weights.masks import Mask
 
 
@@ -214,13 +211,12 @@ def test_places_that_are_not_there_are_refused(asked, said):
 
 
 def test_an_unknown_group_is_refused():
-    with pytest.raises(InputError, match="per is 'head'; need one of model, tensor, component"):
-        # Without the annotations' checks that the tests switch on, as a user meets it.
-        inspect.unwrap(choose_largest)(placed(), 0.1, "head", None, None, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="got per 'head'; need one of model, tensor, component"):
+        Mask.top(placed(), fraction=0.1, per="head")  # pyright: ignore[reportArgumentType]
 
 
 def test_bad_masks_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"fraction is 0.0; need 0 < fraction"):
+    with pytest.raises(InputError, match="got 0.0 as fraction; need a finite number above 0"):
         Mask.top(scores(), fraction=0.0)
     with pytest.raises(InputError, match="scores of 'a' hold NaN"):
         Mask.top({"a": torch.tensor([1.0, float("nan")])}, fraction=0.5)

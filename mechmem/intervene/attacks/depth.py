@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
@@ -27,7 +28,7 @@ def depth_score(
     edited: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Patch the edited model's residual stream into the original at each layer boundary: is the text still inside?

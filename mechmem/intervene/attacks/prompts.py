@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from jaxtyping import Int
 
+from mechmem.data.bounds import Count, Seed
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, between
@@ -28,9 +29,9 @@ def perturbed_prefix_attack(
     model: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    draws: int = 32,
-    seed: int = 0,
-    batch_size: int | None = None,
+    draws: Count = 32,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Change one prefix token at a time and ask for the true continuation.
@@ -57,8 +58,6 @@ def perturbed_prefix_attack(
         InputError: no draw, or paragraphs that do not fit the model.
     """
     check_fit(model, paragraphs)
-    if draws < 1:
-        raise InputError(f"got draws {draws}; need at least 1 changed prefix of each paragraph, 32 for example")
     drawn = torch.from_numpy(replacements(model, paragraphs, "random", samples=draws, seed=seed))
     places = torch.from_numpy(_places(draws, len(paragraphs), paragraphs.prefix_len, seed))[..., None]
     changed = paragraphs.tokens.repeat(draws, 1, 1).scatter(-1, places, drawn.gather(-1, places))
@@ -90,8 +89,8 @@ def prefix_length_attack(
     model: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    lengths: Sequence[int] | None = None,
-    batch_size: int | None = None,
+    lengths: Sequence[Count] | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Give fewer tokens before the continuation, or some of its own tokens as well, and ask for the rest.
@@ -161,7 +160,7 @@ def near_duplicate_attack(
     paragraphs: Paragraphs,
     near: Paragraphs,
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Prompt with the prefixes of near-duplicates: same cluster, other words in some places.

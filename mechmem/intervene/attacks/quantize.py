@@ -13,6 +13,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -53,7 +54,7 @@ def quantization_attack(
     paragraphs: Paragraphs,
     *,
     schemes: tuple[Scheme, ...] = get_args(Scheme),
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Score the targets on rounded copies of the model.

@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Seed, Share
 from mechmem.data.choices import check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
@@ -40,9 +41,9 @@ def relearning_attack(
     *,
     original_em: xr.DataArray | None = None,
     training: Training | None = None,
-    every: int = 10,
-    seed: int = 0,
-    target_share: float = 0.5,
+    every: Count = 10,
+    seed: Seed = 0,
+    target_share: Share = 0.5,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Fine-tune a copy on other text that the original model knew by heart, and watch the targets.
@@ -79,7 +80,7 @@ def relearning_attack(
     check_relearning(model, paragraphs, other_memorized)
     training = TRAINING if training is None else training.with_rate(1e-4)
     steps, batch_size = training.steps, training.batch_size or 16
-    _check_settings(training, every, target_share)
+    _check_settings(training)
     goal = target_share * _original(paragraphs, original_em)
     relearned, report = copy.deepcopy(model), as_callback(progress, "relearning")
     rows: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
@@ -131,13 +132,9 @@ def check_relearning(model: HookedTransformer, paragraphs: Paragraphs, other_mem
             )
 
 
-def _check_settings(training: Training, every: int, target_share: float) -> None:
+def _check_settings(training: Training) -> None:
     given = {name: getattr(training, name) for name in ("weight_decay", "keep_weight", "max_norm", "optimizer")}
     check_used("relearning", (), given | {"checkpoint": training.checkpoint, "resume": training.resume or None})
-    if every < 1:
-        raise InputError(f"got every {every}; need at least 1 step from one measurement to the next")
-    if not 0 < target_share <= 1:
-        raise InputError(f"got target_share {target_share}; need a share of the original EM, 0 < target_share <= 1")
 
 
 def _original(paragraphs: Paragraphs, original_em: xr.DataArray | None) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechmem.data.bounds import Count, Rate
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
@@ -24,10 +24,10 @@ def sampling_attack(
     model: HookedTransformer,
     paragraphs: Paragraphs,
     *,
-    draws: Sequence[int] = (1, 10, 100, 1000),
-    temperature: float = 1.0,
-    top_k: int | None = 40,
-    batch_size: int | None = None,
+    draws: Sequence[Count] = (1, 10, 100, 1000),
+    temperature: Rate = 1.0,
+    top_k: Count | None = 40,
+    batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """The probability that at least one of n sampled continuations is the true one.
@@ -58,7 +58,8 @@ def sampling_attack(
             that do not fit the model.
     """
     check_fit(model, paragraphs)
-    _check(draws, temperature, top_k)
+    if not draws:
+        raise InputError("got no number of draws; need at least one, (1, 10, 100) for example")
     parts = []
     with torch.no_grad():
         size = paragraphs_at_once(model, paragraphs, batch_size)
@@ -105,15 +106,3 @@ def _token_log_probs(
         scaled = scaled.masked_fill(scaled < border, -torch.inf)
     chosen = scaled.gather(-1, true.to(scaled.device)[..., None]).squeeze(-1)
     return chosen.double() - scaled.logsumexp(-1).double()
-
-
-def _check(draws: Sequence[Any], temperature: float, top_k: int | None) -> None:
-    if not draws or min(draws) < 1:
-        raise InputError(f"got draws {list(draws)}; need numbers from 1 on, (1, 10, 100) for example")
-    if not 0 < temperature < float("inf"):
-        raise InputError(
-            f"got temperature {temperature}; need a number above 0, 1 to sample from the model's own distribution: "
-            "greedy decoding is what `score` measures"
-        )
-    if top_k is not None and top_k < 1:
-        raise InputError(f"got top_k {top_k}; need at least 1 token to sample from, or None for all")

@@ -120,7 +120,7 @@ def test_near_duplicates_of_one_target_are_summed_up(tiny_model, known):
 
 
 def test_bad_input_is_refused(tiny_model, known):
-    with pytest.raises(InputError, match="got draws 0"):
+    with pytest.raises(InputError, match="got 0 as draws"):
         perturbed_prefix_attack(tiny_model, known, draws=0)
     for lengths in ([0], [LENGTH], [3, 3], []):
         with pytest.raises(InputError, match=f"need different numbers from 1 to {LENGTH - 1}"):

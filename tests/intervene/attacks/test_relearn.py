@@ -95,7 +95,7 @@ def test_text_that_would_teach_the_targets_is_refused(tiny_model, sets):
 
 
 def test_bad_settings_are_refused(tiny_model, sets):
-    with pytest.raises(InputError, match="got every 0; need at least 1 step"):
+    with pytest.raises(InputError, match="got 0 as every; need a whole number of at least 1"):
         relearning_attack(tiny_model, *sets, every=0)
     with pytest.raises(InputError, match="'relearning' does not use max_norm"):
         relearning_attack(tiny_model, *sets, training=Training(max_norm=1.0))
