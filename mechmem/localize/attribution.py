@@ -114,8 +114,6 @@ def _points(method: str, steps: int | None) -> tuple[list[float], dict[str, obje
         check_used(method, (), {"steps": steps})
         return [0.0], {"approximation": method}
     count = STEPS if steps is None else steps
-    if count < 1:
-        raise InputError(f"got {count} steps; need 1 or more")
     return [(step + 0.5) / count for step in range(count)], {"approximation": method, "steps": count}
 
 

@@ -126,7 +126,7 @@ def test_what_gives_no_gradient_is_refused(tiny_model, pairs):
         ({"metric": lambda s: s.clean[:, 0].float()}, "has no gradient; need a smooth function"),
         ({"site": "nowhere"}, "got site 'nowhere'"),
         ({"steps": 3}, "method 'gradient' does not use steps"),
-        ({"site": "mlp_post", "groups": 0}, "got groups 0"),
+        ({"site": "mlp_post", "groups": 0}, "got 0 as groups"),
     ]
     for arguments, sentence in cases:
         with pytest.raises(InputError, match=sentence):
