@@ -45,6 +45,7 @@ RUN: dict[str, Callable[[Any, Any], Any]] = {
     "ablate_heads": lambda _, model: mm.ablate_heads(model, P),
     "ablate_layers": lambda _, model: mm.ablate_layers(model, P),
     "activation_gradients": lambda _, model: mm.activation_gradients(model, P),
+    "capture": lambda _, model: mm.capture(model, P, "resid_post"),
     "contrastive_gradients": lambda _, model: mm.contrastive_gradients(model, P[:3], P[3:]),
     "evaluate": lambda plain, model: mm.evaluate(plain, model, {"targets": P}, draws=20),
     "kl": lambda plain, model: mm.kl(plain, model, P),

@@ -1,4 +1,4 @@
-"""Results as netCDF files: the only place that reads or writes them."""
+"""Results as netCDF files: the only place that reads or writes them, with `netcdf_parts`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def save_netcdf(result: xr.Dataset | xr.DataArray, path: str | Path) -> None:
     """
     dataset = _as_dataset(result)
     # Written in memory: HDF5 crashes while it closes a file on a full disk.
-    data = bytes(_storable(dataset).to_netcdf(engine="h5netcdf"))
+    data = bytes(storable(dataset).to_netcdf(engine="h5netcdf"))
     data += SEAL % hashlib.sha256(data).hexdigest().encode()
     with replacing(path, size=len(data)) as temporary:
         temporary.write_bytes(data)
@@ -62,7 +62,7 @@ def load_netcdf(path: str | Path, need: Collection[str] = ()) -> xr.Dataset:
     try:
         _check_sizes(path)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
-            dataset = _restored(opened.load())
+            dataset = restored(opened.load())
     except InputError:
         raise
     # HDF5, h5netcdf and xarray answer damage with nearly every exception there is.
@@ -133,7 +133,7 @@ def _as_dataset(result: xr.Dataset | xr.DataArray) -> xr.Dataset:
     return result.to_dataset(name=UNNAMED if result.name is None else result.name)
 
 
-def _storable(dataset: xr.Dataset) -> xr.Dataset:
+def storable(dataset: xr.Dataset) -> xr.Dataset:
     """With text that netCDF can hold; a variable or attribute that had to be escaped is marked."""
     changed = dataset.copy()
     for name, variable in dataset.variables.items():
@@ -165,7 +165,8 @@ def _escaped_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: _escape(attrs[name]) for name in unfit} | ({ESCAPED_ATTRS: unfit} if unfit else {})
 
 
-def _restored(dataset: xr.Dataset) -> xr.Dataset:
+def restored(dataset: xr.Dataset) -> xr.Dataset:
+    """With the text that `storable` was given."""
     changed = dataset.copy()
     for name, variable in dataset.variables.items():
         if ESCAPED in variable.attrs:

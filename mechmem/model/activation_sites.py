@@ -11,8 +11,25 @@ from mechmem.data.errors import InputError
 from mechmem.model.lean.trace import HOOKS, NEURON_SITES
 
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post"]
+# Those, and what can be read but not patched: scores before the softmax, and what each head writes.
+CaptureSite = Literal[Site, "scores", "result"]
+READ_ONLY = {"scores": "attn.hook_attn_scores", "result": "attn.hook_result"}
 # TransformerLens' names: the whole hook point of a layer (attn.hook_z) and its last part (hook_z).
-ALIASES = {alias: site for site, hook in HOOKS.items() for alias in (hook, hook.rsplit(".", 1)[-1])}
+ALIASES = {alias: site for site, hook in (HOOKS | READ_ONLY).items() for alias in (hook, hook.rsplit(".", 1)[-1])}
+
+
+def capture_site_of(model: HookedTransformer, site: str) -> CaptureSite:
+    """As `site_of`, of the sites that `capture` reads.
+
+    Raises:
+        InputError: as `site_of`.
+    """
+    name = ALIASES.get(site, site)
+    read_only: dict[str, CaptureSite] = {"scores": "scores", "result": "result"}
+    if name in read_only:
+        return read_only[name]
+    check_choice("site", name, CaptureSite)
+    return site_of(model, name)
 
 
 def site_of(model: HookedTransformer, site: str) -> Site:

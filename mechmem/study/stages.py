@@ -24,6 +24,7 @@ from mechmem.measure.scores import memorized_other
 from mechmem.measure.tolerance import CALIBRATION
 from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.model.load import HookedTransformer
+from mechmem.model.token_text import token_texts
 from mechmem.study.folder import SETS, StudyFolder
 
 
@@ -197,7 +198,7 @@ def attention_views(
             xr.Dataset(
                 {
                     "pattern": (("view", "head_slot", "query_pos", "key_pos"), patterns.numpy().astype(np.float32)),
-                    "token": (("view", "query_pos"), np.array(_token_texts(study.model, chosen.tokens), dtype=object)),
+                    "token": (("view", "query_pos"), token_texts(study.model.tokenizer, chosen.tokens)),
                     "layer": (("view", "head_slot"), np.tile([layer for layer, _ in pairs], (count, 1))),
                     "head": (("view", "head_slot"), np.tile([head for _, head in pairs], (count, 1))),
                     "paragraph_id": (("view",), chosen.ids),
@@ -222,12 +223,6 @@ def _texts(model: HookedTransformer, tokens: torch.Tensor) -> list[str]:
     """Each row as text; as numbers where the model has no tokenizer."""
     decode = str if model.tokenizer is None else model.tokenizer.decode
     return [str(decode(ids)) for ids in tokens.tolist()]
-
-
-def _token_texts(model: HookedTransformer, tokens: torch.Tensor) -> list[list[str]]:
-    if model.tokenizer is None:
-        return [[str(token) for token in row] for row in tokens.tolist()]
-    return [[str(model.tokenizer.decode([token])) for token in row] for row in tokens.tolist()]
 
 
 def _set_axis(names: tuple[str, ...]) -> xr.DataArray:

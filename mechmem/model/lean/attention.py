@@ -31,6 +31,11 @@ class Heads:
     seen: Bool[Tensor, "query_pos key_pos"]
     scale: float
 
+    def scores(self) -> Float[Tensor, "paragraph head query_pos key_pos"]:
+        """Attention scores, at least float32; minus infinity where a query does not see a key."""
+        flat = attention_scores(self.query.flatten(0, 1), self.key.flatten(0, 1), self.seen, self.scale)
+        return flat.unflatten(0, self.query.shape[:2])
+
     def pattern(self) -> Float[Tensor, "paragraph head query_pos key_pos"]:
         """Attention weights, at least float32."""
         flat = attention_pattern(self.query.flatten(0, 1), self.key.flatten(0, 1), self.seen, self.scale)
@@ -47,13 +52,23 @@ def attention_pattern(
     seen: Bool[Tensor, "*row query_pos key_pos"],
     scale: float,
 ) -> Float[Tensor, "row query_pos key_pos"]:
-    """Softmax over the keys that each query sees; gradients flow.
+    """Softmax over the keys that each query sees; gradients flow."""
+    return attention_scores(query, key, seen, scale).softmax(-1)
+
+
+def attention_scores(
+    query: Float[Tensor, "row query_pos d_head"],
+    key: Float[Tensor, "row key_pos d_head"],
+    seen: Bool[Tensor, "*row query_pos key_pos"],
+    scale: float,
+) -> Float[Tensor, "row query_pos key_pos"]:
+    """Scaled products of queries and keys, minus infinity where a query does not see a key; gradients flow.
 
     Sixteen-bit queries and keys are raised to float32 first, as transformers does: their products can pass 65,504.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     hidden = torch.zeros(seen.shape, dtype=wide, device=seen.device).masked_fill_(~seen, -torch.inf)
-    return torch.baddbmm(hidden, query.to(wide), key.to(wide).mT, alpha=scale).softmax(-1)
+    return torch.baddbmm(hidden, query.to(wide), key.to(wide).mT, alpha=scale)
 
 
 def attend(

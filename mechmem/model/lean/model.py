@@ -111,6 +111,11 @@ class LeanModel(Layers):
         self._unembedding_bias = bias if bool(bias.any()) else None
         self.layers = [layer_weights(model, number).to(self.dtype) for number in range(cfg.n_layers)]
 
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are rotated by their positions."""
+        return self._rotary is not None
+
     @torch.no_grad()
     def forward(
         self,

@@ -1,0 +1,67 @@
+"""A netCDF file that is written part by part, for results larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import numpy as np
+import xarray as xr
+
+from mechmem.data.files import replacing
+from mechmem.data.netcdf import restored, storable
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A variable before it has values.
+
+    Attributes:
+        dims: its dimensions.
+        shape: their sizes.
+        dtype: of its numbers.
+        attrs: its attributes.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    attrs: Mapping[str, str]
+
+
+@contextmanager
+def netcdf_in_parts(
+    path: str | Path, skeleton: xr.Dataset, variables: Mapping[str, Declared]
+) -> Iterator[Mapping[str, Any]]:
+    """Write a file that appears at `path`, whole, when the block ends without an error.
+
+    It carries no checksum: that would mean to read all of it again.
+
+    Args:
+        path: the file.
+        skeleton: the coordinates and attributes.
+        variables: what is written in the block.
+
+    Yields:
+        name -> what takes parts: `yielded["z"][0:8, 2] = values`.
+    """
+    with replacing(path) as temporary:
+        storable(skeleton).to_netcdf(temporary, engine="h5netcdf")
+        with h5netcdf.File(temporary, "a") as file:
+            opened = {}
+            for name, declared in variables.items():
+                for dim, size in zip(declared.dims, declared.shape, strict=True):
+                    if dim not in file.dimensions:
+                        file.dimensions[dim] = size
+                opened[name] = file.create_variable(name, declared.dims, declared.dtype)
+                opened[name].attrs.update(declared.attrs)
+            yield opened
+
+
+def open_netcdf(path: str | Path) -> xr.Dataset:
+    """Open a file whose arrays are read where they are looked at; close it, or use it as a context manager."""
+    return restored(xr.open_dataset(path, engine="h5netcdf"))
