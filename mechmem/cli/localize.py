@@ -85,10 +85,10 @@ def localize(
                 progress=lambda done, total: progress(f"localizing by {method}", done, total),
             )
         top = top_neurons(scores, fraction)
-        target = out / f"neurons-{method}.nc"
-        save_netcdf(scores, target)
-        mask = out / f"neurons-{method}-mask.safetensors"
-        Mask.neurons(study.model, top).save(mask)
+        target, mask = out / f"neurons-{method}.nc", out / f"neurons-{method}-mask.safetensors"
+        with study.writing(target.name, mask.name):
+            save_netcdf(scores, target)
+            Mask.neurons(study.model, top).save(mask)
         table = Table("neuron", "score", title=f"{len(chosen)} paragraphs, by {method}")
         for layer, neuron in top[:10]:
             table.add_row(f"L{layer} N{neuron}", f"{float(scores[layer, neuron]):.3g}")

@@ -27,10 +27,10 @@ _holders: dict[Path, tuple[int, int]] = {}
 def only_writer(folder: str | Path) -> Iterator[None]:
     """Be the only one who writes in a folder, among all processes and threads of this machine, during the block.
 
-    The folder is made if it is missing; if it is still empty at the end, it is removed again. The lock is a file
-    `.mechmem.lock` in it, which says who holds it and is gone afterwards; a process that is killed leaves the file
-    and not the lock. A thread that holds a folder may enter again. On a network file system the lock is as good as
-    that system's `flock`.
+    The folder is made if it is missing; where nothing was written it is removed again, with the folders above it that
+    were missing. The lock is a file `.mechmem.lock` in it, which says who holds it and is gone afterwards; a process
+    that is killed leaves the file and not the lock. A thread that holds a folder may enter again. On a network file
+    system the lock is as good as that system's `flock`.
 
     Raises:
         InputError: another process or thread works in the folder, the sentence says which since when; or the folder
@@ -42,7 +42,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     if _holders.get(key) == me:
         yield
         return
-    new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     lock = _acquired(folder)
     _holders[key] = me
     try:
@@ -53,9 +53,9 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         with suppress(OSError):
             (folder / LOCK_NAME).unlink(missing_ok=True)
         lock.release()
-        if new:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for place in new:
+                place.rmdir()
 
 
 def _acquired(folder: Path) -> FileLock:

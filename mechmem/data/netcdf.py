@@ -47,33 +47,32 @@ def save_netcdf(result: xr.Dataset | xr.DataArray, path: str | Path) -> None:
         temporary.write_bytes(data)
 
 
-def load_netcdf(path: str | Path, need: Collection[str] = ()) -> xr.Dataset:
+def load_netcdf(path: str | Path, need: Collection[str] = (), *, advice: str = "write it again") -> xr.Dataset:
     """Read a result that `save_netcdf` wrote, into memory.
 
     Args:
         path: the file.
         need: variables that it must have.
+        advice: what to do with a file that cannot be used, for the end of the sentence.
 
     Raises:
         InputError: no such file, one that is damaged or no netCDF file, or one without a variable that is needed.
     """
     path = Path(path)
-    check_seal(path)
+    _check_seal(path, advice)
     try:
-        _check_sizes(path)
+        _check_sizes(path, advice)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = restored(opened.load())
     except InputError:
         raise
     # HDF5, h5netcdf and xarray answer damage with nearly every exception there is.
     except Exception as error:
-        raise InputError(
-            f"{path}: not a readable netCDF file ({type(error).__name__}: {error}); write it again"
-        ) from error
+        raise InputError(f"{path}: not a readable netCDF file ({type(error).__name__}: {error}); {advice}") from error
     missing = sorted(set(need) - set(dataset.variables))
     if missing:
         held = ", ".join(map(str, dataset.variables)) or "nothing"
-        raise InputError(f"{path}: holds {held}; need {', '.join(missing)} as well: write it again")
+        raise InputError(f"{path}: holds {held}; need {', '.join(missing)} as well: {advice}")
     return dataset
 
 
@@ -90,7 +89,7 @@ def load_netcdf_array(path: str | Path) -> xr.DataArray:
     return dataset[name].rename(None if name == UNNAMED else name)
 
 
-def check_seal(path: Path) -> None:
+def _check_seal(path: Path, advice: str) -> None:
     """Refuse a file whose content is not what was written, without opening it as netCDF.
 
     A file of another program has no checksum, and passes.
@@ -104,10 +103,10 @@ def check_seal(path: Path) -> None:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); need a netCDF file") from error
     sealed = SEALED.search(data, max(0, len(data) - 128))
     if sealed and hashlib.sha256(memoryview(data)[: sealed.start()]).hexdigest() != sealed[1].decode():
-        raise InputError(f"{path}: was damaged or changed after it was written; write it again")
+        raise InputError(f"{path}: was damaged or changed after it was written; {advice}")
 
 
-def _check_sizes(path: Path) -> None:
+def _check_sizes(path: Path, advice: str) -> None:
     """Refuse a file that names more numbers than it can hold: reading would fill the memory.
 
     Arrays are written whole and not compressed, so none is larger than the file.
@@ -121,7 +120,7 @@ def _check_sizes(path: Path) -> None:
                 # A netCDF dimension without values of its own is an array that is never written or read.
                 if length > size and "netCDF dimension" not in str(entry.attrs.get("NAME", "")):
                     raise InputError(
-                        f"{path}: is damaged: '{name}' has {length:,} bytes in a file of {size:,}; write it again"
+                        f"{path}: is damaged: '{name}' has {length:,} bytes in a file of {size:,}; {advice}"
                     )
 
         file.visititems(check)

@@ -1,6 +1,5 @@
 """What a study folder holds, read once; a file that is not there yet is None."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,11 @@ import numpy as np
 import xarray as xr
 
 from mechmem.data.errors import InputError
-from mechmem.data.netcdf import load_netcdf
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.stored_json import read_object
+from mechmem.report.study_contents import SCORES, read_paragraphs, read_result
+
+RESTORE = "restore the file, or run the study again in a new folder"
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,14 @@ def read_study(folder: str | Path) -> StudyFiles:
         raise InputError(f"{folder}: no such folder; need a study folder: write one with `mechmem run --out {folder}`")
     study = StudyFiles(
         manifest=_read_manifest(folder / "study.json"),
-        paragraphs=Paragraphs.load(path) if (path := folder / "paragraphs.parquet").is_file() else None,
-        gradients=_read_dataset(folder / "gradients.nc"),
-        heads=_read_dataset(folder / "heads.nc"),
-        rare=_read_dataset(folder / "rare.nc"),
-        attention=_read_dataset(folder / "attention.nc"),
-        patching=_read_dataset(folder / "patching.nc"),
-        unlearned=_read_dataset(folder / "unlearn.nc"),
-        attacks=_read_dataset(folder / "attacks.nc"),
+        paragraphs=read_paragraphs(folder) if (folder / SCORES).is_file() else None,
+        gradients=_result(folder, "gradients.nc"),
+        heads=_result(folder, "heads.nc"),
+        rare=_result(folder, "rare.nc"),
+        attention=_result(folder, "attention.nc"),
+        patching=_result(folder, "patching.nc"),
+        unlearned=_result(folder, "unlearn.nc"),
+        attacks=_result(folder, "attacks.nc"),
     )
     if all(value is None for value in vars(study).values()):
         raise InputError(f"{folder}: holds no study; need study.json, paragraphs.parquet or a stage's .nc file in it")
@@ -82,18 +84,8 @@ def read_study(folder: str | Path) -> StudyFiles:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); run the study again or restore the file") from error
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path}: holds a {type(manifest).__name__}; need a JSON object with 'model' and 'settings'")
-    return manifest
+    return read_object(path, advice=RESTORE) if path.is_file() else None
 
 
-def _read_dataset(path: Path) -> xr.Dataset | None:
-    if not path.is_file():
-        return None
-    return load_netcdf(path)
+def _result(folder: Path, name: str) -> xr.Dataset | None:
+    return read_result(folder, name) if (folder / name).is_file() else None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mechmem.data.folder_lock import only_writer
 from mechmem.report.page import Card, Page, write_page
 from mechmem.report.sections.attention import attention_section
 from mechmem.report.sections.memorized import memorized_section, paragraph_counts
@@ -33,10 +34,18 @@ def write_report(study_folder: str | Path) -> Path:
     A stage whose file is missing gets a sentence that says so. The page is one file and loads nothing.
 
     Raises:
-        InputError: there is no such folder, it holds no study, or a file of it cannot be read.
+        InputError: there is no such folder, it holds no study, a file of it cannot be read or was damaged or changed
+            after it was written, or another process works in the folder.
     """
     folder = Path(study_folder)
     study = read_study(folder)
+    page = study_page(study)
+    with only_writer(folder):
+        return write_page(folder / "report.html", page)
+
+
+def study_page(study: StudyFiles) -> Page:
+    """The page of what a study has written so far."""
     sections = [
         build(study) for build in (memorized_section, where_section, attention_section, removal_section, run_section)
     ]
@@ -46,8 +55,7 @@ def write_report(study_folder: str | Path) -> Path:
         "Which paragraphs the model reproduces, which heads and weights they depend on, and what unlearning them "
         "costs. Each section asks a question, answers it with numbers and shows the data behind the answer."
     )
-    page = Page(f"What {model} memorized", lead, _facts(study), summary_cards(study), sections, TERMS)
-    return write_page(folder / "report.html", page)
+    return Page(f"What {model} memorized", lead, _facts(study), summary_cards(study), sections, TERMS)
 
 
 def summary_cards(study: StudyFiles) -> list[Card]:

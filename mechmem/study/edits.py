@@ -32,6 +32,7 @@ from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.model.export import check_exportable, export
 from mechmem.model.load import HookedTransformer
+from mechmem.study.damage import OF_MAKING
 from mechmem.study.edit_settings import EditSettings
 from mechmem.study.folder import StudyFolder
 from mechmem.study.saved_edit import SavedEdit
@@ -65,6 +66,14 @@ def make_edit(
         InputError: the folder holds an edit, or an interrupted one and `resume` was not asked for or with other
             settings; or what the method itself refuses.
     """
+    edit_folder(study, name)
+    with study.writing(*(f"edits/{name}/{file}" for file in OF_MAKING)):
+        return _made_edit(study, name, settings, resume=resume, progress=progress)
+
+
+def _made_edit(
+    study: StudyFolder, name: str, settings: EditSettings, *, resume: bool, progress: ProgressLike
+) -> xr.Dataset:
     folder = edit_folder(study, name)
     settings = _with_known_rate(study, settings)
     _check_free(folder, settings, resume)
@@ -131,6 +140,11 @@ def evaluate_edit(study: StudyFolder, name: str, *, progress: ProgressLike = Non
         InputError: there is no such edit, or it is of other weights.
     """
     saved = saved_edit(study, name)
+    with study.writing(f"edits/{name}/costs.nc"):
+        return _evaluated(study, saved, progress)
+
+
+def _evaluated(study: StudyFolder, saved: SavedEdit, progress: ProgressLike) -> xr.Dataset:
     sets, _ = evaluation_sets(study)
     own = {TARGETS: saved.targets} | {label: chosen for label, chosen in sets.items() if label != TARGETS}
     costs = evaluate(
@@ -157,6 +171,11 @@ def attack_edit(study: StudyFolder, name: str, *, progress: ProgressLike = None)
         raise InputError(f"{name}: is an edit that added paragraphs; attacks need one that removed or rewrote some")
     if HELD_OUT not in sets:
         raise InputError(f"{study.folder}: all memorized paragraphs are targets; attacks need others: scan more text")
+    with study.writing(f"edits/{name}/attacks.nc"):
+        return _attacked(study, saved, sets, progress)
+
+
+def _attacked(study: StudyFolder, saved: SavedEdit, sets: dict[str, Paragraphs], progress: ProgressLike) -> xr.Dataset:
     settings = study.settings
     found = attack(
         study.model,

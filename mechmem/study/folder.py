@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,15 @@ import pandas as pd
 import xarray as xr
 
 from mechmem.data.assets import bundled_paragraphs
+from mechmem.data.checksums import writing
 from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
-from mechmem.data.netcdf import load_netcdf, save_netcdf
+from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.baseline import Baseline
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
+from mechmem.report.study_contents import read_paragraphs, read_result
 from mechmem.study.manifest import settings_of
 from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.settings import StudySettings
@@ -34,11 +37,15 @@ class Results(Mapping[str, xr.Dataset]):
         self._folder = folder
 
     def __getitem__(self, name: str) -> xr.Dataset:
-        """One result, in memory."""
-        path = self._folder / f"{name}.nc"
-        if not path.is_file():
+        """One result, in memory.
+
+        Raises:
+            KeyError: the study has no result of this name.
+            InputError: it is damaged, or not what its stage writes; the sentence names the stage to run again.
+        """
+        if name not in list(self):
             raise KeyError(f"{name}: the study has {', '.join(self) or 'no result yet'}")
-        return load_netcdf(path)
+        return read_result(self._folder, f"{name}.nc")
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.stem for path in self._folder.glob("*.nc")))
@@ -83,7 +90,7 @@ class StudyFolder:
     @cached_property
     def paragraphs(self) -> Paragraphs:
         """The scored paragraphs."""
-        return Paragraphs.load(self.folder / "paragraphs.parquet")
+        return read_paragraphs(self.folder)
 
     @property
     def results(self) -> Results:
@@ -125,8 +132,13 @@ class StudyFolder:
         return self.paragraphs.select(np.sort(members[order[:count]]))
 
     def save(self, result: xr.Dataset, name: str) -> None:
-        """Write one result, whole or not at all."""
-        save_netcdf(result, self.folder / name)
+        """Write one result, whole or not at all, and record its checksum."""
+        with self.writing(name):
+            save_netcdf(result, self.folder / name)
+
+    def writing(self, *names: str) -> AbstractContextManager[None]:
+        """Be the folder's only writer in a block, and record the checksums of the files that it writes there."""
+        return writing(self.folder, *names)
 
 
 def open_study(folder: str | Path, *, device: str | None = None) -> StudyFolder:

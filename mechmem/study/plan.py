@@ -19,6 +19,7 @@ class Stage:
         name: what the user calls it.
         title: what it does, for the progress display.
         file: what it writes last; where this file is, the stage is done.
+        also: what it writes before.
         after: the stages whose files it reads.
         needs: what the paragraphs must hold: nothing; "sets", two clusters each of memorized and of other ones; or
             "held-out", memorized ones that are no targets besides.
@@ -27,15 +28,23 @@ class Stage:
     name: str
     title: str
     file: str
+    also: tuple[str, ...] = ()
     after: tuple[str, ...] = ("scan",)
     needs: str = "sets"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that it writes, beside its part of the edits."""
+        return (*self.also, self.file)
 
 
 STAGES = (
     Stage("scan", "scoring paragraphs", "paragraphs.parquet", after=(), needs="nothing"),
     Stage("gradients", "computing parameter gradients", "gradients.nc"),
     Stage("heads", "ablating heads", "heads.nc"),
-    Stage("attention", "measuring attention to rare tokens", "rare.nc", after=("scan", "heads")),
+    Stage(
+        "attention", "measuring attention to rare tokens", "rare.nc", also=("attention.nc",), after=("scan", "heads")
+    ),
     Stage("patch", "patching activations", "patching.nc"),
     Stage("unlearn", "unlearning", "unlearn.nc"),
     Stage("attack", "attacking the edits", "attacks.nc", after=("scan", "unlearn"), needs="held-out"),

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from mechmem.data.errors import InputError
-from mechmem.data.files import remove_partials
+from mechmem.data.files import foreign_entries
+from mechmem.data.folder_lock import only_writer
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.data.source_digest import source_digest
 from mechmem.model.load import provenance
 from mechmem.report.study_report import write_report
 from mechmem.study.config import described
+from mechmem.study.damage import prepare
 from mechmem.study.edits import cannot_export
 from mechmem.study.folder import StudyFolder
 from mechmem.study.manifest import (
@@ -73,7 +75,9 @@ def run_study(
     """Run a stage of a study, by default the report, and those it needs that the folder lacks; return the manifest.
 
     A stage is done when its file is there, and files are written whole or not at all: after a kill at any point the
-    same call does the missing stages and ends with the same numbers. The report is written anew whenever a stage ran.
+    same call does the missing stages and ends with the same numbers. A stage whose file was damaged or changed after it
+    was written (its checksum is in `SHA256SUMS`) runs again. The report is written anew whenever a stage ran. One
+    process at a time works in a folder.
 
     Args:
         folder: made if missing. Holds `study.json`, `paragraphs.parquet`, one `.nc` for each stage, `edits/`,
@@ -91,27 +95,54 @@ def run_study(
         the first edit, was left out.
 
     Raises:
-        InputError: the folder holds another study or other files, the stage is unknown, or the model or the corpus
-            cannot be used.
+        InputError: the folder holds another study or other files, another process works in it, it cannot be written,
+            the disk is full, the stage is unknown, or the model or the corpus cannot be used.
     """
     required(until)
     folder = Path(folder)
-    if folder.is_dir():
-        remove_partials(folder)
+    call = as_callback(progress, "run_study")
+    manifest = _manifest(folder, settings)
+    if manifest is not None and not missing_stages(folder, manifest, until):
+        # Nothing is written, so a study can be read where nobody may write.
+        return _go_on(StudyFolder(folder, manifest_settings(manifest), device), manifest, until)
+    with only_writer(folder):
+        # Another process may have ended meanwhile.
+        manifest = _manifest(folder, settings)
+        known = settings if manifest is None or settings is not None else manifest_settings(manifest)
+        study = StudyFolder(folder, known or StudySettings(), device)
+        manifest = _begin(study) if manifest is None else _go_on(study, manifest, until)
+        _run_missing(study, manifest, until, call, watch)
+    return manifest
+
+
+def _manifest(folder: Path, settings: StudySettings | None) -> dict[str, Any] | None:
+    """The manifest of a study with these settings; None for a new or empty folder, which is left as it is."""
     manifest = read_manifest(folder)
-    if settings is None:
-        settings = StudySettings() if manifest is None else manifest_settings(manifest)
-    if manifest is not None:
+    if manifest is not None and settings is not None:
         check_same_settings(folder, manifest, settings)
-    study = StudyFolder(folder, settings, device)
-    manifest = _begin(study) if manifest is None else _go_on(study, manifest, until)
-    reporter = _Reporter(study, manifest, until, as_callback(progress, "run_study"), watch)
-    missing = missing_stages(folder, manifest, until)
+    if manifest is None and folder.is_dir() and (found := foreign_entries(folder)):
+        raise InputError(
+            f"{folder}: is not empty and holds no {MANIFEST} (it holds {found[0].name}); choose a new or empty folder "
+            "with --out"
+        )
+    return manifest
+
+
+def _run_missing(
+    study: StudyFolder,
+    manifest: dict[str, Any],
+    until: str,
+    progress: Callable[[int, int], None] | None,
+    watch: Watch | None,
+) -> None:
+    reporter = _Reporter(study, manifest, until, progress, watch)
+    missing = missing_stages(study.folder, manifest, until)
+    for stage, files in prepare(study.folder, study.settings, missing).items():
+        reporter.say(stage, f"computing it again, since {', '.join(files)} was damaged or changed after it was written")
     if any(stage.name == "unlearn" for stage in missing):
         _say_what_cannot_be_exported(study, manifest, reporter)
     for stage in missing:
         _run_stage(study, stage, manifest, reporter)
-    return manifest
 
 
 def _say_what_cannot_be_exported(study: StudyFolder, manifest: dict[str, Any], reporter: _Reporter) -> None:
@@ -201,9 +232,6 @@ class _Reporter:
 
 def _begin(study: StudyFolder) -> dict[str, Any]:
     """A new manifest in a new or empty folder."""
-    folder = study.folder
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: is not empty and holds no {MANIFEST}; choose a new or empty folder with --out")
     # Read before anything is written: a corpus that cannot be used leaves no folder behind.
     paragraphs = len(study.unscored)
     corpus = study.settings.corpus
@@ -226,7 +254,7 @@ def _begin(study: StudyFolder) -> dict[str, Any]:
         "created": now(),
         "finished": None,
     }
-    write_manifest(folder, manifest)
+    write_manifest(study.folder, manifest)
     return manifest
 
 

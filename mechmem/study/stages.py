@@ -62,7 +62,8 @@ def scan_stage(study: StudyFolder) -> str:
         continuation_text=continuations,
         greedy_text=greedy.tolist(),
     )
-    scored.save(study.folder / "paragraphs.parquet")
+    with study.writing("paragraphs.parquet"):
+        scored.save(study.folder / "paragraphs.parquet")
     return f"{memorized.sum():,} of {len(paragraphs):,} paragraphs reproduced exactly"
 
 

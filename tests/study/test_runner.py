@@ -34,7 +34,7 @@ SMALL = StudySettings(
 def test_a_study_writes_what_the_design_says(small_study):
     folder = small_study.folder
     names = {path.name for path in folder.iterdir()}
-    assert names == {"study.json", "paragraphs.parquet", "edited", "edits", "report.html", *NUMBERS}
+    assert names == {"study.json", "paragraphs.parquet", "edited", "edits", "report.html", "SHA256SUMS", *NUMBERS}
     manifest = json.loads((folder / "study.json").read_text())
     assert settings_of(folder) == SMALL
     assert list(manifest["timings"]) == list(NAMES) == list(manifest["findings"]) and manifest["finished"]
@@ -164,7 +164,7 @@ def test_what_a_killed_writer_left_is_swept_and_does_not_block(tmp_path):
     (folder / ".mechmem-fedcba9876543210fedcba9876543210.partial").mkdir(parents=True)
     (folder / ".mechmem-0123456789abcdef0123456789abcdef.partial.json").write_text("{")
     run_study(folder, replace(SMALL, limit=20), until="scan")
-    assert {path.name for path in folder.iterdir()} == {"study.json", "paragraphs.parquet"}
+    assert {path.name for path in folder.iterdir()} == {"study.json", "paragraphs.parquet", "SHA256SUMS"}
 
 
 def test_another_study_is_not_mixed_in(small_study, tmp_path):
@@ -245,7 +245,7 @@ def test_another_family_without_a_tokenizer_goes_through_every_stage_but_export(
     assert "will not be exported: the model's family is GPTNeoXForCausalLM; need GPTNeo" in news[0].finding
     assert list(manifest["skipped"]) == ["export"] and manifest["skipped"]["export"] in news[0].finding
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {"study.json", "paragraphs.parquet", "edits", "report.html", *NUMBERS}
+    assert names == {"study.json", "paragraphs.parquet", "edits", "report.html", "SHA256SUMS", *NUMBERS}
     result = xr.load_dataset(tmp_path / "s" / "unlearn.nc", engine="h5netcdf")
     assert float(result.em.sel(edit="original", set="targets")) == 50.0
 

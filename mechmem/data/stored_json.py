@@ -1,0 +1,65 @@
+"""JSON objects that mechmem stored itself, and that anybody may have changed since."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mechmem.data.errors import InputError
+
+LARGEST = 64 << 20
+# Ours have five levels. Python's own parser and writer give up, with a traceback, at about a thousand.
+DEEPEST = 50
+
+
+def read_object(path: Path, *, advice: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: an existing file.
+        advice: what to do if it cannot be used, for the end of the sentence.
+
+    Raises:
+        InputError: it cannot be read, is too large, is no JSON or none with an object on top, or is nested too deeply.
+    """
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise InputError(f"{path}: has {size:,} bytes; need at most {LARGEST:,}: {advice}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply; {advice}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); {advice}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds a {type(found).__name__}; need a JSON object: {advice}")
+    if _is_deeper(found, DEEPEST):
+        raise InputError(f"{path}: is nested too deeply; {advice}")
+    return found
+
+
+def check_types(values: dict[str, Any], types: dict[str, type | tuple[type, ...]], place: Path, *, advice: str) -> None:
+    """Refuse an object without one of these names, or with a value of another type under it.
+
+    Raises:
+        InputError: the first such name.
+    """
+    for name, kinds in types.items():
+        if name not in values:
+            raise InputError(f"{place}: has no '{name}'; {advice}")
+        if not isinstance(values[name], kinds) or (isinstance(values[name], bool) and kinds is not bool):
+            raise InputError(f"{place}: '{name}' is a {type(values[name]).__name__}; {advice}")
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [
+            item
+            for one in level
+            if isinstance(one, dict | list)
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(one, dict | list) for one in level)
