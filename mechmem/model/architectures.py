@@ -225,4 +225,5 @@ def _without_storage(config: PreTrainedConfig) -> torch.nn.Module:
     settings = config.to_dict()
     settings.pop(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(type(config).from_dict({**settings, **changed}))
+        one = type(config).from_dict({**settings, **changed})
+        return AutoModelForCausalLM.from_config(one, attn_implementation="eager")

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import xarray as xr
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from mechmem.data.assets import PARAGRAPHS_FILE
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.model.architectures import Converter
-from mechmem.model.checkpoint import find_folder, read_config
+from mechmem.model.architectures import ARCHITECTURES, Converter
+from mechmem.model.config_file import read_config
+from mechmem.model.devices import check_device
+from mechmem.model.hub import find_folder
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.model.sample_text import TEXT
+from mechmem.model.stored_tensors import stored_tensors
 from mechmem.model.vocabulary import vocabulary
 
 # Largest difference that rounding in float32 explains. A gradient's is relative to the largest gradient.
@@ -58,16 +62,16 @@ def check_model(
     Raises:
         InputError: whatever `load_model` refuses, fewer than two tokens, or ids beyond the vocabulary.
     """
+    check_device(device)
     folder = find_folder(str(name))
     model = load_model(name, device=device)
     stream, origin = _stream(str(name), model, tokens)
     texts = {text: _cut(stream, rows, min(length, model.cfg.n_ctx)) for text, (rows, length) in SIZES.items()}
-    reference = _reference(folder, str(model.cfg.device))
+    config = read_config(folder, stored_tensors(folder))
+    reference = _reference(folder, config, str(model.cfg.device))
     rows: dict[str, list[dict[str, float]]] = {"raw": [_compare(model, reference, ids) for ids in texts.values()]}
     for row, ids in zip(rows["raw"], texts.values(), strict=True):
-        row["gradient_difference"] = _gradient_difference(
-            model, reference, Converter(read_config(folder), model.cfg), ids
-        )
+        row["gradient_difference"] = _gradient_difference(model, reference, Converter(config, model.cfg), ids)
     del model
     with warnings.catch_warnings():
         # The first load has already warned if there is no tokenizer.
@@ -109,11 +113,28 @@ def _cut(stream: Int[Tensor, " stream_pos"], rows: int, length: int) -> Int[Tens
     return stream[: rows * length].view(rows, length)
 
 
-def _reference(folder: Path, device: str) -> torch.nn.Module:
+def _reference(folder: Path, config: transformers.PreTrainedConfig, device: str) -> torch.nn.Module:
+    """Transformers' model of the tensors in the folder, built by transformers itself from a configuration of our own.
+
+    It is not given the folder: from what lies there it would take an adapter's base model, a quantizer, kernels for
+    attention or code. Attention is "eager", plain matrix products.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in {tensor.file for tensor in stored_tensors(folder).values()}:
+        tensors |= load_file(file)
+    kind: Any = getattr(transformers, ARCHITECTURES[config.model_type].causal_class)
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        reference: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        reference = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     finally:
         if shown:
             transformers_logging.enable_progress_bar()

@@ -19,7 +19,7 @@ from mechmem.data.files import replacing
 from mechmem.model.hooks import refuse_hooks
 from mechmem.model.load import HookedTransformer, Provenance
 from mechmem.model.public import public
-from mechmem.model.tokenizer import TOKENIZER_FILES
+from mechmem.model.tokenizer_files import TOKENIZER_FILES
 from mechmem.model.vocabulary import vocabulary
 
 

@@ -22,8 +22,12 @@ from transformers import PreTrainedConfig
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.model.architectures import Converter, hooked_settings
-from mechmem.model.checkpoint import Checkpoint, find_folder, first_line, read_config
+from mechmem.model.checkpoint import Checkpoint, all_finite
+from mechmem.model.config_file import read_config
+from mechmem.model.devices import check_device, check_dtype
 from mechmem.model.folding import fold_input, fold_layer, fold_output
+from mechmem.model.hub import find_folder
+from mechmem.model.stored_tensors import stored_tensors
 from mechmem.model.tokenizer import known_ids, load_tokenizer
 from mechmem.model.vocabulary import exclude_surplus
 
@@ -81,24 +85,26 @@ def load_model(
         A model in evaluation mode; `provenance` tells where it came from.
 
     Raises:
-        InputError: an unknown processing; a device that torch cannot use here; a dtype that is not floating-point; no
-            such folder or hub model, or no network; no or unsupported `config.json`; pickled weights (never opened);
-            damaged, missing, surplus, misshapen, NaN or infinite tensors; a tokenizer that does not fit the
-            vocabulary.
+        InputError: an unknown processing; a device that torch cannot use here; a dtype that is not one of four
+            floating-point ones; no such folder or hub model, or no network; no or unsupported `config.json`; pickled
+            weights (never opened); damaged, missing, surplus, misshapen, NaN or infinite tensors, or weights that the
+            dtype cannot hold; a tokenizer that does not fit the vocabulary.
     """
     check_choice("processing", processing, Processing)
-    _check_device(device)
-    _check_dtype(dtype)
+    check_device(device)
+    check_dtype(dtype)
     if not isinstance(name, str | Path) or not str(name).strip():
         raise InputError(
             f"got {name!r} as name; need 'bundled', a folder or a hub name such as EleutherAI/gpt-neo-125m"
         )
     folder = find_folder(str(name))
-    config = read_config(folder)
+    # What is stored comes first: it bounds what config.json can describe.
+    stored = stored_tensors(folder)
+    config = read_config(folder, stored)
     cfg = _hooked_config(folder, config, processing, device, dtype)
     converter = Converter(config, cfg)
-    checkpoint = Checkpoint(folder, config, converter)
-    tokenizer = load_tokenizer(folder, vocabulary=cfg.d_vocab)
+    checkpoint = Checkpoint(folder, config, converter, stored)
+    tokenizer = load_tokenizer(folder, config, vocabulary=cfg.d_vocab)
     cfg.model_name = Path(name).name  # a hub model's folder is named by its commit
     model = empty_model(cfg)
     _fill(model, _parts(checkpoint, converter, cfg, folded=processing == "folded"))
@@ -122,24 +128,6 @@ def provenance(model: HookedTransformer) -> Provenance:
     if not isinstance(known, Provenance):
         raise InputError("got a model of unknown origin; need one that load_model loaded")
     return known
-
-
-def _check_device(device: str | torch.device | None) -> None:
-    if device is None:
-        return
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError, TypeError) as error:  # AssertionError: torch was built without the device
-        usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise InputError(
-            f"got the device {str(device)!r}, which torch cannot use here ({first_line(error)}); usable are "
-            f"{', '.join(usable)}: choose one of them, or omit device to take a GPU if there is one"
-        ) from None
-
-
-def _check_dtype(dtype: Any) -> None:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"got the dtype {dtype!r}; need a floating-point one: torch.float32, float16 or bfloat16")
 
 
 def _hooked_config(
@@ -198,5 +186,12 @@ def _fill(model: HookedTransformer, parts: Iterator[dict[str, Float[Tensor, " ..
     for part in parts:
         for name, tensor in part.items():
             parameters[name].copy_(tensor)
+            # What was read is finite; products by folding, and narrower types, may not be.
+            if not all_finite(parameters[name]):
+                raise InputError(
+                    f"'{name}' would hold {float(tensor.abs().max()):.1e}, and the largest number of "
+                    f"{parameters[name].dtype} is {torch.finfo(parameters[name].dtype).max:.1e}: load the model with "
+                    "processing='raw' and dtype=torch.float32"
+                )
             left.discard(name)
     assert not left, f"got no values for {sorted(left)}"

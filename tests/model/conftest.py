@@ -1,7 +1,10 @@
 """Random checkpoints of each family, written to folders as transformers writes them."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,3 +97,29 @@ def small_tokenizer(vocabulary: int) -> ByteLevelBPETokenizer:
 def write_tokenizer() -> Callable[[Path, int], None]:
     """(folder, vocabulary) -> `tokenizer.json` in the folder."""
     return lambda folder, vocabulary: small_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A small checkpoint of each family."""
+    found = {}
+    for family in CONFIGS:
+        found[family] = tmp_path_factory.mktemp(family)
+        random_reference(family).save_pretrained(found[family])
+    return found
+
+
+@pytest.fixture
+def changed(folders, tmp_path) -> Callable[..., Path]:
+    """(family, **changes) -> a folder with the family's weights and a changed config.json."""
+
+    def make(family: str, **changes: Any) -> Path:
+        target = tmp_path / "changed"
+        target.mkdir(exist_ok=True)
+        config = json.loads((folders[family] / "config.json").read_text()) | changes
+        (target / "config.json").write_text(json.dumps(config))
+        if not (target / "model.safetensors").exists():
+            os.link(folders[family] / "model.safetensors", target / "model.safetensors")
+        return target
+
+    return make
