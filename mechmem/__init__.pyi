@@ -69,6 +69,8 @@ from .truth.injected import inject as inject
 from .truth.injected import random_neurons as random_neurons
 from .truth.planted import planted as planted
 from .truth.planted_settings import PlantedSettings as PlantedSettings
+from .weights.bake import bake as bake
+from .weights.edit_weights import edit_weights as edit_weights
 from .weights.masks import Mask as Mask
 from .weights.sparse_edit import Edit as Edit
 from .weights.support import verify_support as verify_support
