@@ -19,7 +19,7 @@ class Summary:
         self._seed, self._began, self._slowest = seed, time.monotonic(), 0.0
         self._kinds: dict[str, Counter[str]] = defaultdict(Counter)
         self._seconds: dict[str, float] = defaultdict(float)
-        self._first: dict[tuple[str, str, str], int] = {}
+        self._first: dict[tuple[str, str, str], tuple[int, str]] = {}
 
     def add(self, number: int, verdict: Verdict) -> None:
         """Count one."""
@@ -29,20 +29,15 @@ class Summary:
         if verdict.is_finding:
             key = (verdict.kind, verdict.outcome, verdict.where)
             self.found[key] += 1
-            self._first.setdefault(key, number)
+            self._first.setdefault(key, (number, verdict.detail))
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON."""
-        findings = [
-            {
-                "kind": kind,
-                "outcome": outcome,
-                "where": where,
-                "times": times,
-                "first": self._first[kind, outcome, where],
-            }
-            for (kind, outcome, where), times in self.found.most_common()
-        ]
+        findings = []
+        for (kind, outcome, where), times in self.found.most_common():
+            first, detail = self._first[kind, outcome, where]
+            about = {"kind": kind, "outcome": outcome, "where": where, "times": times}
+            findings.append(about | {"first": first, "detail": detail})
         kinds = {
             kind: dict(counts) | {"cpu_seconds": round(self._seconds[kind], 2)} for kind, counts in self._kinds.items()
         }
