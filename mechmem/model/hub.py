@@ -89,7 +89,8 @@ def _sentence(name: str, error: Exception) -> str:
             f"'{name}' is gated: the hub gives it to accounts whose request its owners granted; ask for access at "
             f"{constants.ENDPOINT}/{name}, then {LOG_IN} of that account"
         )
-    if isinstance(error, RepositoryNotFoundError) and status != 401:
+    # The hub answers 401 where there is no such model, so as not to say which private ones there are.
+    if isinstance(error, RepositoryNotFoundError):
         return (
             f"the hub has no model '{name}', and there is no folder of this name; need 'bundled', a folder or a hub "
             f"name such as EleutherAI/gpt-neo-125m: check the spelling, or, if the model is private, {LOG_IN}"
@@ -112,10 +113,7 @@ def _sentence(name: str, error: Exception) -> str:
 def _answer(status: int) -> str:
     """An HTTP status that is no plain "not found", with what to do."""
     if status == 401:
-        return (
-            f"it does not accept the access token, or the model does not exist (401); {LOG_IN} with a token that is "
-            "valid, and check the spelling"
-        )
+        return f"it does not accept the access token (401); {LOG_IN} to a token that is valid"
     if status == 403:
         return f"this account or token may not read it (403); {LOG_IN} of an account that may"
     if status == 404:
@@ -128,15 +126,15 @@ def _answer(status: int) -> str:
 
 
 def _unreachable(name: str, error: Exception) -> str:
+    part = "holds only part of it" if hasattr(error, "snapshot_path") else "does not have it"
     cause: Any = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
-            return f"the hub does not give '{name}', and the local cache does not have it: {_answer(status)}"
+            return f"the hub does not give '{name}', and the local cache {part}: {_answer(status)}"
         if isinstance(cause, OfflineModeIsEnabled):
             break
         cause = cause.__cause__
-    part = "holds only part of it" if "ncomplete" in type(error).__name__ else "does not have it"
     why = "HF_HUB_OFFLINE is set" if cause is not None or constants.HF_HUB_OFFLINE else first_line(_root(error))
     return (
         f"'{name}' is not a folder, the local cache, {constants.HF_HUB_CACHE}, {part}, and the hub cannot be reached "
