@@ -1,4 +1,6 @@
+import json
 import math
+import socket
 
 import pytest
 import torch
@@ -129,3 +131,52 @@ def test_the_result_is_saved_as_netcdf(write_checkpoint, tmp_path):
     result.to_netcdf(tmp_path / "check.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "check.nc", engine="h5netcdf") as again:
         xr.testing.assert_equal(again.load(), result)
+
+
+KERNELS = "someone/evil-attention"
+EVIL = "import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n"
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt_neox", "gpt2"])
+def test_nothing_that_the_folder_names_is_fetched_or_run(family, write_checkpoint, monkeypatch):
+    """transformers' loading by folder would follow each of these."""
+    folder, _ = write_checkpoint(family)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        **dict.fromkeys(("attn_implementation", "_attn_implementation", "_attn_implementation_internal"), KERNELS),
+        "experts_implementation": KERNELS,
+        "fusion_config": {"patch_embeddings": True},
+        "transformers_weights": "evil.bin",
+        "trust_remote_code": True,
+        "_name_or_path": "someone/else",
+        "tokenizer_class": "EvilTokenizer",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    others = {
+        "adapter_config.json": {"base_model_name_or_path": "someone/else", "peft_type": "LORA"},
+        "generation_config.json": {"custom_generate": "someone/else", "cache_implementation": "evil"},
+        "quantize_config.json": {"bits": 4},
+    }
+    for name, content in others.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "custom_generate").mkdir()
+    for name in ("custom_generate/generate.py", "modeling_gpt_neo.py", "configuration_gpt_neo.py"):
+        (folder / name).write_text(EVIL)
+    (folder / "evil.bin").write_bytes(b"not even a pickle")
+    built = []
+    reference = check._reference
+    monkeypatch.setattr(check, "_reference", lambda *given: built.append(reference(*given)) or built[0])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    result = check_model(folder)
+    assert bool(result.ok.all()), result
+    assert built[0].config._attn_implementation == "eager"
+    assert not list(folder.rglob("*.ran"))
+
+
+def test_the_reference_of_a_quantized_checkpoint_is_refused(write_checkpoint):
+    folder, _ = write_checkpoint("gpt_neo")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "someone/evil", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="quantization_config is set; the weights are quantized"):
+        check_model(folder)
