@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from torch import Tensor
 from transformers import GPTNeoConfig
 
 from mechmem.data.errors import InputError
-from mechmem.data.files import replacing
+from mechmem.data.files import check_output, foreign_entries, replacing
+from mechmem.model.checkpoint import all_finite
+from mechmem.model.config_file import read_settings
 from mechmem.model.hooks import refuse_hooks
 from mechmem.model.load import HookedTransformer, Provenance
 from mechmem.model.public import public
@@ -34,28 +35,31 @@ def export(model: HookedTransformer, folder: str | Path, *, card: str | None = N
 
     Args:
         model: GPT-Neo with raw weights, such as `load_model` gives and the interventions return.
-        folder: where to write; it must not exist or be empty.
+        folder: where to write; new or empty.
         card: text of a `README.md` beside the weights, such as `edit_card` writes.
 
     Raises:
         InputError: hooks on the model, another family, folded weights, a bias that GPT-Neo does not have, a weight
-            that is NaN or infinite, or a folder with files in it. `check_exportable` says so before an edit.
+            that is NaN or infinite, or a folder that has files in it or cannot be written. `check_exportable` says so
+            before an edit. Nothing was written then.
     """
-    folder = Path(folder)
     check_exportable(model, folder)
     source = _source(model)
     tensors = _neo_tensors(model)
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise InputError(f"'{name}' holds NaN or infinite weights; need finite ones: the edit diverged, redo it")
+        if not all_finite(tensor):
+            raise InputError(
+                f"'{name}' holds NaN or infinite weights, or some that float32 cannot hold; need finite ones: the edit "
+                "diverged, redo it"
+            )
     config = _config(model, source, tied="lm_head.weight" not in tensors)
-    with replacing(folder) as temporary:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    # Where a link leads, its target is replaced and not the link.
+    with replacing(Path(folder).resolve(), size=size) as temporary:
         temporary.mkdir()
         # transformers refuses files without this entry.
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(temporary)
-        # safetensors lets only the owner read what it writes; the folder is meant to be shipped.
-        (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
         _write_tokenizer(model, source, temporary)
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -93,12 +97,25 @@ def check_exportable(model: HookedTransformer, folder: str | Path | None = None)
                 "this parameter out of the edit"
             )
     if folder is not None:
-        _check_folder(Path(folder))
+        check_target(folder)
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists and is not empty; need a new or empty folder: choose another or remove it")
+def check_target(folder: str | Path) -> None:
+    """Refuse a folder that a model could not be written to, or that holds anything.
+
+    Raises:
+        InputError: files in it, a file in its place, or a place that cannot be written to.
+    """
+    check_output(Path(folder).absolute(), "folder")
+    if Path(folder).resolve() == Path.cwd():
+        # It is replaced as a whole, and a shell would be left in a folder that is gone.
+        raise InputError(f"{folder}: is the folder you are in; need another one, new or empty")
+    if Path(folder).is_dir() and (found := foreign_entries(Path(folder))):
+        more = "" if len(found) == 1 else f" and {len(found) - 1} more"
+        raise InputError(
+            f"{folder}: exists and is not empty; it holds {found[0].name}{more}; need a new or empty folder: choose "
+            "another, or move what is in it"
+        )
 
 
 def _source(model: HookedTransformer) -> Provenance | None:
@@ -146,8 +163,8 @@ def _config(model: HookedTransformer, source: Provenance | None, *, tied: bool) 
     cfg = model.cfg
     settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
     if source is not None and source.folder is not None and (source.folder / "config.json").is_file():
-        settings = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    settings.pop("torch_dtype", None)  # the name `dtype` had before
+        family, found = read_settings(source.folder)
+        settings = found if family == "gpt_neo" else settings
     return GPTNeoConfig.from_dict(
         settings
         | {

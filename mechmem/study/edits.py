@@ -30,7 +30,7 @@ from mechmem.localize.gradients import weight_gradients
 from mechmem.localize.paragraph_gradients import contrastive_gradients
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.worst_pairs import worst_perturbations
-from mechmem.model.export import check_exportable, export
+from mechmem.model.export import check_exportable, check_target, export
 from mechmem.model.load import HookedTransformer
 from mechmem.study.damage import OF_MAKING
 from mechmem.study.edit_settings import EditSettings
@@ -200,6 +200,7 @@ def export_edit(study: StudyFolder, name: str, out: str | Path) -> None:
     Raises:
         InputError: no such edit, a folder with files in it, or a model that `export` refuses.
     """
+    check_target(out)  # loading the model takes seconds
     saved = saved_edit(study, name)
     check_exportable(study.model, out)
     edited = saved.apply(study.model)

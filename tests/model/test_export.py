@@ -123,7 +123,7 @@ def test_what_cannot_be_written_is_refused(write_checkpoint, tmp_path):
     for name, value, sentence in (
         ("blocks.2.attn.b_V", 1.0, "'blocks.2.attn.b_V' is not zero and GPT-Neo has no such bias"),
         ("unembed.b_U", 1.0, "'unembed.b_U' is not zero"),
-        ("ln_final.b", float("nan"), "'transformer.ln_f.bias' holds NaN or infinite weights; need finite ones"),
+        ("ln_final.b", float("nan"), "'transformer.ln_f.bias' holds NaN or infinite weights, .*; need finite ones"),
     ):
         model = load_model(folder)
         model.get_parameter(name).data.view(-1)[1] = value
@@ -138,9 +138,62 @@ def test_a_folder_with_files_is_left_as_it_is(write_checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
     export(model, tmp_path / "out")
     before = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
-    with pytest.raises(InputError, match="exists and is not empty; need a new or empty folder"):
+    with pytest.raises(InputError, match="exists and is not empty; it holds .* need a new or empty folder"):
         export(model, tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_somebody_else_is_left_as_it_is(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_neo_tensors", lambda *_: pytest.fail("it began"))
+    taken, file, link = tmp_path / "taken", tmp_path / "file", tmp_path / "link"
+    taken.mkdir()
+    (taken / "photograph.jpg").write_bytes(b"mine")
+    (taken / ".mechmem-notes").write_bytes(b"mine too")
+    file.write_bytes(b"mine")
+    link.symlink_to(tmp_path / "nowhere")
+    for folder, sentence in (
+        (taken, r"taken: exists and is not empty; it holds \.mechmem-notes and 1 more; need a new or empty folder"),
+        (file, "file: is a file; need a folder"),
+        (file / "below", "is a file; need a folder there"),
+        (link, "link that leads nowhere"),
+        (tmp_path / ("x" * 300), "a name of 300 bytes; need at most 255"),
+        (tmp_path / "nul\0", "null character"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            export(tiny_model, folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "taken"]
+    assert (taken / "photograph.jpg").read_bytes() == file.read_bytes() == b"mine"
+
+
+def test_a_link_is_written_where_it_leads_and_the_current_folder_is_refused(tiny_model, tmp_path, monkeypatch):
+    for name in ("target", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    export(tiny_model, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target/model.safetensors").is_file()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="is the folder you are in; need another one"):
+        export(tiny_model, ".")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_weights_that_float32_cannot_hold_are_refused(write_checkpoint, tmp_path):
+    folder, _ = write_checkpoint("gpt_neo")
+    model = load_model(folder, dtype=torch.float64)
+    model.blocks[1].mlp.W_in.data[0, 0] = 1e300
+    with pytest.raises(InputError, match=r"transformer\.h\.1\.mlp.* or some that float32 cannot hold"):
+        export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bombs_in_the_sources_configuration_are_not_copied(write_checkpoint, tmp_path):
+    folder, _ = write_checkpoint("gpt_neo")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_labels": 10**12, "attn_implementation": "someone/evil", "attention_dropout": 0.25}
+    (folder / "config.json").write_text(json.dumps(config))
+    export(load_model(folder), tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert "num_labels" not in written and "evil" not in str(written) and written["attention_dropout"] == 0.25
 
 
 def test_an_export_that_fails_leaves_nothing(write_checkpoint, tmp_path, monkeypatch):
