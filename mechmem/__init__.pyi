@@ -41,6 +41,7 @@ from .localize.capture import capture as capture
 from .localize.circuits import head_circuits as head_circuits
 from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
+from .localize.head_report import head_report as head_report
 from .localize.heads import rare_token_attention as rare_token_attention
 from .localize.lens import logit_lens as logit_lens
 from .localize.neurons import localize_neurons as localize_neurons
