@@ -6,17 +6,16 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import app, plain_errors
+from mechmem.cli.commands import command
 
 
-@app.command()
+@command()
 def config(
     full: Annotated[bool, typer.Option("--full", help="The sizes of `mechmem run --full`.")] = False,
 ) -> None:
     """Print every setting of a study with its meaning, as a TOML file for `mechmem run --config`."""
-    with plain_errors():
-        from mechmem.study.config import config_text
-        from mechmem.study.settings import StudySettings
-        from mechmem.study.settings import full as full_size
+    from mechmem.study.config import config_text
+    from mechmem.study.settings import StudySettings
+    from mechmem.study.settings import full as full_size
 
-        typer.echo(config_text(full_size(StudySettings()) if full else StudySettings()), nl=False)
+    typer.echo(config_text(full_size(StudySettings()) if full else StudySettings()), nl=False)

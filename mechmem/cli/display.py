@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mechmem.cli.app import console
+from mechmem.cli.commands import console
 
 if TYPE_CHECKING:
     from mechmem.study.stage_progress import StageNews, Watch

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mechmem.cli.app import console, wrote
 from mechmem.cli.choices import EditWeights
+from mechmem.cli.commands import console, wrote
 from mechmem.cli.display import live_progress
+from mechmem.cli.studies import opened_study
+from mechmem.data import bounds
+from mechmem.data.bounds import Amount, Count, Share, check_bounds
+from mechmem.data.errors import InputError
 
 if TYPE_CHECKING:
-    from mechmem.study.folder import StudyFolder
+    from mechmem.study.settings import StudySettings
 
 WHICH, TRAINING = "Which weights may change", "Training"
 Name = Annotated[str, typer.Option("--name", help="What to call it; it is written to OUT/edits/NAME.")]
@@ -25,9 +29,9 @@ MaskFile = Annotated[
     Path | None, typer.Option("--mask", help="A mask file instead of --weights.", rich_help_panel=WHICH)
 ]
 Fraction = Annotated[
-    float, typer.Option(help="Share of the attention and MLP weights that may change.", rich_help_panel=WHICH)
+    Share, typer.Option(help="Share of the attention and MLP weights that may change.", rich_help_panel=WHICH)
 ]
-Steps = Annotated[int, typer.Option(help="At most this many updates.", rich_help_panel=TRAINING)]
+Steps = Annotated[Count, typer.Option(help="At most this many updates.", rich_help_panel=TRAINING)]
 Rate = Annotated[
     str,
     typer.Option(
@@ -37,20 +41,25 @@ Rate = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", help="Paragraphs of each set in one update.", rich_help_panel=TRAINING)
+    Count | None, typer.Option("--batch-size", help="Paragraphs of each set in one update.", rich_help_panel=TRAINING)
 ]
 Decay = Annotated[
-    float | None,
+    Amount | None,
     typer.Option("--weight-decay", help="Of AdamW, on the weights that may change.", rich_help_panel=TRAINING),
 ]
 MaxNorm = Annotated[
-    float | None, typer.Option("--max-norm", help="Clip the gradient to this norm.", rich_help_panel=TRAINING)
+    bounds.Rate | None, typer.Option("--max-norm", help="Clip the gradient to this norm.", rich_help_panel=TRAINING)
 ]
 KeepWeight = Annotated[
-    float | None,
+    Amount | None,
     typer.Option("--keep-weight", help="Weight of the term that holds other text.", rich_help_panel=TRAINING),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted edit.", rich_help_panel=TRAINING)]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Accepted and not needed: an interrupted edit is continued.", rich_help_panel=TRAINING
+    ),
+]
 
 
 def learning_rate(text: str) -> float | None:
@@ -59,26 +68,31 @@ def learning_rate(text: str) -> float | None:
     Raises:
         InputError: neither.
     """
-    from mechmem.data.errors import InputError
-
+    if text == "auto":
+        return None
     try:
-        return None if text == "auto" else float(text)
-    except ValueError:
-        raise InputError(f"--learning-rate is {text!r}; need a number or auto") from None
+        return check_bounds("--learning-rate", float(text), bounds.Rate)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"got {text!r} as --learning-rate; need a number or auto") from None
 
 
-def make(study: StudyFolder, name: str, resume: bool, **values: Any) -> None:
+def make(out: Path, study_settings: StudySettings, name: str, *, device: str | None, **values: Any) -> None:
     """Make an edit and say what it did, or that it did nothing."""
-    from mechmem.study.edit_settings import EditSettings
+    # Refused before anything is loaded, scored or written.
+    from mechmem.study.edit_settings import EditSettings, check_edit_name
+
+    settings = EditSettings(**values, seed=study_settings.seed)
+    check_edit_name(name)
+    study = opened_study(out, study_settings, device=device)
     from mechmem.study.edits import edit_folder, make_edit, outcome
 
-    settings = EditSettings(**values)
     with live_progress() as progress:
         history = make_edit(
             study,
             name,
             settings,
-            resume=resume,
             progress=lambda done, total: progress(f"{settings.kind}, steps", done, total),
         )
     ended = {str(key).removeprefix("final_"): v for key, v in history.attrs.items() if str(key).startswith("final_")}

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mechmem.cli.app import Device, Out, StudyCorpus, StudyModel, app, console, plain_errors, wrote
+from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
+from mechmem.cli.options import Device, Out, StudyCorpus, StudyModel
 from mechmem.cli.studies import opened_study, study_settings
 
 
-@app.command()
+@command()
 def evaluate(
     edit: Annotated[str, typer.Argument(help="The edit's name: a folder of OUT/edits.")],
     out: Out = Path("study"),
@@ -23,26 +24,25 @@ def evaluate(
     attacks: Annotated[bool, typer.Option(help="Also try to get the targets back.")] = True,
 ) -> None:
     """Measure what an edit cost on every set, and attack it; writes costs.nc and attacks.nc into OUT/edits/EDIT."""
-    with plain_errors():
-        study = opened_study(out, study_settings(out, model=model, corpus=corpus), device=device)
-        from mechmem.intervene.card import cost_rows
-        from mechmem.study.edits import attack_edit, can_attack, evaluate_edit, saved_edit
+    study = opened_study(out, study_settings(out, model=model, corpus=corpus), device=device)
+    from mechmem.intervene.card import cost_rows
+    from mechmem.study.edits import attack_edit, can_attack, evaluate_edit, saved_edit
 
-        saved = saved_edit(study, edit)
-        with live_progress() as progress:
-            costs = evaluate_edit(study, edit, progress=lambda done, total: progress("evaluating", done, total))
-            if attacks and can_attack(study, saved):
-                attack_edit(study, edit, progress=lambda done, total: progress("attacking", done, total))
-        head, rows = cost_rows(costs)
-        table = Table(*head, title=f"What {edit} cost")
-        for row in rows:
-            table.add_row(*row)
+    saved = saved_edit(study, edit)
+    with live_progress() as progress:
+        costs = evaluate_edit(study, edit, progress=lambda done, total: progress("evaluating", done, total))
+        if attacks and can_attack(study, saved):
+            attack_edit(study, edit, progress=lambda done, total: progress("attacking", done, total))
+    head, rows = cost_rows(costs)
+    table = Table(*head, title=f"What {edit} cost")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if saved.attacks is not None:
+        table = Table("attack", "EM before", "EM after", "95 %", title="What attacks recover, tokens")
+        for name in saved.attacks.attack.values:
+            one = saved.attacks.sel(attack=name)
+            interval = f"{float(one.em_after_low):.1f} to {float(one.em_after_high):.1f}"
+            table.add_row(str(name), f"{float(one.em_before):.1f}", f"{float(one.em_after):.1f}", interval)
         console.print(table)
-        if saved.attacks is not None:
-            table = Table("attack", "EM before", "EM after", "95 %", title="What attacks recover, tokens")
-            for name in saved.attacks.attack.values:
-                one = saved.attacks.sel(attack=name)
-                interval = f"{float(one.em_after_low):.1f} to {float(one.em_after_high):.1f}"
-                table.add_row(str(name), f"{float(one.em_before):.1f}", f"{float(one.em_after):.1f}", interval)
-            console.print(table)
-        wrote(saved.folder)
+    wrote(saved.folder)

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import Device, Out, StudyCorpus, StudyModel, app, plain_errors, wrote
+from mechmem.cli.commands import command, wrote
+from mechmem.cli.options import Device, Out, StudyCorpus, StudyModel
 from mechmem.cli.studies import opened_study, study_settings
 
 
-@app.command()
+@command()
 def export(
     edit: Annotated[str, typer.Argument(help="The edit's name: a folder of OUT/edits.")],
     folder: Annotated[Path, typer.Argument(help="Where to write; new or empty.")],
@@ -21,9 +22,8 @@ def export(
     device: Device = None,
 ) -> None:
     """Write an edited GPT-Neo as a Hugging Face folder with a model card; transformers loads it."""
-    with plain_errors():
-        study = opened_study(out, study_settings(out, model=model, corpus=corpus), device=device)
-        from mechmem.study.edits import export_edit
+    study = opened_study(out, study_settings(out, model=model, corpus=corpus), device=device)
+    from mechmem.study.edits import export_edit
 
-        export_edit(study, edit, folder)
-        wrote(folder)
+    export_edit(study, edit, folder)
+    wrote(folder)

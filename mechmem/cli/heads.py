@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mechmem.cli.app import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed, app, plain_errors, wrote
+from mechmem.cli.commands import command, wrote
+from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
 from mechmem.cli.studies import print_findings, run_until, study_settings
 
 
-@app.command()
+@command(goes_on=True)
 def heads(
     model: StudyModel = None,
     corpus: StudyCorpus = None,
@@ -22,7 +23,6 @@ def heads(
 
     Stages that it needs run first.
     """
-    with plain_errors():
-        settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-        print_findings(run_until(out, settings, "attention", device=device))
-        wrote(out / "heads.nc", out / "rare.nc", out / "attention.nc")
+    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
+    print_findings(run_until(out, settings, "attention", device=device))
+    wrote(out / "heads.nc", out / "rare.nc", out / "attention.nc")

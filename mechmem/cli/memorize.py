@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import (
-    Device,
-    Out,
-    Set,
-    StudyCorpus,
-    StudyLimit,
-    StudyModel,
-    StudySeed,
-    app,
-    plain_errors,
-)
+from mechmem.cli.commands import command
 from mechmem.cli.editing import (
     BatchSize,
     Decay,
@@ -33,10 +23,11 @@ from mechmem.cli.editing import (
     learning_rate,
     make,
 )
-from mechmem.cli.studies import opened_study, study_settings
+from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
+from mechmem.cli.studies import study_settings
 
 
-@app.command()
+@command(goes_on=True)
 def memorize(
     name: Name = "memorize",
     targets: Annotated[
@@ -58,25 +49,25 @@ def memorize(
     weight_decay: Decay = None,
     max_norm: MaxNorm = None,
     keep_weight: KeepWeight = None,
-    resume: Resume = False,
+    resume: Resume = False,  # noqa: ARG001
 ) -> None:
     """Train paragraphs that the model does not know into few weights; writes OUT/edits/NAME."""
-    with plain_errors():
-        settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-        make(
-            opened_study(out, settings, device=device),
-            name,
-            resume,
-            kind="memorize",
-            weights=weights,
-            mask=None if mask is None else str(mask),
-            fraction=fraction,
-            steps=steps,
-            learning_rate=learning_rate(rate),
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_norm=max_norm,
-            keep_weight=keep_weight,
-            seed=settings.seed,
-            paragraphs=None if targets is None else str(targets),
-        )
+    known_rate = learning_rate(rate)
+    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
+    make(
+        out,
+        settings,
+        name,
+        device=device,
+        kind="memorize",
+        weights=weights,
+        mask=None if mask is None else str(mask),
+        fraction=fraction,
+        steps=steps,
+        learning_rate=known_rate,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        max_norm=max_norm,
+        keep_weight=keep_weight,
+        paragraphs=None if targets is None else str(targets),
+    )

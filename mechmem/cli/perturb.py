@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors, wrote
 from mechmem.cli.choices import Replacement, Scope
+from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
+from mechmem.cli.options import Corpus, Device, Model, Seed
+from mechmem.data.bounds import Count, Size
 
 
-@app.command()
+@command()
 def perturb(
     model: Model = "bundled",
     corpus: Corpus = None,
@@ -21,13 +23,13 @@ def perturb(
         "perturbation.nc"
     ),
     seed: Seed = 0,
-    limit: Annotated[int, typer.Option(help="Perturb a random sample of this many paragraphs.")] = 90,
+    limit: Annotated[Count, typer.Option(help="Perturb a random sample of this many paragraphs.")] = 90,
     min_em: Annotated[
-        int | None, typer.Option(help="Only paragraphs of at least this EM; by default memorized.")
+        Size | None, typer.Option(help="Only paragraphs of at least this EM; by default memorized.")
     ] = None,
     replacement: Annotated[Replacement, typer.Option(help="runner-up: the model's second choice.")] = "random",
     scope: Annotated[Scope, typer.Option(help="rest: a token and all after it; prefix: all at once.")] = "token",
-    samples: Annotated[int, typer.Option(help="Random replacements of each token.")] = 1,
+    samples: Annotated[Count, typer.Option(help="Random replacements of each token.")] = 1,
     edit_distance: Annotated[bool, typer.Option(help="Decode, for the edit distance.")] = False,
     device: Device = None,
 ) -> None:
@@ -36,55 +38,54 @@ def perturb(
     With scope token also OUT-clean.parquet and OUT-corrupt.parquet: each paragraph and its worst single
     replacement outside the last fifth of the prefix.
     """
-    with plain_errors():
-        with console.status("loading"):
-            from mechmem.data.errors import InputError
-            from mechmem.data.netcdf import save_netcdf
-            from mechmem.measure.memorized_sample import memorized_sample
-            from mechmem.measure.perturb import perturb_prefix
-            from mechmem.measure.worst_pairs import worst_perturbations
-            from mechmem.model.load import load_model
-        if out.suffix != ".nc":
-            raise InputError(f"the output is {out}; need a name that ends in .nc")
-        loaded = load_model(model, processing="raw", device=device)
-        with live_progress() as progress:
-            paragraphs = memorized_sample(
-                loaded,
-                None if corpus is None else str(corpus),
-                limit=limit,
-                min_em=min_em,
-                seed=seed,
-                progress=lambda done, total: progress("scoring paragraphs", done, total),
-            )
-            result = perturb_prefix(
-                loaded,
-                paragraphs,
-                replacement=replacement,
-                scope=scope,
-                samples=samples,
-                edit_distance=edit_distance,
-                seed=seed,
-                progress=lambda done, total: progress("perturbing paragraphs", done, total),
-            )
-        save_netcdf(result, out)
-        written = [out]
-        if scope == "token":
-            try:
-                clean, corrupt = worst_perturbations(loaded, paragraphs, result)
-            except InputError as error:
-                # Memories that no single replacement changes are a result, too.
-                console.print(f"No pairs: {error}", highlight=False)
-            else:
-                for name, pairs in (("clean", clean), ("corrupt", corrupt)):
-                    written.append(out.with_name(f"{out.stem}-{name}.parquet"))
-                    pairs.save(written[-1])
-        table = Table("position", "EM change", "95 %", title="Tokens that matter most")
-        for place in result.em_change_mean.argsort().values[:10]:
-            here = result.isel(pos=int(place))
-            interval = f"{float(here.em_change_low):.1f} to {float(here.em_change_high):.1f}"
-            table.add_row(str(int(here.pos)), f"{float(here.em_change_mean):.1f}", interval)
-        console.print(table)
-        mean = float(result.em_change.mean())
-        said = f"EM changes by {mean:.2f} tokens: mean over {len(paragraphs)} paragraphs and all positions"
-        console.print(said, highlight=False)
-        wrote(*written)
+    with console.status("loading"):
+        from mechmem.data.errors import InputError
+        from mechmem.data.netcdf import save_netcdf
+        from mechmem.measure.memorized_sample import memorized_sample
+        from mechmem.measure.perturb import perturb_prefix
+        from mechmem.measure.worst_pairs import worst_perturbations
+        from mechmem.model.load import load_model
+    if out.suffix != ".nc":
+        raise InputError(f"the output is {out}; need a name that ends in .nc")
+    loaded = load_model(model, processing="raw", device=device)
+    with live_progress() as progress:
+        paragraphs = memorized_sample(
+            loaded,
+            None if corpus is None else str(corpus),
+            limit=limit,
+            min_em=min_em,
+            seed=seed,
+            progress=lambda done, total: progress("scoring paragraphs", done, total),
+        )
+        result = perturb_prefix(
+            loaded,
+            paragraphs,
+            replacement=replacement,
+            scope=scope,
+            samples=samples,
+            edit_distance=edit_distance,
+            seed=seed,
+            progress=lambda done, total: progress("perturbing paragraphs", done, total),
+        )
+    save_netcdf(result, out)
+    written = [out]
+    if scope == "token":
+        try:
+            clean, corrupt = worst_perturbations(loaded, paragraphs, result)
+        except InputError as error:
+            # Memories that no single replacement changes are a result, too.
+            console.print(f"No pairs: {error}", highlight=False)
+        else:
+            for name, pairs in (("clean", clean), ("corrupt", corrupt)):
+                written.append(out.with_name(f"{out.stem}-{name}.parquet"))
+                pairs.save(written[-1])
+    table = Table("position", "EM change", "95 %", title="Tokens that matter most")
+    for place in result.em_change_mean.argsort().values[:10]:
+        here = result.isel(pos=int(place))
+        interval = f"{float(here.em_change_low):.1f} to {float(here.em_change_high):.1f}"
+        table.add_row(str(int(here.pos)), f"{float(here.em_change_mean):.1f}", interval)
+    console.print(table)
+    mean = float(result.em_change.mean())
+    said = f"EM changes by {mean:.2f} tokens: mean over {len(paragraphs)} paragraphs and all positions"
+    console.print(said, highlight=False)
+    wrote(*written)

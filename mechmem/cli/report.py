@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import app, plain_errors, wrote
+from mechmem.cli.commands import command, wrote
 
 
-@app.command()
+@command()
 def report(folder: Annotated[Path, typer.Argument(help="A study's folder.")] = Path("study")) -> None:
     """Write FOLDER/report.html anew from the folder's files, however many stages have run."""
-    with plain_errors():
-        from mechmem.report.study_report import write_report
+    from mechmem.report.study_report import write_report
 
-        wrote(write_report(folder))
+    wrote(write_report(folder))

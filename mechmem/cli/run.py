@@ -7,23 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import (
-    Device,
-    Out,
-    Set,
-    StudyCorpus,
-    StudyLimit,
-    StudyModel,
-    StudySeed,
-    app,
-    console,
-    plain_errors,
-    wrote,
-)
+from mechmem.cli.commands import command, console, wrote
+from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
 from mechmem.cli.studies import print_findings, run_until, study_settings
 
 
-@app.command()
+@command(goes_on=True)
 def run(
     model: StudyModel = None,
     corpus: StudyCorpus = None,
@@ -44,22 +33,21 @@ def run(
 
     Stop it at any time: the same command continues without repeating finished stages.
     """
-    with plain_errors():
-        from mechmem.study.manifest import missing_stages, read_manifest
+    from mechmem.study.manifest import missing_stages, read_manifest
 
-        settings = study_settings(
-            out,
-            model=model,
-            corpus=corpus,
-            seed=seed,
-            limit=limit,
-            assignments=assignments,
-            config=config,
-            full_size=full,
-        )
-        manifest = read_manifest(out)
-        if manifest is not None and not missing_stages(out, manifest):
-            console.print(f"{out} holds this study, finished {manifest['finished']}; nothing to run", highlight=False)
-        manifest = run_until(out, settings, "report", device=device)
-        print_findings(manifest)
-        wrote(out / "report.html")
+    settings = study_settings(
+        out,
+        model=model,
+        corpus=corpus,
+        seed=seed,
+        limit=limit,
+        assignments=assignments,
+        config=config,
+        full_size=full,
+    )
+    manifest = read_manifest(out)
+    if manifest is not None and not missing_stages(out, manifest):
+        console.print(f"{out} holds this study, finished {manifest['finished']}; nothing to run", highlight=False)
+    manifest = run_until(out, settings, "report", device=device)
+    print_findings(manifest)
+    wrote(out / "report.html")

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from mechmem.cli.app import Corpus, Device, Model, Seed, app, console, plain_errors, wrote
 from mechmem.cli.choices import Engine, Precision, ScanMethod
+from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
+from mechmem.cli.options import Corpus, Device, Model, Seed
 from mechmem.cli.studies import print_findings, run_until, study_settings
+from mechmem.data.bounds import Count, Proportion, Size
 
 TEXT, WORK = "How text is read and cut", "How the work is done"
 
 
-@app.command()
+@command(goes_on=True)
 def scan(
     model: Model = "bundled",
     corpus: Corpus = None,
@@ -24,11 +26,13 @@ def scan(
         Path, typer.Option(help="A .parquet file; or a study's folder, for the study's first stage.")
     ] = Path("paragraphs.parquet"),
     seed: Seed = 0,
-    limit: Annotated[int | None, typer.Option(help="Score a uniform random sample of this many.")] = None,
+    limit: Annotated[Count | None, typer.Option(help="Score a uniform random sample of this many.")] = None,
     device: Device = None,
-    stride: Annotated[int, typer.Option(help="Tokens from one window of 100 to the next.", rich_help_panel=TEXT)] = 100,
+    stride: Annotated[
+        Count, typer.Option(help="Tokens from one window of 100 to the next.", rich_help_panel=TEXT)
+    ] = 100,
     min_distinct: Annotated[
-        float | None,
+        Proportion | None,
         typer.Option(
             help="Drop windows with a smaller share of distinct tokens; the paper's is 0.5.", rich_help_panel=TEXT
         ),
@@ -50,80 +54,81 @@ def scan(
         Precision, typer.Option(help="bfloat16 is for the cascade, and confirmed in float32.", rich_help_panel=WORK)
     ] = "float32",
     edit_distance: Annotated[bool, typer.Option(help="Decode what is not memorized, for its edit distance.")] = True,
-    min_em: Annotated[int, typer.Option(help="Write only paragraphs of at least this EM; all are counted.")] = 0,
+    min_em: Annotated[Size, typer.Option(help="Write only paragraphs of at least this EM; all are counted.")] = 0,
     spans: Annotated[bool, typer.Option(help="Document mode: find memorized spans at every offset.")] = False,
-    context: Annotated[int | None, typer.Option(help="Tokens read at once in document mode.")] = None,
-    min_match: Annotated[int, typer.Option(help="Predicted tokens of 50 for a closer look, in document mode.")] = 45,
+    context: Annotated[Count | None, typer.Option(help="Tokens read at once in document mode.")] = None,
+    min_match: Annotated[Count, typer.Option(help="Predicted tokens of 50 for a closer look, in document mode.")] = 45,
     rows_per_file: Annotated[
-        int | None, typer.Option(help="Write a folder of files with so many rows each.", rich_help_panel=WORK)
+        Count | None, typer.Option(help="Write a folder of files with so many rows each.", rich_help_panel=WORK)
     ] = None,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens of one part of the work.", rich_help_panel=WORK)] = 200_000,
-    batch_size: Annotated[int | None, typer.Option(help="Paragraphs of one forward.", rich_help_panel=WORK)] = None,
+    shard_tokens: Annotated[
+        Count, typer.Option(help="Tokens of one part of the work.", rich_help_panel=WORK)
+    ] = 200_000,
+    batch_size: Annotated[Count | None, typer.Option(help="Paragraphs of one forward.", rich_help_panel=WORK)] = None,
     engine: Annotated[
         Engine, typer.Option(help="ray: workers of the cluster at RAY_ADDRESS.", rich_help_panel=WORK)
     ] = "local",
-    workers: Annotated[int | None, typer.Option(help="Of Ray; by default one a GPU.", rich_help_panel=WORK)] = None,
+    workers: Annotated[Count | None, typer.Option(help="Of Ray; by default one a GPU.", rich_help_panel=WORK)] = None,
 ) -> None:
     """Find the memorized paragraphs of a corpus; writes OUT (parquet) and beside it a manifest (json).
 
     Each paragraph gets EM, NLL, match, edit distance, its count in the corpus and its cluster of near-duplicates.
     Stop it at any time: the same command continues.
     """
-    with plain_errors():
-        with console.status("loading"):
-            from mechmem.data.errors import InputError
-            from mechmem.data.filters import PAPER_KEYWORDS
-            from mechmem.data.windows import WindowSettings
-            from mechmem.scan.scan import scan as run_scan
-            from mechmem.scan.scan_settings import ScanSettings
-            from mechmem.scan.spans import SpanSettings
-        source = None if corpus is None else str(corpus)
-        windows = WindowSettings(
-            stride=stride,
-            min_distinct=min_distinct,
-            keywords=PAPER_KEYWORDS if paper_keywords else (),
-            deduplicate=deduplicate,
-            limit=limit,
-            seed=seed,
-        )
-        settings = ScanSettings(
-            model=model,
-            corpus=source,
-            windows=windows,
-            method=method,
-            precision=precision,
-            edit_distance=edit_distance,
-            min_em=min_em,
-            spans=SpanSettings(min_match=min_match, context=context) if spans else None,
-            strict=strict,
-            column=column,
-            split=split,
-            shard_tokens=shard_tokens,
-            batch_size=batch_size,
-        )
-        if out.suffix != ".parquet":
-            of_a_study = ScanSettings(model=model, corpus=source, windows=WindowSettings(limit=limit, seed=seed))
-            if settings != of_a_study or engine != "local" or workers or rows_per_file:
-                raise InputError(
-                    f"{out}: got options of a scan for a study's folder, whose first stage takes only model, corpus, "
-                    "seed and limit; name a .parquet with --out"
-                )
-            chosen = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit)
-            print_findings(run_until(out, chosen, "scan", device=device))
-            wrote(out)
-            return
-        with live_progress() as progress:
-            manifest = run_scan(
-                settings,
-                out,
-                device=device,
-                engine=engine,
-                workers=workers,
-                rows_per_file=rows_per_file,
-                progress=progress,
+    with console.status("loading"):
+        from mechmem.data.errors import InputError
+        from mechmem.data.filters import PAPER_KEYWORDS
+        from mechmem.data.windows import WindowSettings
+        from mechmem.scan.scan import scan as run_scan
+        from mechmem.scan.scan_settings import ScanSettings
+        from mechmem.scan.spans import SpanSettings
+    source = None if corpus is None else str(corpus)
+    windows = WindowSettings(
+        stride=stride,
+        min_distinct=min_distinct,
+        keywords=PAPER_KEYWORDS if paper_keywords else (),
+        deduplicate=deduplicate,
+        limit=limit,
+        seed=seed,
+    )
+    settings = ScanSettings(
+        model=model,
+        corpus=source,
+        windows=windows,
+        method=method,
+        precision=precision,
+        edit_distance=edit_distance,
+        min_em=min_em,
+        spans=SpanSettings(min_match=min_match, context=context) if spans else None,
+        strict=strict,
+        column=column,
+        split=split,
+        shard_tokens=shard_tokens,
+        batch_size=batch_size,
+    )
+    if out.suffix != ".parquet":
+        of_a_study = ScanSettings(model=model, corpus=source, windows=WindowSettings(limit=limit, seed=seed))
+        if settings != of_a_study or engine != "local" or workers or rows_per_file:
+            raise InputError(
+                f"{out}: got options of a scan for a study's folder, whose first stage takes only model, corpus, "
+                "seed and limit; name a .parquet with --out"
             )
-        print_scan(manifest)
+        chosen = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit)
+        print_findings(run_until(out, chosen, "scan", device=device))
         wrote(out)
+        return
+    with live_progress() as progress:
+        manifest = run_scan(
+            settings,
+            out,
+            device=device,
+            engine=engine,
+            workers=workers,
+            rows_per_file=rows_per_file,
+            progress=progress,
+        )
+    print_scan(manifest)
+    wrote(out)
 
 
 def print_scan(manifest: dict[str, Any]) -> None:

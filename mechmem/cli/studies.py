@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mechmem.cli.app import console
+from mechmem.cli.commands import console
 from mechmem.cli.display import watch_study
 
 if TYPE_CHECKING:

@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mechmem.cli.app import (
-    Device,
-    Out,
-    Set,
-    StudyCorpus,
-    StudyLimit,
-    StudyModel,
-    StudySeed,
-    app,
-    plain_errors,
-    wrote,
-)
 from mechmem.cli.choices import UnlearnMethod
+from mechmem.cli.commands import command, wrote
 from mechmem.cli.editing import (
     BatchSize,
     Decay,
@@ -34,18 +23,20 @@ from mechmem.cli.editing import (
     learning_rate,
     make,
 )
-from mechmem.cli.studies import opened_study, print_findings, run_until, study_settings
+from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
+from mechmem.cli.studies import print_findings, run_until, study_settings
+from mechmem.data.bounds import Amount
 
 
-@app.command()
+@command(goes_on=True)
 def unlearn(
     name: Annotated[
         str | None, typer.Option(help="Make one edit in OUT/edits/NAME; without it, run the study's own edits.")
     ] = None,
     method: Annotated[UnlearnMethod, typer.Option(help="How to unlearn.")] = "npo",
-    target_em: Annotated[float | None, typer.Option(help="End when the targets' mean EM is as low as this.")] = 10.0,
+    target_em: Annotated[Amount | None, typer.Option(help="End when the targets' mean EM is as low as this.")] = 10.0,
     keep_kl: Annotated[
-        float | None, typer.Option(help="End before KL on kept text passes this, in nats per token.")
+        Amount | None, typer.Option(help="End before KL on kept text passes this, in nats per token.")
     ] = None,
     device: Device = None,
     model: StudyModel = None,
@@ -63,31 +54,31 @@ def unlearn(
     weight_decay: Decay = None,
     max_norm: MaxNorm = None,
     keep_weight: KeepWeight = None,
-    resume: Resume = False,
+    resume: Resume = False,  # noqa: ARG001
 ) -> None:
     """Remove memories and measure the cost; writes OUT/unlearn.nc and OUT/edited, or with --name OUT/edits/NAME."""
-    with plain_errors():
-        settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-        if name is None:
-            print_findings(run_until(out, settings, "unlearn", device=device))
-            wrote(out / "unlearn.nc")
-            return
-        make(
-            opened_study(out, settings, device=device),
-            name,
-            resume,
-            kind="unlearn",
-            method=method,
-            weights=weights,
-            mask=None if mask is None else str(mask),
-            fraction=fraction,
-            steps=steps,
-            learning_rate=learning_rate(rate),
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            max_norm=max_norm,
-            keep_weight=keep_weight,
-            seed=settings.seed,
-            target_em=target_em,
-            keep_kl=keep_kl,
-        )
+    known_rate = learning_rate(rate)
+    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
+    if name is None:
+        print_findings(run_until(out, settings, "unlearn", device=device))
+        wrote(out / "unlearn.nc")
+        return
+    make(
+        out,
+        settings,
+        name,
+        device=device,
+        kind="unlearn",
+        method=method,
+        weights=weights,
+        mask=None if mask is None else str(mask),
+        fraction=fraction,
+        steps=steps,
+        learning_rate=known_rate,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        max_norm=max_norm,
+        keep_weight=keep_weight,
+        target_em=target_em,
+        keep_kl=keep_kl,
+    )

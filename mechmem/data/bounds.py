@@ -113,16 +113,29 @@ def annotations(owner: Any) -> dict[str, Any]:
     return found
 
 
-def said(kind: Any, bounds: Interval | None, value: Any = 0) -> str:
-    """Bounds in words: "a whole number of at least 1"."""
-    ends: list[str] = []
-    if bounds is not None:
-        ends += [f"of at least {bounds.ge}"] if bounds.ge is not None else []
-        ends += [f"above {bounds.gt}"] if bounds.gt is not None else []
-        # What nobody exceeds by a slip is not said before it happens.
-        ends += [f"at most {bounds.le}"] if bounds.le is not None and (bounds.le != LARGEST or value > LARGEST) else []
-        ends += [f"below {bounds.lt}"] if bounds.lt is not None else []
-    return f"a {'whole' if kind is int else 'finite'} number {' and '.join(ends)}".strip()
+def bounds_of(annotation: Any) -> Interval | None:
+    """The bounds of an annotation, or of what it takes beside None."""
+    for extra in getattr(annotation, "__metadata__", ()):
+        if isinstance(extra, Interval):
+            return extra
+    inner = (*typing.get_args(annotation)[:1], *typing.get_args(getattr(annotation, "__origin__", None)))
+    return next((found for each in inner if (found := bounds_of(each)) is not None), None)
+
+
+def range_in_words(bounds: Interval, value: Any = 0) -> str:
+    """The range in words: "at least 1", "above 0 and at most 1"."""
+    ends = [f"at least {bounds.ge}"] if bounds.ge is not None else []
+    ends += [f"above {bounds.gt}"] if bounds.gt is not None else []
+    # What nobody exceeds by a slip is not said before it happens.
+    ends += [f"at most {bounds.le}"] if bounds.le is not None and (bounds.le != LARGEST or value > LARGEST) else []
+    ends += [f"below {bounds.lt}"] if bounds.lt is not None else []
+    return " and ".join(ends)
+
+
+def _needed(kind: Any, bounds: Interval | None, value: Any) -> str:
+    words = range_in_words(bounds, value) if bounds is not None else ""
+    of = "of " if words.startswith("at") else ""
+    return f"a {'whole' if kind is int else 'finite'} number {of}{words}".strip()
 
 
 def _number(name: str, value: Any, kind: Any, bounds: Interval | None) -> Any:
@@ -131,7 +144,7 @@ def _number(name: str, value: Any, kind: Any, bounds: Interval | None) -> Any:
         with contextlib.suppress(OverflowError):
             plain = kind(value)
     if plain is None or (kind is float and not math.isfinite(plain)) or not _within(plain, bounds):
-        raise InputError(f"got {_shown(value)} as {name}; need {said(kind, bounds, plain or 0)}")
+        raise InputError(f"got {_shown(value)} as {name}; need {_needed(kind, bounds, plain or 0)}")
     return plain
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mechmem.data.bounds import Amount, Count, Rate, Seed, Share, check_fields
+from mechmem.data.errors import InputError
 from mechmem.study.settings import Method, Weights
 
 Kind = Literal["unlearn", "edit", "memorize"]
@@ -54,3 +56,13 @@ class EditSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+def check_edit_name(name: str) -> None:
+    """Refuse an edit's name that is more than a name: it is a folder in the study's.
+
+    Raises:
+        InputError: slashes, a dot at the beginning, or nothing.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise InputError(f"got the edit's name {name!r}; need a plain name such as 'top' without slashes")

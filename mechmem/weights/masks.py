@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mechmem.data.bounds import Index, Seed, Share, checked
+from mechmem.data.bounds import LARGEST, Index, Seed, Share, checked
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import ATTENTION, editable_parameters
 from mechmem.weights.mask_choice import Head, Per, check_shapes, choose_largest, size
+from mechmem.weights.tensor_files import check_indices, read_tensors, split_names
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Mask:
     shapes: Mapping[str, tuple[int, ...]]
 
     def __post_init__(self) -> None:
+        for name, shape in self.shapes.items():
+            # Too many weights would overflow where they are counted.
+            if not shape or min(shape) < 1 or math.prod(shape) > LARGEST:
+                raise InputError(f"'{name}' has the shape {tuple(shape)}; need sizes of at least 1")
         for name, chosen in self.indices.items():
             if name not in self.shapes:
                 raise InputError(f"the mask has indices for '{name}' and no shape; give the parameter's shape too")
-            count = size(self.shapes[name])
-            if len(chosen) and (int(chosen[0]) < 0 or int(chosen[-1]) >= count or bool((chosen.diff() <= 0).any())):
-                raise InputError(
-                    f"indices of '{name}' must be sorted, distinct and within 0..{count - 1}: sort them first"
-                )
+            check_indices(name, chosen, size(self.shapes[name]))
         object.__setattr__(self, "indices", {n: i for n, i in sorted(self.indices.items()) if len(i)})
 
     def __repr__(self) -> str:
@@ -192,21 +193,17 @@ class Mask:
         Raises:
             InputError: no such file, not a mask, or a mask of another model.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; need a mask that Mask.save wrote")
+        tensors, _ = read_tensors(path, "Mask.save", "save the mask again")
+        split = split_names(path, tensors, ("indices", "shape"), "Mask.save")
+        indices = {name: tensors[key] for key, (kind, name) in split.items() if kind == "indices"}
+        shapes = {name: tensors[key] for key, (kind, name) in split.items() if kind == "shape"}
+        for name, shape in shapes.items():
+            if shape.ndim != 1 or shape.dtype != torch.int64:
+                raise InputError(f"{path}: the shape of '{name}' is {shape.dtype}; need int64: save the mask again")
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error}); save the mask again") from error
-        split = {key: key.split(".", 1) for key in tensors}
-        if {kind for kind, *_ in split.values()} - {"indices", "shape"}:
-            raise InputError(f"{path}: holds tensors that no mask has; need a file that Mask.save wrote")
-        mask = Mask(
-            {name: tensors[key] for key, (kind, name) in split.items() if kind == "indices"},
-            {name: tuple(tensors[key].tolist()) for key, (kind, name) in split.items() if kind == "shape"},
-        )
+            mask = Mask(indices, {name: tuple(shape.tolist()) for name, shape in shapes.items()})
+        except InputError as error:
+            raise InputError(f"{path}: is not a mask ({error}); save the mask again") from error
         if model is not None:
             check_shapes(mask.shapes, model)
             missing = editable_parameters(model).keys() - mask.shapes.keys()

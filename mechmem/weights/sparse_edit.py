@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer, provenance
 from mechmem.model.model_lock import holding
 from mechmem.weights.support import moved, tensor_pairs
+from mechmem.weights.tensor_files import check_indices, read_tensors, split_names
 
 SOURCE = "source"
 
@@ -32,12 +32,28 @@ class Edit:
         values: parameter name -> their new values, flat; where all changed, in the parameter's shape.
         source: which weights were edited: a hash of them, and how they were processed.
         notes: short texts that are kept with it.
+
+    Raises:
+        InputError: places and values that do not belong together, indices that are not sorted and distinct, or values
+            that are not finite.
     """
 
     places: Mapping[str, Tensor | None]
     values: Mapping[str, Tensor]
     source: str
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if odd := sorted(self.places.keys() ^ self.values.keys()):
+            raise InputError(f"'{odd[0]}' has places or values alone; need both of each parameter")
+        for name, index in self.places.items():
+            values = self.values[name]
+            if index is not None:
+                check_indices(name, index)
+                if values.shape != index.shape:
+                    raise InputError(f"'{name}' has {list(values.shape)} values for {len(index)} places; need as many")
+            if not values.is_floating_point() or not bool(values.isfinite().all()):
+                raise InputError(f"'{name}' has values of {values.dtype} that are not finite weights")
 
     def __repr__(self) -> str:
         return f"Edit({self.count:,} weights of {len(self.values)} tensors, of the model {self.source})"
@@ -89,27 +105,26 @@ class Edit:
         Raises:
             InputError: no such file, or one that `save` did not write.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; need one that Edit.save wrote")
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                notes = dict(file.metadata() or {})
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error}); make the edit again") from error
+        tensors, notes = read_tensors(path, "Edit.save", "make the edit again")
         if SOURCE not in notes:
             raise InputError(f"{path}: is not an edit; need a file that Edit.save wrote")
         places: dict[str, Tensor | None] = {}
         values: dict[str, Tensor] = {}
-        for key, tensor in tensors.items():
-            kind, name = key.split(".", 1)
+        split = split_names(path, tensors, ("place", "value", "whole"), "Edit.save")
+        for key, (kind, name) in sorted(split.items()):
             if kind == "place":
-                places[name] = tensor
+                places[name] = tensors[key]
+            elif name in values or (kind == "whole" and name in places):
+                raise InputError(f"{path}: holds the values of '{name}' twice; make the edit again")
             else:
-                values[name] = tensor
-                places.setdefault(name, None)
-        return Edit(places, values, notes.pop(SOURCE), notes)
+                values[name] = tensors[key]
+                if kind == "whole":
+                    places[name] = None
+        source = notes.pop(SOURCE)
+        try:
+            return Edit(places, values, source, notes)
+        except InputError as error:
+            raise InputError(f"{path}: is damaged or was changed ({error}); make the edit again") from error
 
     def apply(self, model: HookedTransformer) -> HookedTransformer:
         """A copy of the original with the edit; the model given is unchanged.
@@ -150,6 +165,21 @@ class Edit:
                 f"got an edit of the weights {self.source} for a model of the weights {own}; load the model that was "
                 "edited"
             )
+        state = model.state_dict()
+        for name, index in self.places.items():
+            values, known = self.values[name], state.get(name)
+            if known is None or known.dtype != values.dtype:
+                raise InputError(
+                    f"got an edit of '{name}' as {values.dtype}, which the model has as "
+                    f"{'none' if known is None else known.dtype}; load the model that was edited, with its dtype"
+                )
+            if index is None and values.shape != known.shape:
+                raise InputError(
+                    f"got an edit of '{name}' with shape {list(values.shape)} for the model's {list(known.shape)}; "
+                    "make the edit again"
+                )
+            if index is not None:
+                check_indices(name, index, known.numel())
 
     @torch.no_grad()
     def _put(self, model: HookedTransformer, values: Mapping[str, Tensor]) -> None:
