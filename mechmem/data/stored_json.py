@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def read_object(path: Path, *, advice: str) -> dict[str, Any]:
     return found
 
 
-def check_types(values: dict[str, Any], types: dict[str, type | tuple[type, ...]], place: Path, *, advice: str) -> None:
+def check_types(
+    values: dict[str, Any], types: Mapping[str, type | tuple[type, ...]], place: Path, *, advice: str
+) -> None:
     """Refuse an object without one of these names, or with a value of another type under it.
 
     Raises:

@@ -131,7 +131,7 @@ def _again(folder: Path, stage: str) -> str:
 
 
 def _check_contents(result: xr.Dataset, contents: Contents, path: Path, advice: str) -> None:
-    for name, dims in (contents.numbers | contents.texts).items():
+    for name, dims in {**contents.numbers, **contents.texts}.items():
         if name not in result.variables:
             raise InputError(f"{path}: has no variable '{name}', as stage '{contents.stage}' writes it; {advice}")
         variable = result[name]

@@ -18,12 +18,17 @@ MEASURED = ("costs.nc", "attacks.nc")
 
 
 def damaged_stages(folder: Path, settings: StudySettings) -> dict[str, list[str]]:
-    """Stage -> its files whose checksum differs, named from the study's folder."""
+    """Stage -> its files whose checksum differs, named from the study's folder.
+
+    An edit that has to be made again has to be attacked again as well.
+    """
     found: dict[str, list[str]] = {}
     for name in damaged(folder):
         stage = stage_of(name, settings)
-        if stage is not None:
-            found.setdefault(stage, []).append(name)
+        stages = ("unlearn", "attack") if stage == "unlearn" and _of_making(name) else (stage,)
+        for stage in stages:
+            if stage is not None:
+                found.setdefault(stage, []).append(name)
     return found
 
 
@@ -36,6 +41,10 @@ def stage_of(name: str, settings: StudySettings) -> str | None:
     if len(parts) == 3 and parts[0] == "edits" and parts[1] in {edit.name for edit in settings.planned_edits()}:
         return "attack" if parts[2] == "attacks.nc" else "unlearn"
     return None
+
+
+def _of_making(name: str) -> bool:
+    return name.startswith("edits/") and name.rpartition("/")[2] in OF_MAKING
 
 
 def prepare(folder: Path, settings: StudySettings, missing: list[Stage]) -> dict[str, list[str]]:
@@ -52,11 +61,12 @@ def prepare(folder: Path, settings: StudySettings, missing: list[Stage]) -> dict
         if place.is_dir() and not place.is_symlink():
             remove_partials(place)
     names = [stage.name for stage in missing]
-    found = {stage: files for stage, files in damaged_stages(folder, settings).items() if stage in names}
+    of_stages = damaged_stages(folder, settings)
+    found = {stage: of_stages[stage] for stage in names if stage in of_stages}
     for name in sorted({name for files in found.values() for name in files}):
         path = folder / name
         path.unlink(missing_ok=True)
-        if path.name in OF_MAKING and name.startswith("edits/"):
+        if _of_making(name):
             for other in (*OF_MAKING, *MEASURED):
                 (path.parent / other).unlink(missing_ok=True)
     done = {

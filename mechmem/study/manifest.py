@@ -20,8 +20,8 @@ MANIFEST = "study.json"
 # Raised whenever a file of a study changes its meaning; studies of other formats are refused.
 FORMAT = 2
 RESTORE = "restore the file, or run the study again in a new folder"
-PARTS = dict.fromkeys(("model", "corpus", "settings", "timings", "findings", "skipped"), dict)
-MODEL = {"weight_hash": str, "n_layers": int, "n_heads": int}
+PARTS: dict[str, type] = dict.fromkeys(("model", "corpus", "settings", "timings", "findings", "skipped"), dict)
+MODEL: dict[str, type] = {"weight_hash": str, "n_layers": int, "n_heads": int}
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
