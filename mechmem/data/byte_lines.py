@@ -1,101 +1,66 @@
-"""The bytes and lines of a plain or compressed file, in constant memory."""
+"""The lines of a plain or compressed file, in constant memory."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-
+from mechmem.data.decompress import byte_chunks
 from mechmem.data.records import Tally
 
-CODECS = {".zst": "zstd", ".gz": "gzip"}
-CHUNK = 2**20
+# A longer line is not held: what is read from it takes several times its bytes.
+LONGEST_LINE = 2**28
 
 
-class BrokenFileError(Exception):
-    """The file cannot be read further; what was yielded before is sound."""
+def byte_lines(path: Path, tally: Tally) -> Iterator[bytes | bytearray | int]:
+    """Yield a file's lines without their ends and without byte-order marks.
 
-
-def byte_lines(path: Path, tally: Tally) -> Iterator[bytes]:
-    """Yield a file's lines without their ends, a leading byte-order mark removed.
-
-    A line that a broken file cuts off is not yielded, because its rest is unknown.
+    A line that a broken file cuts off is not yielded, because its rest is unknown. No line is referred to here after it
+    was yielded, so that its memory can be given back before what was made of it grows.
 
     Args:
         path: as in `byte_chunks`.
         tally: as in `byte_chunks`.
 
+    Yields:
+        Lines; of one longer than `LONGEST_LINE` its length in bytes.
+
     Raises:
         BrokenFileError: the compressed stream is cut or damaged; raised after the last whole line.
     """
-    # Joined when a line is complete, so that a line of many chunks takes linear time.
-    held: list[bytes] = []
+    held = _Line()
     for chunk in byte_chunks(path, tally):
-        head, newline, tail = chunk.rpartition(b"\n")
+        first, newline, rest = chunk.partition(b"\n")
+        held.add(first)
         if not newline:
-            held.append(chunk)
             continue
-        held.append(head)
-        yield from b"".join(held).split(b"\n")
-        held = [tail]
-    rest = b"".join(held)
-    if rest:
-        yield rest
+        yield held.taken()
+        *lines, tail = rest.split(b"\n")
+        del chunk, first, rest
+        yield from lines
+        held.add(tail)
+    if len(held):
+        yield held.taken()
 
 
-def byte_chunks(path: Path, tally: Tally) -> Iterator[bytes]:
-    """Yield a file's decompressed bytes, at most `CHUNK` at a time, a leading byte-order mark removed.
+class _Line:
+    """The line that is being read. It grows in place: joined anew with each chunk, it would take quadratic time."""
 
-    The suffix says the compression; several frames or members one after the other are one text.
+    def __init__(self) -> None:
+        self._bytes, self._length = bytearray(), 0
 
-    Args:
-        path: the file.
-        tally: its `position` follows the bytes read from the disk.
+    def __len__(self) -> int:
+        return self._length
 
-    Raises:
-        BrokenFileError: the compressed stream is cut or damaged; raised after all bytes before the break.
-    """
-    codec = CODECS.get(path.suffix.lower())
-    if codec is not None and path.stat().st_size == 0:
-        raise BrokenFileError("the compressed file is empty")
-    done = 0
-    with pa.OSFile(str(path)) as raw:
-        stream = raw if codec is None else pa.CompressedInputStream(raw, codec)
-        while True:
-            try:
-                chunk = stream.read(CHUNK)
-            except OSError as error:
-                if codec is None:
-                    raise
-                yield _without_mark(_before_break(path, codec, done), done)
-                raise BrokenFileError(str(error)) from error
-            if not chunk:
-                return
-            tally.position = raw.tell()
-            yield _without_mark(chunk, done)
-            done += len(chunk)
+    def add(self, part: bytes) -> None:
+        self._length += len(part)
+        if self._length > LONGEST_LINE:
+            self._bytes = bytearray()
+        else:
+            self._bytes += part
 
-
-def _without_mark(chunk: bytes, done: int) -> bytes:
-    return chunk if done else chunk.removeprefix(codecs.BOM_UTF8)
-
-
-def _before_break(path: Path, codec: str, done: int) -> bytes:
-    """What stands between the last good chunk and the break: a failed read loses it, so it is read again in small."""
-    found = bytearray()
-    with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, codec) as stream:
-        size = CHUNK
-        while True:
-            want = min(size, done) if done else 1
-            try:
-                chunk = stream.read(want)
-            except OSError:
-                return bytes(found)
-            if done:
-                done -= len(chunk)
-            else:
-                found += chunk
-            if not chunk:
-                return bytes(found)
+    def taken(self) -> bytes | bytearray | int:
+        """What was added; nothing is kept of it."""
+        box = [self._bytes if self._length <= LONGEST_LINE else self._length]
+        self._bytes, self._length = bytearray(), 0
+        return box.pop()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mechmem.data.byte_lines import BrokenFileError, byte_chunks, byte_lines
-from mechmem.data.records import Record, Tally, checked_text
+from mechmem.data.byte_lines import LONGEST_LINE, byte_lines
+from mechmem.data.decompress import CHUNK, BrokenFileError, byte_chunks
+from mechmem.data.errors import InputError
+from mechmem.data.parquet_text import read_parquet
+from mechmem.data.records import BROKEN_FILE, Record, Tally, checked_text, source_of
 
+# Of valid UTF-8 the characters that take four bytes, there and in a string that holds any.
+ABOVE_PLANE_0 = re.compile(rb"[\xf0-\xf4][\x80-\xbf]{3}")
 # A larger text file is several documents: one tokenizer call holds a whole document.
 PIECE_BYTES = 8 * 2**20
-PARQUET_ROWS = 256
 TEXT_SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet", ".txt", ".txt.zst", ".txt.gz")
 
 
@@ -44,41 +49,55 @@ def read_text(path: Path, tally: Tally, *, column: str = "text") -> Iterator[Rec
     reader = READERS[text_suffix(path) or ""]
     try:
         yield from reader(path, tally, column)
-    except (BrokenFileError, OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            # The disk or the network failed, not the file: going on would lose data that is there.
-            raise
+    except BrokenFileError as error:
         tally.records += 1
-        tally.skip(f"{path}:{tally.records}", "broken file", str(error))
+        tally.skip(f"{path}:{tally.records}", BROKEN_FILE, str(error))
+    except OSError as error:
+        # The disk or the network failed, not the file: going on would lose data that is there.
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); read it again when it can be") from error
 
 
 def read_rows(rows: Iterable[dict[str, Any]], name: str, tally: Tally, *, column: str = "text") -> Iterator[Record]:
     """Yield the records of a dataset's rows; fields as in `read_text`, places are "name:row" from 1."""
-    for number, row in enumerate(rows, 1):
-        text = checked_text(row.get(column), f"{name}:{number}", tally, column=column)
-        if text is not None:
-            yield Record(text, _source(row, name))
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            text = checked_text(row.get(column), f"{name}:{number}", tally, column=column)
+            if text is not None:
+                yield Record(text, source_of(row, name))
+    except (pa.ArrowException, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        tally.records += 1
+        tally.skip(f"{name}:{number + 1}", BROKEN_FILE, str(error))
 
 
 def _read_jsonl(path: Path, tally: Tally, column: str) -> Iterator[Record]:
-    for number, line in enumerate(byte_lines(path, tally), 1):
-        if not line.strip():
+    number = 0
+    for line in byte_lines(path, tally):
+        number += 1
+        if isinstance(line, bytes | bytearray) and not line.strip():
             continue
-        row = _parsed(line, f"{path}:{number}", tally)
+        box = [line]
+        del line
+        row = _parsed(box, f"{path}:{number}", tally)
         if row is None:
             continue
         text = checked_text(row.get(column), f"{path}:{number}", tally, column=column)
         if text is not None:
-            yield Record(text, _source(row, path.name))
+            yield Record(text, source_of(row, path.name))
 
 
-def _parsed(line: bytes, place: str, tally: Tally) -> dict[str, Any] | None:
+def _parsed(box: list[bytes | bytearray | int], place: str, tally: Tally) -> dict[str, Any] | None:
+    """The object that a line holds. The line is taken out of its box, so that nothing refers to it while it grows."""
     reason, detail = "bad JSON", ""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(_as_text(box))
         if isinstance(row, dict):
             return row
         reason, detail = "no text", f"the line is {type(row).__name__}; need an object"
+    except _TooLongError as error:
+        reason, detail = "too long", str(error)
     except UnicodeDecodeError as error:
         reason, detail = "invalid UTF-8", f"{error.reason} at byte {error.start}"
     except (ValueError, RecursionError) as error:
@@ -88,43 +107,39 @@ def _parsed(line: bytes, place: str, tally: Tally) -> dict[str, Any] | None:
     return None
 
 
-def _read_parquet(path: Path, tally: Tally, column: str) -> Iterator[Record]:
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        names = file.schema_arrow.names
-        if column not in names:
-            raise BrokenFileError(f"its columns are {names}; need '{column}'")
-        need = [name for name in (column, "meta", "source") if name in names]
-        before, size = 0, path.stat().st_size
-        for group in range(file.num_row_groups):
-            rows, number = file.metadata.row_group(group).num_rows, before
-            try:
-                for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=need):
-                    for index in range(batch.num_rows):
-                        number += 1
-                        yield from _parquet_record(batch, index, path, number, tally, column)
-            except (OSError, pa.ArrowException) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
-                # The groups after a damaged one can be read: the file's end says where they stand.
-                missing = before + rows - number
-                tally.records += missing
-                tally.skip(f"{path}:{number + 1}", "broken file", f"{missing} rows: {error}", count=missing)
-            before += rows
-            tally.position = size * before // file.metadata.num_rows
+class _TooLongError(Exception):
+    """A line that is not held."""
 
 
-def _parquet_record(
-    batch: pa.RecordBatch, index: int, path: Path, number: int, tally: Tally, column: str
-) -> Iterator[Record]:
-    try:
-        row = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
-    except UnicodeDecodeError as error:
-        tally.records += 1
-        tally.skip(f"{path}:{number}", "invalid UTF-8", f"{error.reason} at byte {error.start}")
-        return
-    text = checked_text(row[column], f"{path}:{number}", tally, column=column)
-    if text is not None:
-        yield Record(text, _source(row, path.name))
+def _as_text(box: list[bytes | bytearray | int]) -> str:
+    line = box.pop()
+    if isinstance(line, int):
+        raise _TooLongError(f"{line:,} bytes; need at most {LONGEST_LINE:,}")
+    if line.startswith(codecs.BOM_UTF8):
+        # Files may be joined, each with its mark at the start.
+        line = line[len(codecs.BOM_UTF8) :]
+    return (_escaped(line) if len(line) > CHUNK else line).decode()
+
+
+def _escaped(line: bytes | bytearray) -> bytes | bytearray:
+    """A long line of JSON with the characters above plane 0 escaped, if they are few.
+
+    One such character makes a string of four bytes for every character.
+    """
+    if 8 * sum(line.count(bytes([lead])) for lead in range(0xF0, 0xF5)) > len(line):
+        return line
+    escaped, start = bytearray(), 0
+    while start < len(line):
+        stop = min(start + CHUNK, len(line))
+        while stop < len(line) and stop - start < CHUNK + 3 and line[stop] & 0xC0 == 0x80:  # inside a character
+            stop += 1
+        escaped += ABOVE_PLANE_0.sub(_escape, line[start:stop])
+        start = stop
+    return escaped
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return json.dumps(found[0].decode()).encode()[1:-1]
 
 
 def _read_txt(path: Path, tally: Tally, column: str) -> Iterator[Record]:
@@ -143,22 +158,24 @@ def _read_txt(path: Path, tally: Tally, column: str) -> Iterator[Record]:
 
 def _pieces(path: Path, tally: Tally) -> Iterator[bytes]:
     """A file's bytes, cut where a line ends, or inside a line that alone is too long."""
-    piece, empty = b"", True
+    held, empty = bytearray(), True
     try:
         for chunk in byte_chunks(path, tally):
-            piece += chunk
-            while len(piece) > PIECE_BYTES:
-                cut = _cut(piece[:PIECE_BYTES])
-                yield piece[:cut]
-                piece, empty = piece[cut:], False
+            held += chunk
+            while len(held) > PIECE_BYTES:
+                piece = bytes(held[:PIECE_BYTES])
+                piece = piece[: _cut(piece)]
+                del held[: len(piece)]
+                yield piece
+                empty = False
     except BrokenFileError:
         # The last line is cut off, and its rest is unknown.
-        whole = piece[: piece.rfind(b"\n") + 1]
+        whole = bytes(held[: held.rfind(b"\n") + 1])
         if whole:
             yield whole
         raise
-    if piece or empty:
-        yield piece  # an empty file is a record without text, not nothing
+    if held or empty:
+        yield bytes(held)  # an empty file is a record without text, not nothing
 
 
 def _cut(piece: bytes) -> int:
@@ -172,17 +189,11 @@ def _cut(piece: bytes) -> int:
     return max(cut, 1)
 
 
-def _source(row: dict[str, Any], name: str) -> str:
-    meta = row.get("meta")
-    named = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return str(named or row.get("source") or name)
-
-
 READERS: dict[str, Callable[[Path, Tally, str], Iterator[Record]]] = {
     ".jsonl": _read_jsonl,
     ".jsonl.zst": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
-    ".parquet": _read_parquet,
+    ".parquet": read_parquet,
     ".txt": _read_txt,
     ".txt.zst": _read_txt,
     ".txt.gz": _read_txt,

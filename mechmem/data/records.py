@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mechmem.data.errors import InputError
 
 LOG = logging.getLogger(__name__)
 EXAMPLES_KEPT = 20
+# Every row of a scan repeats its source.
+LONGEST_SOURCE = 200
+# The reason under which the rest of a file is skipped.
+BROKEN_FILE = "broken file"
 
 
 class Record(NamedTuple):
@@ -54,7 +59,7 @@ class Tally:
         Raises:
             InputError: the tally is strict.
         """
-        sentence = f"{place}: {reason}" + (f" ({detail})" if detail else "")
+        sentence = " ".join((f"{place}: {reason}" + (f" ({detail})" if detail else "")).split())
         if self.strict:
             raise InputError(f"{sentence}; need only records that can be read: mend it, or read without strict")
         self.skipped[reason] = self.skipped.get(reason, 0) + count
@@ -84,3 +89,13 @@ def _expressible(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def source_of(row: Mapping[str, Any], name: str) -> str:
+    """Where a record comes from: `meta.pile_set_name`, or else `source`, or else the name of its file."""
+    meta = row.get("meta")
+    named = [meta.get("pile_set_name") if isinstance(meta, Mapping) else None, row.get("source")]
+    # What is not a name, such as a nested object, names nothing.
+    source = next((str(value) for value in named if value and isinstance(value, str | int | float)), name)
+    source = source.encode("utf-8", "backslashreplace").decode()
+    return source if len(source) <= LONGEST_SOURCE else source[: LONGEST_SOURCE - 3] + "..."

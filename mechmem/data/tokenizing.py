@@ -13,6 +13,7 @@ import numpy as np
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.inputs import Input, file_input, open_ids
+from mechmem.data.long_texts import encoded, is_long
 from mechmem.data.progress import Progress
 from mechmem.data.records import Record, Tally
 from mechmem.data.shards import save_shard, shard_path
@@ -92,11 +93,9 @@ def _tokenize(
         shards.append((first, first + len(documents)))
 
     for batch in _batches(records):
-        texts = [record.text for record in batch]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        for record, ids in zip(batch, encoded, strict=True):
-            documents.append(np.asarray(ids, dtype=dtype))
-            sources.append(record.source)
+        for source, ids in zip([record.source for record in batch], _encoded(tokenizer, batch, dtype), strict=True):
+            documents.append(ids)
+            sources.append(source)
             held += len(ids)
             if held >= shard_tokens:
                 close()
@@ -108,10 +107,25 @@ def _tokenize(
     return shards, total + held
 
 
+def _encoded(tokenizer: Any, batch: list[Record], dtype: type) -> list[np.ndarray]:
+    if len(batch) == 1 and is_long(batch[0].text):
+        return [encoded(tokenizer, batch[0].text, dtype)]
+    texts = [record.text for record in batch]
+    rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [np.asarray(ids, dtype=dtype) for ids in rows]
+
+
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Records that are encoded together; a long one is alone."""
     batch: list[Record] = []
     characters = 0
     for record in records:
+        if is_long(record.text):
+            if batch:
+                yield batch
+            yield [record]
+            batch, characters = [], 0
+            continue
         batch.append(record)
         characters += len(record.text)
         if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:

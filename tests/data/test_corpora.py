@@ -221,7 +221,7 @@ def test_sources_that_are_no_corpus_are_refused(tmp_path, tokenizer):
     refused("x: no file of 1 in this folder is one of", tmp_path / "x")
     path = jsonl(tmp_path / "x" / "a.jsonl", [{"text": "a"}])
     refused("a.jsonl: got text for a model without a tokenizer; give token ids", path, None)
-    refused("got shard_tokens 0; need at least 1", path, shard_tokens=0)
+    refused("got 0 as shard_tokens; need a whole number of at least 1", path, shard_tokens=0)
     with pytest.raises(InputError, match="is inside the source"):
         open_corpus(tmp_path / "x", tokenizer, tmp_path / "x" / "c")
     refused("got 1 records, skipped 1, the first .*a.jsonl:1: no text.*; need at least 1 document", path, column="body")
