@@ -6,13 +6,14 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mechmem.data.bounds import check_bounds
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer, provenance
@@ -20,7 +21,7 @@ from mechmem.model.model_lock import holding
 from mechmem.weights.support import moved, tensor_pairs
 from mechmem.weights.tensor_files import check_indices, read_tensors, split_names
 
-SOURCE = "source"
+SOURCE, STRENGTH = "source", "strength"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +33,7 @@ class Edit:
         values: parameter name -> their new values, flat; where all changed, in the parameter's shape.
         source: which weights were edited: a hash of them, and how they were processed.
         notes: short texts that are kept with it.
+        strength: share of the way from the original weights to the new values; 1: the values themselves.
 
     Raises:
         InputError: places and values that do not belong together, indices that are not sorted and distinct, or values
@@ -42,8 +44,10 @@ class Edit:
     values: Mapping[str, Tensor]
     source: str
     notes: Mapping[str, str] = field(default_factory=dict)
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", check_bounds("strength", self.strength, float))
         if odd := sorted(self.places.keys() ^ self.values.keys()):
             raise InputError(f"'{odd[0]}' has places or values alone; need both of each parameter")
         for name, index in self.places.items():
@@ -56,7 +60,24 @@ class Edit:
                 raise InputError(f"'{name}' has values of {values.dtype} that are not finite weights")
 
     def __repr__(self) -> str:
-        return f"Edit({self.count:,} weights of {len(self.values)} tensors, of the model {self.source})"
+        strength = "" if self.strength == 1 else f" at strength {self.strength:g}"
+        return f"Edit({self.count:,} weights of {len(self.values)} tensors{strength}, of the model {self.source})"
+
+    def __or__(self, other: Edit) -> Edit:
+        """Both edits as one.
+
+        Raises:
+            InputError: edits of different models or strengths, or that give a weight different values.
+        """
+        return union(self, other)
+
+    def scaled(self, factor: int | float) -> Edit:
+        """The same edit, more or less of it: 0.5 moves each weight half as far, -1 the other way.
+
+        Raises:
+            InputError: a factor that is not a finite number.
+        """
+        return replace(self, strength=self.strength * check_bounds("factor", factor, float))
 
     @property
     def count(self) -> int:
@@ -96,7 +117,8 @@ class Edit:
             else:
                 tensors |= {f"place.{name}": index, f"value.{name}": values}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=dict(self.notes) | {SOURCE: self.source})
+            kept = {SOURCE: self.source} | ({} if self.strength == 1 else {STRENGTH: repr(self.strength)})
+            save_file(tensors, temporary, metadata=dict(self.notes) | kept)
 
     @staticmethod
     def load(path: str | Path) -> Edit:
@@ -120,43 +142,45 @@ class Edit:
                 values[name] = tensors[key]
                 if kind == "whole":
                     places[name] = None
-        source = notes.pop(SOURCE)
+        source, strength = notes.pop(SOURCE), notes.pop(STRENGTH, "1")
         try:
-            return Edit(places, values, source, notes)
-        except InputError as error:
+            return Edit(places, values, source, notes, float(strength))
+        except ValueError as error:
             raise InputError(f"{path}: is damaged or was changed ({error}); make the edit again") from error
 
     def apply(self, model: HookedTransformer) -> HookedTransformer:
         """A copy of the original with the edit; the model given is unchanged.
 
         Raises:
-            InputError: the model has other weights than the one that was edited.
+            InputError: the model has other weights than the one that was edited, or has this edit already.
         """
         with holding(model):
             self._check(model)
             edited = copy.deepcopy(model)
-        self._put(edited, self.values)
+        _put(edited, self.places, self._new(edited))
         return edited
 
     @contextmanager
     def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
         """Edit a model in place; after the block every weight has its former bits, whatever happened in it.
 
-        The block holds the model's lock: other threads that use the model wait.
+        The block holds the model's lock: other threads that use the model wait. Blocks of different edits may be
+        nested.
 
         Raises:
-            InputError: the model has other weights than the one that was edited.
+            InputError: the model has other weights than the one that was edited, or has this edit already.
         """
         with holding(model):
             self._check(model)
             state, former = model.state_dict(), {}
             for name, index in self.places.items():
                 former[name] = _chosen(state[name], index).clone()
+            new = self._new(model)
             try:
-                self._put(model, self.values)
+                _put(model, self.places, new)
                 yield model
             finally:
-                self._put(model, former)
+                _put(model, self.places, former)
 
     def _check(self, model: HookedTransformer) -> None:
         own = _source(model)
@@ -181,15 +205,63 @@ class Edit:
             if index is not None:
                 check_indices(name, index, known.numel())
 
+        there = [torch.equal(_chosen(state[name], self.places[name]).cpu(), new) for name, new in self.values.items()]
+        if there and all(there):
+            raise InputError("the model has this edit already; apply it to the original")
+
     @torch.no_grad()
-    def _put(self, model: HookedTransformer, values: Mapping[str, Tensor]) -> None:
-        state = model.state_dict()
-        for name, index in self.places.items():
-            new = values[name].to(state[name].device)
-            if index is None:
-                state[name].copy_(new)
-            else:
-                state[name].view(-1)[index.to(state[name].device)] = new
+    def _new(self, model: HookedTransformer) -> Mapping[str, Tensor]:
+        """The values that the model's weights get."""
+        if self.strength == 1:
+            return self.values
+        state, new = model.state_dict(), {}
+        for name, values in self.values.items():
+            former = _chosen(state[name], self.places[name]).cpu().double()
+            new[name] = (former + self.strength * (values.double() - former)).to(values.dtype)
+        return new
+
+
+def union(first: Edit, second: Edit) -> Edit:
+    """Both edits as one; the notes of the second count where both have some of one name.
+
+    Raises:
+        InputError: edits of different models or strengths, or that give a weight different values.
+    """
+    if (first.source, first.strength) != (second.source, second.strength):
+        raise InputError(
+            f"got edits of {first.source} at strength {first.strength:g} and of {second.source} at strength "
+            f"{second.strength:g}; need edits of one model and strength: apply one after the other"
+        )
+    places, values = dict(first.places), dict(first.values)
+    for name, index in second.places.items():
+        if name not in places:
+            places[name], values[name] = index, second.values[name]
+            continue
+        own = places[name]
+        if own is None or index is None:
+            same = own is None and index is None and torch.equal(values[name], second.values[name])
+            both, kept, clash = own, values[name], 0 if same else 1
+        else:
+            both = torch.cat([own, index]).unique()
+            kept = torch.empty(len(both), dtype=values[name].dtype)
+            kept[torch.searchsorted(both, index)] = second.values[name]
+            clash = int((kept[torch.searchsorted(both, own)] != values[name])[torch.isin(own, index)].sum())
+            kept[torch.searchsorted(both, own)] = values[name]
+        if clash:
+            raise InputError(f"both edits set weights of '{name}' to different values; apply one after the other")
+        places[name], values[name] = both, kept
+    return Edit(places, values, first.source, {**first.notes, **second.notes}, first.strength)
+
+
+@torch.no_grad()
+def _put(model: HookedTransformer, places: Mapping[str, Tensor | None], values: Mapping[str, Tensor]) -> None:
+    state = model.state_dict()
+    for name, index in places.items():
+        new = values[name].to(state[name].device)
+        if index is None:
+            state[name].copy_(new)
+        else:
+            state[name].view(-1)[index.to(state[name].device)] = new
 
 
 def save_edit(

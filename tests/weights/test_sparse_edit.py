@@ -91,3 +91,67 @@ def test_an_edit_says_briefly_what_it_is(pair, tiny_model):
     assert nothing.count == 0 and changed_weights(nothing.apply(tiny_model), tiny_model) == 0
     with pytest.raises(InputError, match="load the model that was edited"):
         edit.apply(tiny_model)
+
+
+def test_strength_moves_each_weight_a_share_of_the_way(pair, tmp_path):
+    model, edited = pair
+    edit = Edit.between(model, edited)
+    half = edit.scaled(0.5)
+    half.save(tmp_path / "half.safetensors")
+    for same in (half, Edit.load(tmp_path / "half.safetensors"), edit.scaled(0.25).scaled(2)):
+        for name, tensor in same.apply(model).named_parameters():
+            before, after = model.get_parameter(name), edited.get_parameter(name)
+            torch.testing.assert_close(tensor, before + 0.5 * (after - before))
+    assert changed_weights(model, edit.scaled(0).apply(model)) <= 1, "at most the sign of a zero"
+    assert changed_weights(edited, edit.scaled(1).apply(model)) == 0
+    assert "at strength 0.5" in repr(half) and Edit.load(tmp_path / "half.safetensors").strength == 0.5
+    back = edit.scaled(-1).apply(model).state_dict()["blocks.1.attn.W_V"]
+    torch.testing.assert_close(back, torch.zeros_like(back))
+    with pytest.raises(InputError, match="got nan as factor; need a finite number"):
+        edit.scaled(float("nan"))
+
+
+def test_a_union_is_both_edits(pair):
+    model, edited = pair
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_parameter("blocks.0.mlp.W_in").view(-1)[[0, 3, 9]] += torch.tensor([5.0, 1.0, 7.0])
+        other.get_parameter("blocks.2.mlp.W_out").view(-1)[4] -= 1
+    one, two = Edit.between(model, edited, {"a": "1"}), Edit.between(model, other, {"b": "2"})
+    both = (one | two).apply(model)
+    expected = copy.deepcopy(edited)
+    with torch.no_grad():
+        expected.get_parameter("blocks.0.mlp.W_in").view(-1)[[0, 9]] += torch.tensor([5.0, 7.0])
+        expected.get_parameter("blocks.2.mlp.W_out").view(-1)[4] -= 1
+    assert changed_weights(both, expected) == 0 and (one | two).notes == {"a": "1", "b": "2"}
+    assert changed_weights((two | one).apply(model), expected) == 0
+    assert changed_weights((one | one).apply(model), edited) == 0
+    with torch.no_grad():
+        other.get_parameter("blocks.0.mlp.W_in").view(-1)[3] += 1
+    with pytest.raises(InputError, match="both edits set weights of 'blocks.0.mlp.W_in' to different values"):
+        _ = one | Edit.between(model, other)
+    with torch.no_grad():
+        other.get_parameter("blocks.1.attn.W_V").view(-1)[0] += 1
+    with pytest.raises(InputError, match="need edits of one model and strength"):
+        _ = one | two.scaled(0.5)
+
+
+def test_edits_nest_and_one_is_not_applied_twice(pair):
+    model, edited = pair
+    former = {name: value.clone() for name, value in model.state_dict().items()}
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_parameter("blocks.1.attn.W_V").add_(1)
+        other.get_parameter("blocks.2.mlp.W_out").view(-1)[4] -= 1
+    one, two = Edit.between(model, edited), Edit.between(model, other)
+    with one.applied(model), two.applied(model):
+        assert torch.equal(model.state_dict()["blocks.1.attn.W_V"], other.state_dict()["blocks.1.attn.W_V"])
+        with pytest.raises(InputError, match="the model has this edit already"):
+            two.apply(model)
+    with pytest.raises(KeyboardInterrupt), one.applied(model):
+        with pytest.raises(InputError, match="has this edit already"), one.applied(model):
+            pass
+        raise KeyboardInterrupt
+    assert all(torch.equal(value, former[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match="has this edit already"):
+        one.apply(one.apply(model))
