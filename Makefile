@@ -4,8 +4,10 @@ BIN := .venv/bin
 OUT ?= study
 # Two workers of one thread are faster on two cores than one worker of two.
 WORKERS ?= 2
+# How long `make fuzz` runs.
+SECONDS ?= 3600
 
-.PHONY: run test check clean
+.PHONY: run test check fuzz soak clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,5 +25,13 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# Other cases every time; failing inputs are left in fuzz-found/.
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz --new --cases 100000000 --seconds $(SECONDS) --save fuzz-found
+
+# About a quarter of an hour on two cores; needs the right to mount a tmpfs for its full disks.
+soak: .venv/ready
+	$(BIN)/python -m tests.soak --page docs/reliability.md
+
 clean:
-	rm -rf .venv study .pytest_cache .ruff_cache
+	rm -rf .venv study fuzz-found .pytest_cache .ruff_cache

@@ -133,6 +133,10 @@ KINDS: tuple[Kind, ...] = (
     Kind("tokenizer.json", _checkpoint("gpt_neo"), "/tokenizer.json", (PLAIN, PLAIN, mutate_bytes), checkpoint),
     Kind("tokenizer_config.json", _checkpoint("gpt2"), "tokenizer_config.json", (TOKENIZER, TOKENIZER, mutate_bytes),
          checkpoint),
+    *(
+        Kind(name, _checkpoint("old tokenizer"), f"/{name}", (TOKENIZER, PLAIN, mutate_bytes), checkpoint, 0.3)
+        for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+    ),
     Kind("sparse edit", _edit("sparse"), "edit.safetensors", TENSORS, readers.edit, 2),
     Kind("whole edit", _edit("whole"), "edit.safetensors", TENSORS, readers.edit),
     Kind("mask", _edit("mask"), "mask.safetensors", TENSORS, readers.mask, 3),
@@ -150,6 +154,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("report of study.json", study, "study.json", (PLAIN,), readers.report, 0.02),
     Kind("report of paragraphs", study, "paragraphs.parquet", (mutate_parquet,), readers.report, 0.02),
+    Kind("SHA256SUMS", only(study, "SHA256SUMS", "heads.nc", "rare.nc"), "SUMS", (mutate_bytes,), readers.results, 0.7),
     Kind("saved dataset", cache(samples.saved_dataset), ".json", (PLAIN, mutate_bytes), readers.dataset, 0.5),
     Kind("saved rows", cache(samples.saved_dataset), ".arrow", (mutate_bytes,), readers.dataset, 0.3),
     Kind("corpus folder", corpus, ".json", (PLAIN, mutate_bytes), readers.corpus_folder, 0.3),

@@ -1,5 +1,6 @@
 """Damage of netCDF that leaves a sound HDF5 file: variables, attributes and values that no stage wrote."""
 
+import hashlib
 import io
 import random
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mechmem.data.netcdf import SEAL
 from tests.fuzzing.format_mutations import FLOATS
 
 
@@ -21,7 +23,10 @@ def mutate_netcdf(data: bytes, rng: random.Random) -> bytes:
             _NETCDF[rng.randrange(len(_NETCDF))](file, name, rng)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError):
             return data
-    return buffer.getvalue()
+    changed = buffer.getvalue()
+    # Our files end with their checksum, which a stranger can compute as well; a file without one is read too.
+    seal = rng.choice((b"", hashlib.sha256(changed).hexdigest().encode(), b"0" * 64))
+    return changed + (SEAL % seal if seal else b"")
 
 
 def _delete(file: Any, name: str, rng: random.Random) -> None:

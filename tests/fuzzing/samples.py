@@ -1,6 +1,7 @@
 """Undamaged inputs of every kind, small, made by the programs that make them in earnest: kind -> name -> bytes."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -89,6 +90,20 @@ def tokenizer_files() -> Files:
         return _read(Path(folder))
 
 
+def tokenizer_parts() -> Files:
+    """The same in the files that older checkpoints have instead of tokenizer.json."""
+    model = json.loads(tokenizer_files()["tokenizer.json"])["model"]
+    merges = [" ".join(merge) for merge in model["merges"]]
+    special = {"eos_token": "<|endoftext|>", "bos_token": {"content": "<|endoftext|>", "lstrip": False}}
+    return {
+        "vocab.json": json.dumps(model["vocab"]).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]).encode(),
+        "special_tokens_map.json": json.dumps(special).encode(),
+        "added_tokens.json": b'{"<new>": 261}',
+        "tokenizer_config.json": b'{"add_prefix_space": false, "model_max_length": 32}',
+    }
+
+
 @cache
 def checkpoints() -> dict[str, Files]:
     """A folder for each family, one of them in parts, with the tokenizer."""
@@ -102,6 +117,8 @@ def checkpoints() -> dict[str, Files]:
                 with tempfile.TemporaryDirectory() as folder:
                     model.save_pretrained(folder, max_shard_size=shard)
                     made[name] = _read(Path(folder)) | tokenizer
+    whole = ("config.json", "model.safetensors")
+    made["old tokenizer"] = {name: made["gpt2"][name] for name in whole} | tokenizer_parts()
     return made
 
 
@@ -165,8 +182,13 @@ def study() -> Files:
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = _read(write_study(Path(folder) / "study"))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            made = _read(write_study(Path(folder) / "study"))
+    names = ("heads.nc", "rare.nc", "paragraphs.parquet")
+    made["SHA256SUMS"] = "".join(f"{hashlib.sha256(made[name]).hexdigest()}  {name}\n" for name in names).encode()
     manifest = json.loads(made["study.json"]) | {"settings": described(mm.StudySettings())}
+    manifest["corpus"] |= {"paragraphs": 900, "sha256": None}
     return {**made, "study.json": json.dumps(manifest).encode()}
 
 
@@ -180,7 +202,16 @@ def config_file() -> Files:
 def _written(write: Callable[[Path], Any], name: str) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / name)
-        return {name: (Path(folder) / name).read_bytes()}
+        data = (Path(folder) / name).read_bytes()
+    return {name: _in_order(data) if name.endswith(".safetensors") else data}
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its head sorted: the library writes the metadata in an order that changes."""
+    size = int.from_bytes(data[:8], "little")
+    head = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    assert len(head) <= size
+    return data[:8] + head.ljust(size) + data[8 + size :]
 
 
 def _read(folder: Path) -> Files:
