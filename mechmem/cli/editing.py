@@ -86,7 +86,8 @@ def make(out: Path, study_settings: StudySettings, name: str, *, device: str | N
     settings = EditSettings(**values, seed=study_settings.seed)
     check_edit_name(name)
     study = opened_study(out, study_settings, device=device)
-    from mechmem.study.edits import edit_folder, make_edit, outcome
+    from mechmem.study.edit_making import edit_folder, make_edit
+    from mechmem.study.edits import outcome
 
     with live_progress() as progress:
         history = make_edit(

@@ -29,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # The largest number that NumPy, torch and files hold as an integer.
 LARGEST = 2**63 - 1
+SEVERAL = (tuple, list, Sequence, Collection, Iterable)
 
 Count = Annotated[int, Interval(ge=1, le=LARGEST)]
 Size = Annotated[int, Interval(ge=0, le=LARGEST)]
@@ -71,7 +72,7 @@ def check_bounds(name: str, value: Any, annotation: Any) -> Any:
         return {option: check_bounds(option, given, options.get(option)) for option, given in value.items()}
     elif annotation is bool or annotation is str:
         return _plain_kind(name, value, annotation)
-    elif origin in (tuple, list, Sequence, Collection, Iterable):
+    elif origin in SEVERAL:
         return _items(name, value, origin, arguments)
     return value
 
@@ -93,7 +94,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checks(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
+        bound = signature.bind_partial(*args, **kwargs)
         for name, value in bound.arguments.items():
             bound.arguments[name] = check_bounds(name, value, annotations(function).get(name))
         return function(*bound.args, **bound.kwargs)
@@ -157,7 +158,8 @@ def _within(value: int | float, bounds: Interval | None) -> bool:
 
 def _one_of(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
     """The value as the first of a union's kinds that takes it."""
-    refused: list[InputError] = []
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    refused: list[tuple[bool, InputError]] = []
     for kind in kinds:
         if inspect.isclass(kind) and kind not in (int, float, bool, str):
             if isinstance(value, kind):
@@ -166,9 +168,10 @@ def _one_of(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
         try:
             return check_bounds(name, value, kind)
         except InputError as error:
-            refused.append(error)
+            refused.append((several == (typing.get_origin(kind) in SEVERAL), error))
     if refused:
-        raise refused[0]
+        # What is said is about the kind that was meant, if that can be told.
+        raise next((error for alike, error in refused if alike), refused[0][1])
     return value
 
 

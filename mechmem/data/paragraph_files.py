@@ -95,7 +95,7 @@ def read_array(path: Path) -> Int64[np.ndarray, "paragraph pos"]:
 
 
 def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:
-    """A column of lists as an array, by way of its flat values; no rows are [0, 0]."""
+    """A column of lists as an array, by way of its flat values; no rows are [0, 0] unless the type says more."""
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not (
         pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)
@@ -108,18 +108,47 @@ def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:
     if lengths == [None] or any(chunk.null_count for chunk in chunks):
         raise InputError(f"{path}: an id in 'tokens' is null; need integers: remove such rows")
     if not lengths:
-        return np.zeros((0, 0), dtype=np.int64)
+        return np.zeros((0, kind.list_size if pa.types.is_fixed_size_list(kind) else 0), dtype=np.int64)
     return np.concatenate([chunk.to_numpy() for chunk in chunks]).astype(np.int64).reshape(len(column), lengths[0])
 
 
 def token_column(tokens: Int64[np.ndarray, "paragraph pos"]) -> pa.ChunkedArray:
     """Token rows as a column of lists of 32-bit ids, by way of flat values."""
+    if not len(tokens):
+        # Nothing but the type can say how long no rows are.
+        return pa.chunked_array([], pa.list_(pa.int32(), tokens.shape[1]))
     return pa.chunked_array([_lists(tokens[rows]) for rows in batches(len(tokens), ROWS)], pa.list_(pa.int32()))
 
 
 def _lists(tokens: Int64[np.ndarray, "paragraph pos"]) -> pa.ListArray:
     offsets = np.arange(len(tokens) + 1, dtype=np.int32) * tokens.shape[1]
     return pa.ListArray.from_arrays(offsets, tokens.reshape(-1).astype(np.int32))
+
+
+def made_column(name: str, values: Any, count: int) -> Any:
+    """A column of a table, one value for each of `count` paragraphs.
+
+    Raises:
+        InputError: another number of values, kinds of values that a table cannot hold, or the name of the tokens.
+    """
+    if name == "tokens":
+        raise InputError("got a column 'tokens', which is the ids themselves; choose another name, or replace_tokens")
+    try:
+        array = np.asarray(values)
+        if array.ndim == 0 or len(array) != count:
+            raise InputError(
+                f"column '{name}' has shape {list(array.shape)} for {count} paragraphs; need one value for each"
+            )
+        # Integers and floats get the types that a Python list of them would get.
+        wide = {"i": np.int64, "f": np.float64}.get(array.dtype.kind) if array.ndim == 1 else None
+        return pa.array(array.tolist() if wide is None else np.asarray(array, dtype=wide))
+    except InputError:
+        raise
+    # A lone surrogate is a UnicodeEncodeError, which is a ValueError.
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"column '{name}' cannot be kept in a table ({error}); need numbers, text or lists, of one kind"
+        ) from error
 
 
 def columns_of(table: datasets.Dataset) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.data.bounds import Count, Proportion, Seed, checked
+from mechmem.data.bounds import Count, Proportion, Seed, check_bounds, checked
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
-from mechmem.data.paragraph_files import columns_of, metadata, read_array, read_parts, token_column
+from mechmem.data.paragraph_files import columns_of, made_column, metadata, read_array, read_parts, token_column
 from mechmem.data.paragraph_ids import check_unique, content_ids
 from mechmem.data.paragraph_table import html_table
+from mechmem.data.token_ids import as_rows, as_token_ids
 
 # It is a tensor once the object is made; other types are refused there, with a sentence that says how to get ids.
 if TYPE_CHECKING:
@@ -55,32 +56,30 @@ class Paragraphs:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        tokens = self.tokens
-        if not isinstance(tokens, Tensor):
-            tokens = _as_tensor(tokens)
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-            raise InputError(
-                f"got paragraphs of {tokens.dtype} with shape {list(tokens.shape)}; need integer ids [paragraph, pos]: "
-                "give one row of token ids for each paragraph, all of one length"
-            )
-        if not 1 <= self.prefix_len < tokens.shape[1]:
+        object.__setattr__(self, "prefix_len", check_bounds("prefix_len", self.prefix_len, Count))
+        check_bounds("tokenizer", self.tokenizer, str | None)
+        tokens = as_token_ids(self.tokens)
+        if self.prefix_len >= tokens.shape[1]:
             raise InputError(
                 f"got prefix_len {self.prefix_len} for paragraphs of {tokens.shape[1]} tokens; need "
                 "1 <= prefix_len < length: give longer paragraphs or a shorter prefix"
             )
-        if len(tokens) and int(tokens.min()) < 0:
-            raise InputError(f"got the token id {int(tokens.min())}; ids start at 0: remove padding first")
+        if not isinstance(self.table, datasets.Dataset | None):
+            raise InputError(
+                f"got {type(self.table).__name__} as table; need a datasets.Dataset, one row for each paragraph: "
+                "datasets.Dataset.from_dict(columns)"
+            )
         if self.table is not None and len(self.table) != len(tokens):
             raise InputError(
                 f"got a table of {len(self.table)} rows for {len(tokens)} paragraphs; need one row for each"
             )
-        object.__setattr__(self, "tokens", tokens.long())
+        object.__setattr__(self, "tokens", tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, chosen: Any) -> Paragraphs:
-        if isinstance(chosen, int | np.integer):
+        if isinstance(chosen, int | np.integer) and not isinstance(chosen, bool):
             if not -len(self) <= chosen < len(self):
                 raise IndexError(f"got index {chosen} for {len(self)} paragraphs")
             chosen = [int(chosen)]
@@ -140,12 +139,7 @@ class Paragraphs:
         Raises:
             InputError: a mask of another length, indices that are not integers or out of range, or a row chosen twice.
         """
-        index = np.asarray(chosen)
-        if index.dtype == bool:
-            if len(index) != len(self):
-                raise InputError(f"got a mask of {len(index)} values for {len(self)} paragraphs; need one row for each")
-            index = np.flatnonzero(index)
-        index = _checked_rows(index, len(self))
+        index = as_rows(chosen, len(self))
         table = None if self.table is None else self.table.select(index.tolist())
         part = Paragraphs(self.tokens[torch.from_numpy(index)], self.prefix_len, table, self.tokenizer)
         if not self.has("id"):
@@ -200,14 +194,7 @@ class Paragraphs:
 
         table = {} if self.table is None else columns_of(self.table)
         for name, values in columns.items():
-            array = np.asarray(values)
-            if array.ndim == 0 or len(array) != len(self):
-                raise InputError(
-                    f"column '{name}' has shape {list(array.shape)} for {len(self)} paragraphs; need one value for each"
-                )
-            # Integers and floats get the types that a Python list of them would get.
-            wide = {"i": np.int64, "f": np.float64}.get(array.dtype.kind) if array.ndim == 1 else None
-            table[name] = pa.array(array.tolist() if wide is None else np.asarray(array, dtype=wide))
+            table[name] = made_column(name, values, len(self))
         wider = Paragraphs(self.tokens, self.prefix_len, datasets.Dataset(pa.table(table)), self.tokenizer)
         if "ids" in self.__dict__ and not wider.has("id"):
             wider.__dict__["ids"] = self.ids
@@ -263,34 +250,3 @@ class Paragraphs:
             raise InputError(f"{path}: need .parquet (column 'tokens') or .npy (ids, [paragraph, pos])")
         tokens, prefix_len, table, tokenizer = read_parts(parts, prefix_len)
         return Paragraphs(torch.from_numpy(tokens), prefix_len, table, tokenizer)
-
-
-def _as_tensor(values: Any) -> Tensor:
-    """Arrays and lists of integers; anything else is refused in one sentence."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise InputError(
-            "got rows of unequal length; need token ids [paragraph, pos], all rows of one length"
-        ) from error
-    if array.dtype.kind not in "iu":
-        raise InputError(
-            f"got {type(values).__name__} of {array.dtype} as tokens; need integer ids [paragraph, pos]: "
-            "read text with mechmem.read_corpus(file, model.tokenizer)"
-        )
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def _checked_rows(index: np.ndarray, count: int) -> np.ndarray:
-    """Row numbers 0 ... count - 1, each at most once."""
-    if index.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if index.ndim != 1 or index.dtype.kind not in "iu":
-        raise InputError(f"got rows of {index.dtype} with shape {list(index.shape)}; need a mask or integers [chosen]")
-    rows = index.astype(np.int64)
-    if rows.min() < -count or rows.max() >= count:
-        raise InputError(f"got rows {rows.min()} to {rows.max()} of {count} paragraphs; need rows below {count}")
-    rows = np.where(rows < 0, rows + count, rows)
-    if len(np.unique(rows)) < len(rows):
-        raise InputError("got a row twice; need each paragraph at most once, as ids are unique")
-    return rows

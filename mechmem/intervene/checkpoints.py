@@ -7,11 +7,11 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,9 +22,12 @@ from mechmem.intervene.loop import Row
 from mechmem.model.load import HookedTransformer
 from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.masks import Mask
+from mechmem.weights.tensor_files import read_tensors
+from mechmem.weights.training import Training
 
 # Time between two writes, as a multiple of what one write takes: seconds for all weights of a large model.
 PATIENCE = 20.0
+DIGEST = "sha256"
 
 
 class EditLog:
@@ -47,25 +50,22 @@ class EditLog:
         self._key = key
         self._written, self._took = -math.inf, 0.0
         if self._path.exists() and not resume:
-            raise InputError(
-                f"{path}: holds an interrupted edit; continue it with resume=True (--resume), or remove the file"
-            )
+            raise InputError(f"{path}: holds an interrupted edit; continue it with resume=True, or remove the file")
 
     def read(self) -> tuple[list[Row], int, list[Tensor]] | None:
         """Put the weights, the optimizer and the batches where they were."""
         if not self._path.exists():
             return None
-        try:
-            with safe_open(self._path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                notes = file.metadata() or {}
-        except SafetensorError as error:
-            raise InputError(f"{self._path}: not a whole safetensors file ({error}); remove it") from error
+        advice = "remove it to begin the edit again"
+        tensors, notes = read_tensors(self._path, "an interrupted edit", advice)
         if notes.get("key") != self._key:
             raise InputError(
                 f"{self._path}: is of another edit (other weights, paragraphs, mask or settings); resume with the same "
                 "ones, or remove the file"
             )
+        # Nothing of a file that is not as it was written is used: it could still fit.
+        if notes.pop(DIGEST, None) != _digest(tensors, notes):
+            raise InputError(f"{self._path}: was damaged or changed after it was written; {advice}")
         rows: list[Row] = json.loads(notes["rows"])
         self._weights.load_state({n: t for n, t in tensors.items() if not n.startswith("best.")}, notes["optimizer"])
         self._descent.resume_after(len(rows), json.loads(notes["latest"]))
@@ -88,14 +88,17 @@ class EditLog:
             "optimizer": optimizer,
             "latest": json.dumps(self._descent.latest()),
         }
+        notes[DIGEST] = _digest(tensors, notes)
         with replacing(self._path) as temporary:
             save_file(tensors, temporary, metadata=notes)
         self._written = time.monotonic()
         self._took = self._written - began
 
-    def done(self) -> None:
-        """Remove the file: the edit is whole."""
-        self._path.unlink(missing_ok=True)
+
+def remove_checkpoint(training: Training) -> None:
+    """Remove the file of an edit that is whole: nothing is left to compute that a kill could cost."""
+    if training.checkpoint is not None:
+        Path(training.checkpoint).unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -109,12 +112,25 @@ def edit_key(model: HookedTransformer, mask: Mask | None, task: Task, settings: 
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=identity).encode())
     for name, tensor in [*model.state_dict().items(), *(mask.indices.items() if mask is not None else ())]:
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        _add(digest, name, tensor)
     for paragraphs in (task.targets, task.keep):
         digest.update(f"{list(paragraphs.tokens.shape)}".encode())
         digest.update(paragraphs.tokens.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
+    """Of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        _add(digest, name, tensor)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _add(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def identity(value: Any) -> str:

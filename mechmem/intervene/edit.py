@@ -13,6 +13,7 @@ from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike
+from mechmem.intervene.checkpoints import remove_checkpoint
 from mechmem.intervene.descent import Task
 from mechmem.intervene.loop import Row, Stop
 from mechmem.intervene.objectives import Objective, hold_kl, lower_nll
@@ -93,6 +94,8 @@ def edit(
     em = score(model, targets).em.values, score(edited, targets).em.values
     said = warn_unchanged("the new text", em, history, mask, falls=False)
     ends = {f"clean_em_{when}": float(score(m, clean).em.mean()) for when, m in (("before", model), ("after", edited))}
+    if training is not None:
+        remove_checkpoint(training)
     return edited, history.assign_attrs(variant=variant, seed=seed, **said, **ends)
 
 

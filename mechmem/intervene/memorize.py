@@ -12,6 +12,7 @@ from mechmem.data.bounds import Seed
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike
+from mechmem.intervene.checkpoints import remove_checkpoint
 from mechmem.intervene.descent import Task
 from mechmem.intervene.edit import learned
 from mechmem.intervene.loop import Row
@@ -85,6 +86,8 @@ def memorize(
     parameters = editable_parameters(model).values()
     allowed = mask.count if mask is not None else sum(parameter.numel() for parameter in parameters)
     counts = {"learned": int(whole), "weights_allowed": allowed, "weights_needed": needed}
+    if training is not None:
+        remove_checkpoint(training)
     return edited, history.assign_attrs(seed=seed, **said, **counts)
 
 

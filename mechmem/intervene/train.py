@@ -96,8 +96,6 @@ def _train(
             key = edit_key(model, mask, task, decides)
             log = EditLog(training.checkpoint, weights, descent, key=key, resume=training.resume)
         history = run_loop(descent, steps=training.steps, stop=rule, progress=as_callback(progress, "edit"), log=log)
-        if log is not None:
-            log.done()
     return edited, history
 
 

@@ -14,6 +14,7 @@ from mechmem.data.choices import check_choice, check_used
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, between
+from mechmem.intervene.checkpoints import remove_checkpoint
 from mechmem.intervene.descent import Task
 from mechmem.intervene.dropping.gradual import GradualDrop
 from mechmem.intervene.dropping.methods import DROPPING
@@ -120,6 +121,7 @@ def unlearn(
         edited, history = _drop(model, memorized, keep, method, mask, training.steps, rule, seed, progress)
     em = before, score(edited, memorized).em.values
     said = warn_unchanged("the targets", em, history, mask, falls=True)
+    remove_checkpoint(training)
     return edited, history.assign_attrs(method=method, seed=seed, **said)
 
 

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.files import check_output
 from mechmem.data.netcdf_parts import Declared, netcdf_in_parts, open_netcdf
@@ -45,7 +46,7 @@ def capture(
     layers: Any = None,
     heads: Any = None,
     pos: Any = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     dtype: torch.dtype | None = None,
     out: str | Path | None = None,
     gradient_of: Metric | str | None = None,

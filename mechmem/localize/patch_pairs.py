@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.data.bounds import Index
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
@@ -18,7 +19,7 @@ from mechmem.model.lean.weights import unsupported
 from mechmem.model.load import HookedTransformer
 
 Direction = Literal["noising", "denoising"]
-ScoredAt = Literal["continuation", "impact"] | list[int]
+ScoredAt = Literal["continuation", "impact"] | list[Index]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from transformer_lens import HookedTransformer
 
+from mechmem.data.bounds import check_bounds
 from mechmem.data.errors import InputError
 
 NAME = re.compile(r"L(\d+)H(\d+)", re.IGNORECASE)
@@ -39,6 +40,6 @@ def _pair(head: tuple[int, int] | str) -> tuple[int, int] | None:
         return None if match is None else (int(match[1]), int(match[2]))
     try:
         layer, number = head
-        return int(layer), int(number)
+        return check_bounds("layer", layer, int), check_bounds("head", number, int)
     except (TypeError, ValueError):
         return None

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional
 
-from mechmem.data.bounds import Count, check_fields
+from mechmem.data.bounds import Count, check_fields, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
@@ -60,7 +60,8 @@ class SpanSettings:
                 f"got min_match {self.min_match}; need 1 to {self.continuation_len}, the tokens of a continuation"
             )
 
-    def context_of(self, n_ctx: int) -> int:
+    @checked
+    def context_of(self, n_ctx: Count) -> int:
         """Tokens read at once by a model of this context.
 
         Raises:

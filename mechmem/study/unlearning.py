@@ -11,8 +11,9 @@ import xarray as xr
 from mechmem.data.progress import Progress
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters, reduce_by_component
+from mechmem.study.edit_making import make_edit
 from mechmem.study.edit_settings import EditSettings
-from mechmem.study.edits import attack_edit, cannot_export, evaluate_edit, export_edit, make_edit
+from mechmem.study.edits import attack_edit, cannot_export, evaluate_edit, export_edit
 from mechmem.study.folder import StudyFolder
 from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.sets import TARGETS
@@ -87,8 +88,7 @@ def _make(study: StudyFolder, edit: PlannedEdit, progress: Progress) -> None:
         seed=settings.seed,
         target_em=settings.target_em,
     )
-    begun = (study.folder / "edits" / edit.name / "checkpoint.safetensors").exists()
-    make_edit(study, edit.name, wanted, resume=begun, progress=progress)
+    make_edit(study, edit.name, wanted, progress=progress)
 
 
 def removal_results(model: HookedTransformer, edits: dict[str, SavedEdit]) -> xr.Dataset:

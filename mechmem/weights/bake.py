@@ -10,6 +10,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from mechmem.data.bounds import Seed
 from mechmem.data.errors import InputError
 from mechmem.model.forward import residual_before
 from mechmem.model.hooks import Hook, with_hooks
@@ -27,7 +28,7 @@ TOLERANCE = 1e-3
 
 @public("refuse")
 def bake(
-    model: HookedTransformer, hooks: Mapping[str, Hook] | Sequence[tuple[str, Hook]], *, seed: int = 0
+    model: HookedTransformer, hooks: Mapping[str, Hook] | Sequence[tuple[str, Hook]], *, seed: Seed = 0
 ) -> HookedTransformer:
     """A copy of the model whose weights do what some hooks would do.
 

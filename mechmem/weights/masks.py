@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mechmem.data.bounds import LARGEST, Index, Seed, Share, checked
+from mechmem.data.bounds import LARGEST, Index, Seed, Share, check_bounds, checked
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer
@@ -216,6 +216,7 @@ class Mask:
 
 
 def _check_places(places: list[tuple[int, int]], what: str, layers: int, width: int) -> None:
+    places = [(check_bounds("layer", layer, int), check_bounds(what, number, int)) for layer, number in places]
     wrong = [place for place in places if not (0 <= place[0] < layers and 0 <= place[1] < width)]
     if wrong or not places:
         raise InputError(

@@ -126,7 +126,7 @@ def test_localize_writes_scores_and_a_mask_of_the_neurons_that_they_name(tmp_pat
 
 
 def test_localize_refuses_bad_choices_before_anything_is_scanned(tmp_path):
-    for option, said in ((["--method", "magic"], "'hard_concrete'"), (["--fraction", "0"], "fraction is 0")):
+    for option, said in ((["--method", "magic"], "'hard_concrete'"), (["--fraction", "0"], "got 0.0 as --fraction")):
         answer = runner.invoke(app, ["localize", "--out", str(tmp_path / "s"), *option])
         assert answer.exit_code == 2 and said in " ".join(answer.output.split())
         assert not (tmp_path / "s").exists()

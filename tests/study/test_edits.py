@@ -1,6 +1,7 @@
 import hashlib
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure.scores import score
 from mechmem.model.load import load_model, provenance
+from mechmem.model.sites import editable_parameters
+from mechmem.study.edit_making import edit_folder, make_edit
 from mechmem.study.edit_settings import EditSettings
-from mechmem.study.edits import attack_edit, edit_folder, evaluate_edit, export_edit, make_edit, outcome
+from mechmem.study.edits import attack_edit, evaluate_edit, export_edit, outcome
 from mechmem.study.folder import StudyFolder
 from mechmem.study.runner import run_study
 from mechmem.study.saved_edit import SavedEdit
@@ -97,11 +100,17 @@ def test_an_interrupted_edit_is_resumed_to_the_same_weights(run):
 
     with pytest.raises(Interrupt):
         make_edit(run, "cut", FORGET, progress=interrupt)
-    with pytest.raises(InputError, match="continue it with --resume"):
-        make_edit(run, "cut", FORGET)
-    with pytest.raises(InputError, match="begun with other settings"):
-        make_edit(run, "cut", EditSettings(steps=3), resume=True)
-    make_edit(run, "cut", FORGET, resume=True)
+    with pytest.raises(InputError, match=r"begun with other settings .*steps was 8, now 3.*repeat these to continue"):
+        make_edit(run, "cut", replace(FORGET, steps=3))
+    steps: list[int] = []
+    make_edit(run, "cut", FORGET, progress=lambda done, _: steps.append(done))
+    assert steps[0] >= 2, "it began again"
+    assert sorted(path.name for path in edit_folder(run, "cut").iterdir()) == [
+        "edit.safetensors",
+        "history.nc",
+        "settings.json",
+        "targets.parquet",
+    ]
     whole, cut = (load_edit(run.model, edit_folder(run, name) / "edit.safetensors")[0] for name in ("forget", "cut"))
     assert changed_weights(whole, cut) == 0
 
@@ -148,6 +157,45 @@ def test_bad_names_and_settings_are_refused(run):
         evaluate_edit(run, "none")
     with pytest.raises((InputError, TypeCheckError)):
         EditSettings(weights="best")  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_refused_late_leaves_no_folder(run, tmp_path):
+    shapes = {name: tuple(value.shape) for name, value in editable_parameters(run.model).items()}
+    name = min(shapes)
+    Mask({name: torch.tensor([1])}, shapes | {name: (2, 3)}).save(tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="the mask is of another model"):
+        make_edit(run, "late", EditSettings(mask=str(tmp_path / "other.safetensors")))
+    # A method's own refusal comes when the settings are written already.
+    with pytest.raises(InputError, match="does not use weight_decay"):
+        make_edit(run, "late", EditSettings(method="head_drop", weight_decay=0.1, steps=2))
+    assert not edit_folder(run, "late").exists()
+
+
+def test_settings_without_a_step_are_those_of_a_killed_process_and_cost_nothing(run):
+    folder = edit_folder(run, "killed")
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps({"steps": 77}))
+    history = make_edit(run, "killed", replace(FORGET, steps=1, learning_rate=1e-3, target_em=None))
+    assert history.sizes["step"] == 1 and run.edits["killed"].settings["steps"] == 1
+
+
+def test_a_damaged_checkpoint_is_refused_with_a_way_on(run):
+    def interrupt(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    settings = replace(FORGET, weights="top", learning_rate=1e-2)
+    with pytest.raises(KeyboardInterrupt):
+        make_edit(run, "damaged", settings, progress=interrupt)
+    path = edit_folder(run, "damaged") / "checkpoint.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors: was damaged or changed .*remove it to begin"):
+        make_edit(run, "damaged", settings)
+    (path.parent / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json: not readable as JSON .*remove the folder to begin again"):
+        make_edit(run, "damaged", settings)
 
 
 def test_the_outcome_says_whether_the_edit_did_anything():
