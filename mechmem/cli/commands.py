@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from mechmem.data.bounds import annotations, bounds_of, check_bounds, range_in_words
 from mechmem.data.errors import InputError
+from mechmem.data.full_disk import is_full_disk
 
 console, errors = Console(), Console(stderr=True)
 GOES_ON = "stopped; the same command goes on from what is done"
@@ -62,6 +63,13 @@ def plain_endings(stopped: Callable[[], str]) -> Iterator[None]:
             yield
         except InputError as error:
             errors.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            said = f"error: {place}the disk is full; what was there is unchanged: free some space and run it again"
+            errors.print(said, style="bold red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print(stopped(), style="yellow", highlight=False)

@@ -81,10 +81,12 @@ def learning_rate(text: str) -> float | None:
 def make(out: Path, study_settings: StudySettings, name: str, *, device: str | None, **values: Any) -> None:
     """Make an edit and say what it did, or that it did nothing."""
     # Refused before anything is loaded, scored or written.
+    from mechmem.data.files import check_output
     from mechmem.study.edit_settings import EditSettings, check_edit_name
 
     settings = EditSettings(**values, seed=study_settings.seed)
     check_edit_name(name)
+    check_output(out / "edits" / name, "folder")
     study = opened_study(out, study_settings, device=device)
     from mechmem.study.edit_making import edit_folder, make_edit
     from mechmem.study.edits import outcome

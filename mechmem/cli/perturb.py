@@ -40,13 +40,17 @@ def perturb(
     """
     with console.status("loading"):
         from mechmem.data.errors import InputError
+        from mechmem.data.files import check_output
         from mechmem.data.netcdf import save_netcdf
         from mechmem.measure.memorized_sample import memorized_sample
         from mechmem.measure.perturb import perturb_prefix
         from mechmem.measure.worst_pairs import worst_perturbations
         from mechmem.model.load import load_model
     if out.suffix != ".nc":
-        raise InputError(f"the output is {out}; need a name that ends in .nc")
+        raise InputError(f"got the output {out}; need a name that ends in .nc")
+    pair_files = [out.with_name(f"{out.stem}-{name}.parquet") for name in ("clean", "corrupt")]
+    for path in (out, *(pair_files if scope == "token" else ())):
+        check_output(path)
     loaded = load_model(model, processing="raw", device=device)
     with live_progress() as progress:
         paragraphs = memorized_sample(
@@ -76,9 +80,9 @@ def perturb(
             # Memories that no single replacement changes are a result, too.
             console.print(f"No pairs: {error}", highlight=False)
         else:
-            for name, pairs in (("clean", clean), ("corrupt", corrupt)):
-                written.append(out.with_name(f"{out.stem}-{name}.parquet"))
-                pairs.save(written[-1])
+            for path, pairs in zip(pair_files, (clean, corrupt), strict=True):
+                pairs.save(path)
+            written += pair_files
     table = Table("position", "EM change", "95 %", title="Tokens that matter most")
     for place in result.em_change_mean.argsort().values[:10]:
         here = result.isel(pos=int(place))

@@ -44,14 +44,17 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         return
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     lock = _acquired(folder)
+    own = _identity(folder / LOCK_NAME)
     _holders[key] = me
     try:
         yield
     finally:
         del _holders[key]
-        # Removed while it is held: who opened it meanwhile sees that it has no name any more, and starts over.
+        # Removed while it is held: who opened it meanwhile sees that it has no name any more, and starts over. The
+        # block may have removed the folder, and another process have made it again with a lock of its own.
         with suppress(OSError):
-            (folder / LOCK_NAME).unlink(missing_ok=True)
+            if _identity(folder / LOCK_NAME) == own:
+                (folder / LOCK_NAME).unlink()
         lock.release()
         with suppress(OSError):
             for place in new:
@@ -75,6 +78,11 @@ def _acquired(folder: Path) -> FileLock:
     with suppress(OSError):
         path.write_text(json.dumps(_myself()), encoding="utf-8")
     return lock
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
 
 
 def _myself() -> dict[str, str | int]:

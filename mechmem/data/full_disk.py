@@ -19,6 +19,10 @@ FULL_WORDS = re.compile(
 )
 
 
+class FullDisk(InputError):
+    """There is no room for what is to be written; the same call goes on when there is."""
+
+
 @contextmanager
 def full_disk_named(path: str | Path, *, size: int | None = None) -> Iterator[None]:
     """Turn whatever a library raises on a full disk or a used-up quota into a sentence.
@@ -28,7 +32,7 @@ def full_disk_named(path: str | Path, *, size: int | None = None) -> Iterator[No
         size: how many bytes it needs, if that is known.
 
     Raises:
-        InputError: the block raised an error that says that the disk is full.
+        FullDisk: the block raised an error that says that the disk is full.
     """
     try:
         yield
@@ -39,7 +43,7 @@ def full_disk_named(path: str | Path, *, size: int | None = None) -> Iterator[No
             raise
         written = getattr(error, "mechmem_written", 0)
         need = f"{size:,} bytes are needed" if size is not None else f"more than {written:,} bytes are needed"
-        raise InputError(
+        raise FullDisk(
             f"{path}: the disk is full ({need}, {_free(Path(path)):,} are free); what was there is unchanged: free "
             "some space and run the same command again"
         ) from error

@@ -1,5 +1,6 @@
 """What a study folder holds, read once; a file that is not there yet is None."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def read_study(folder: str | Path) -> StudyFiles:
         InputError: no such folder, nothing of a study in it, or a file that cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    # `Path.is_dir` raises for a name that is too long.
+    if not os.path.isdir(folder):  # noqa: PTH112
         raise InputError(f"{folder}: no such folder; need a study folder: write one with `mechmem run --out {folder}`")
     study = StudyFiles(
         manifest=_read_manifest(folder / "study.json"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mechmem.data.files import check_output
 from mechmem.data.folder_lock import only_writer
 from mechmem.report.page import Card, Page, write_page
 from mechmem.report.sections.attention import attention_section
@@ -39,6 +40,7 @@ def write_report(study_folder: str | Path) -> Path:
     """
     folder = Path(study_folder)
     study = read_study(folder)
+    check_output(folder / "report.html")
     page = study_page(study)
     with only_writer(folder):
         return write_page(folder / "report.html", page)

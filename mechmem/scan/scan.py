@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib.metadata
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,11 @@ import numpy as np
 from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
-from mechmem.data.files import remove_partials, replacing
+from mechmem.data.files import check_output, foreign_entries, remove_partials, replacing
+from mechmem.data.folder_lock import only_writer
+from mechmem.data.full_disk import FullDisk, full_disk_named
 from mechmem.data.settings_match import refuse_other_settings
+from mechmem.data.stored_json import read_object
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.scan.scan_model import Engine, scan_model
@@ -73,29 +74,36 @@ def scan(
         windows, spans) and `missed` (what windows at stride 50 and 100 do not see of the spans).
 
     Raises:
-        InputError: a corpus or model that cannot be used, an output of another model or other settings, a full disk.
+        InputError: a corpus or model that cannot be used, an output of another model or other settings or one that
+            cannot be written, another process that works on the same output, a full disk.
     """
     out, report = Path(out), progress if callable(progress) else (lambda *_: None)
+    manifest_path, folder = out.with_suffix(".scan.json"), out.with_suffix(".scan")
     _check_arguments(out, engine)
+    # `Path.exists` raises for a name that is too long.
+    is_done = os.path.exists(out) and os.path.isfile(manifest_path)  # noqa: PTH110, PTH113
+    if not is_done:
+        check_output(out, "file" if rows_per_file is None else "folder")
+        check_output(manifest_path)
+        check_output(folder, "folder")
     inputs = [entry.identity() for entry in source_inputs(settings)]
     model, name, weights = scan_model(settings, model, device, engine)
     described = {"format": FORMAT, "settings": settings.described() | {"model": name}, "rows_per_file": rows_per_file}
     described = json.loads(json.dumps(described | {"weights": weights, "inputs": inputs}))
-    manifest_path, folder = out.with_suffix(".scan.json"), out.with_suffix(".scan")
-    if out.exists() and manifest_path.is_file():
-        manifest = json.loads(manifest_path.read_text())
-        refuse_other_settings(out, manifest.get("described", {}), described, advice=ADVICE)
-        shutil.rmtree(folder, ignore_errors=True)
-        return manifest
+    if is_done:
+        return _finished(out, manifest_path, folder, described)
     started = time.monotonic()
-    with _full_disk_named(folder):
+    with only_writer(folder), full_disk_named(folder):
+        if out.exists() and manifest_path.is_file():
+            # Another process has ended meanwhile.
+            return _finished(out, manifest_path, folder, described)
         new = _begin(folder, out, described)
         manifest_path.unlink(missing_ok=True)
         try:
             rows = open_rows(settings, model, folder, report)
-        except InputError:
+        except InputError as error:
             # Nothing is left of a scan that could not begin: a mended corpus would be refused as another one.
-            if new:
+            if new and not isinstance(error, FullDisk):
                 shutil.rmtree(folder)
             raise
         scoring, left = time.monotonic(), rows.total - _done(folder, rows.parts)
@@ -110,7 +118,19 @@ def scan(
         manifest |= _speed(left, seconds, time.monotonic() - started)
         with replacing(manifest_path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    shutil.rmtree(folder)
+        shutil.rmtree(folder)
+    return manifest
+
+
+def _finished(out: Path, manifest_path: Path, folder: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of an output that is there, made with the same settings."""
+    manifest = read_object(manifest_path, advice=ADVICE)
+    was = manifest.get("described")
+    refuse_other_settings(out, was if isinstance(was, dict) else {}, described, advice=ADVICE)
+    # Left where a process was killed between writing the manifest and removing its work.
+    if (folder / "scan.json").is_file() and not folder.is_symlink():
+        with only_writer(folder):
+            shutil.rmtree(folder)
     return manifest
 
 
@@ -178,16 +198,18 @@ def _check_arguments(out: Path, engine: str) -> None:
 def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
     """Begin the work folder (-> True), or find in it what was begun with the same settings."""
     path = folder / "scan.json"
-    if folder.is_dir():
-        remove_partials(folder)
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a link, and a scan keeps its work there; choose another output")
     if path.is_file():
-        refuse_other_settings(folder, json.loads(path.read_text()), described, advice=ADVICE)
+        refuse_other_settings(folder, read_object(path, advice=ADVICE), described, advice=ADVICE)
     elif out.exists():
         raise InputError(f"{out}: exists and was written by something else; choose another output, or remove it")
-    elif folder.exists() and any(folder.iterdir()):
+    elif foreign_entries(folder):
         raise InputError(
             f"{folder}: holds files of something else, and a scan keeps its work there; choose another output"
         )
+    # Looked at first: nothing is removed from a folder of something else.
+    remove_partials(folder)
     new = not path.is_file()
     if new:
         with replacing(path) as temporary:
@@ -195,16 +217,3 @@ def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
     (folder / "parts").mkdir(exist_ok=True)
     remove_partials(folder / "parts")
     return new
-
-
-@contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"{folder}: the disk is full ({error}); nothing half-written is kept: free some space and run the same "
-            "command again; it resumes"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
@@ -31,7 +32,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         InputError: it cannot be read, or another version of mechmem wrote it in another format.
     """
     path = Path(folder) / MANIFEST
-    if not path.is_file():
+    # `Path.is_file` raises for a name that is too long.
+    if not os.path.isfile(path):  # noqa: PTH113
         return None
     manifest = read_object(path, advice=RESTORE)
     if manifest.get("format", 1) != FORMAT:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mechmem.data.errors import InputError
-from mechmem.data.files import foreign_entries
+from mechmem.data.files import check_output, foreign_entries
 from mechmem.data.folder_lock import only_writer
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.data.source_digest import source_digest
@@ -120,6 +120,8 @@ def _manifest(folder: Path, settings: StudySettings | None) -> dict[str, Any] | 
     manifest = read_manifest(folder)
     if manifest is not None and settings is not None:
         check_same_settings(folder, manifest, settings)
+    if manifest is None:
+        check_output(folder, "folder")
     if manifest is None and folder.is_dir() and (found := foreign_entries(folder)):
         raise InputError(
             f"{folder}: is not empty and holds no {MANIFEST} (it holds {found[0].name}); choose a new or empty folder "

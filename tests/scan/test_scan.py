@@ -182,7 +182,7 @@ def test_killed_before_any_write_it_goes_on_to_the_same_output(scanned, corpus, 
         calls[0] += 1
         # One more write survives each time, and what a real kill would leave is left.
         if calls[0] > kills:
-            (path.parent / f".left{calls[0]}.deadbeef.partial{path.suffix}").write_bytes(b"half")
+            (path.parent / f".mechmem-{calls[0]:032x}.partial{path.suffix}").write_bytes(b"half")
             raise Killed
         flush(path)
 
@@ -200,7 +200,7 @@ def test_killed_before_any_write_it_goes_on_to_the_same_output(scanned, corpus, 
     manifest = json.loads(out.with_suffix(".scan.json").read_text())
     for name in ("account", "em", "rows", "settled", "tolerance"):
         assert manifest[name] == scanned[1][name]
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".left")) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".mechmem-")) == [
         "paragraphs.parquet",
         "paragraphs.scan.json",
     ]
@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_nothing_half_written(scanned, corpus, tmp_path, monk
         room[0] -= 1
 
     monkeypatch.setattr(RowsFile, "write", until_full)
-    with pytest.raises(InputError, match="the disk is full .* it resumes"):
+    with pytest.raises(InputError, match="the disk is full .* run the same command again"):
         scan(ScanSettings(corpus=str(corpus), **SMALL), out)
     assert not out.exists()
     assert sorted(path.suffix for path in (tmp_path / "paragraphs.scan" / "parts").iterdir()) == [
