@@ -31,7 +31,7 @@ try:
     from mechmem.cli.commands import app
 except KeyboardInterrupt:
     # Before any command has begun; from then on, `commands` answers.
-    sys.stderr.write("stopped before anything was done; the same command starts again\n")
+    sys.stderr.write("stopped; the same command starts again\n")
     sys.exit(130)
 
 __all__ = [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +42,19 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
+class App(typer.Typer):
+    """The program; what Typer does before it reads the command line takes a tenth of a second."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the command line and run the command."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except KeyboardInterrupt:
+            errors.print(STARTS_AGAIN, style="yellow", highlight=False)
+            sys.exit(130)
+
+
+app = App(
     cls=Commands,
     help="What a language model memorized, where it sits, and what removing it does.",
     no_args_is_help=True,
@@ -59,21 +74,52 @@ def plain_endings(stopped: Callable[[], str]) -> Iterator[None]:
         warnings.showwarning = show
         for category in (RuntimeWarning, UserWarning):
             warnings.simplefilter("default", category)
-        try:
-            yield
-        except InputError as error:
-            errors.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if not is_full_disk(error):
+        with _noting_interrupts() as interrupted:
+            try:
+                yield
+            except typer.Exit:
                 raise
-            place = f"{error.filename}: " if error.filename else ""
-            said = f"error: {place}the disk is full; what was there is unchanged: free some space and run it again"
-            errors.print(said, style="bold red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            errors.print(stopped(), style="yellow", highlight=False)
-            raise typer.Exit(130) from None
+            except BaseException as error:
+                # Libraries that are stopped while they are imported raise all kinds of errors instead.
+                if interrupted() or isinstance(error, KeyboardInterrupt):
+                    errors.print(stopped(), style="yellow", highlight=False)
+                    raise typer.Exit(130) from None
+                said = _sentence(error)
+                if said is None:
+                    raise
+                errors.print(f"error: {said}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+                raise typer.Exit(2) from None
+
+
+def _sentence(error: BaseException) -> str | None:
+    """What is wrong outside this program; None for its own defects, which keep their traceback."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and is_full_disk(error):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}the disk is full; what was there is unchanged: free some space and run it again"
+    return None
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether Ctrl-C was pressed in the block, whatever became of the exception."""
+    noted: list[bool] = []
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(True)
+        signal.default_int_handler(number, frame)
+
+    former = signal.getsignal(signal.SIGINT)
+    # Another handler is somebody else's, and only the main thread may set one.
+    ours = former is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, former)
 
 
 def command(*, goes_on: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
