@@ -74,6 +74,12 @@ def check_bounds(name: str, value: Any, annotation: Any) -> Any:
         return _plain_kind(name, value, annotation)
     elif origin in SEVERAL:
         return _items(name, value, origin, arguments)
+    elif inspect.isclass(annotation) and annotation.__module__.startswith("xarray."):
+        if not isinstance(value, annotation):
+            result = annotation.__name__
+            raise InputError(
+                f"got {type(value).__name__} as {name}; need the {result} that a function of mechmem returned"
+            )
     return value
 
 
@@ -186,7 +192,10 @@ def _items(name: str, value: Any, origin: Any, arguments: tuple[Any, ...]) -> An
     """A sequence whose items are checked, as a tuple where it was annotated as one, or else as a list."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise InputError(f"got {_shown(value)} as {name}; need several values: [value, ...]")
-    items = value.tolist() if hasattr(value, "tolist") else list(value)
+    try:
+        items = value.tolist() if hasattr(value, "tolist") else list(value)
+    except (RuntimeError, TypeError) as error:  # a tensor without numbers, a scalar that says it can be iterated
+        raise InputError(f"got {type(value).__name__} as {name}, which gives no values ({error})") from None
     fixed = origin is tuple and Ellipsis not in arguments
     if fixed and len(items) != len(arguments):
         raise InputError(f"got {len(items)} values as {name}; need {len(arguments)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Hashable, Iterable
 from typing import Any, get_args
 
 from mechmem.data.errors import InputError
@@ -20,8 +21,15 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
         InputError: another value; the sentence lists all choices.
     """
     known = list(get_args(choices) or choices) if not isinstance(choices, str) else [choices]
-    if value not in known:
-        raise InputError(f"got {name} {value!r}; need one of {', '.join(map(str, known))}")
+    # Arrays compare element by element, and their text fills pages.
+    if not isinstance(value, Hashable) or isinstance(value, bool) or value not in known:
+        raise InputError(f"got {name} {shown(value)}; need one of {', '.join(map(str, known))}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, whatever it is; the kind of what has a long text."""
+    plain = isinstance(value, str | int | float | tuple | list | slice | None)
+    return reprlib.repr(value) if plain else f"a {type(value).__name__}"
 
 
 def check_used(method: str, used: Iterable[str], given: dict[str, Any]) -> None:

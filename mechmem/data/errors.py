@@ -14,3 +14,7 @@ class InputError(ValueError):
     def __init__(self, message: object = "") -> None:
         """Join the message's words by single spaces."""
         super().__init__(" ".join(str(message).split()))
+
+
+class NotFiniteError(InputError, FloatingPointError):
+    """Weights, or a learning rate, that lead to NaN or infinite numbers."""

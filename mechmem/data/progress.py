@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mechmem.data.errors import InputError
+
 # Called with (done, total), in units that the function names.
 Progress = Callable[[int, int], None]
 # What public functions take: a callback, True for a bar, None for silence.
@@ -45,10 +47,20 @@ def batches(total: int, size: int, progress: ProgressLike = None) -> Iterator[sl
 
 
 def as_callback(progress: ProgressLike, label: str) -> Progress | None:
-    """The callback that a caller's `progress` stands for: itself, a tqdm bar for True, none for None or False."""
+    """The callback that a caller's `progress` stands for: itself, a tqdm bar for True, none for None or False.
+
+    Raises:
+        InputError: something else.
+    """
     if progress is True:
         return _bar(label)
-    return progress if callable(progress) else None
+    if progress is None or progress is False:
+        return None
+    if not callable(progress):
+        raise InputError(
+            f"got {type(progress).__name__} as progress; need a function of (done, total), True for a bar, or None"
+        )
+    return progress
 
 
 def _bar(label: str) -> Progress:

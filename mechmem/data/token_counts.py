@@ -23,12 +23,11 @@ def as_counts(counts: Any, vocabulary: int, known: int | None = None) -> Float[n
     Raises:
         InputError: not numbers, counts of another length or shape, or a count that is negative or not finite.
     """
-    values = counts.detach().cpu().numpy() if isinstance(counts, Tensor) else counts
     try:
-        array = np.asarray(values)
+        array = np.asarray(counts.detach().cpu().numpy() if isinstance(counts, Tensor) else counts)
         if array.dtype.kind not in "iuf":
             raise TypeError(f"the values are {array.dtype}")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"got counts as {type(counts).__name__} ({error}); need one number for each token id: "
             "mechmem.corpus_unigram_counts(corpus, d_vocab), or an array [d_vocab]"

@@ -129,7 +129,7 @@ def attack(
     Raises:
         InputError: models of different shapes, targets shared with other_memorized, no near-duplicate among `near`, an
             unknown attack, a baseline of another model, or paragraphs that do not fit.
-        FloatingPointError: the learning rate is too high.
+        NotFiniteError: the learning rate is too high.
     """
     sizes = sizes or AttackSizes()
     check_pair(original, edited)

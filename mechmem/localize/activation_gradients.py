@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechmem.data.bounds import Count, Index
 from mechmem.data.choices import check_choice
-from mechmem.data.errors import InputError
+from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.model.activation_sites import Site, site_of
@@ -71,7 +71,7 @@ def activation_gradients(
     Raises:
         InputError: an unknown site or method, a site that the model does not have, a target that nothing predicts,
             fewer than one step, or paragraphs that do not fit.
-        FloatingPointError: the NLL or a gradient is not finite.
+        NotFiniteError: the NLL or a gradient is not finite.
     """
     check_fit(model, paragraphs)
     site = site_of(model, site)
@@ -91,7 +91,7 @@ def activation_gradients(
             parts.append(torch.stack([_cells(value, site, method) for value in values], 1).double().cpu().numpy())
     result = np.concatenate(parts)
     if not np.isfinite(result).all():
-        raise FloatingPointError("the NLL or a gradient is not finite; look at the weights")
+        raise NotFiniteError("the NLL or a gradient is not finite; look at the weights")
     dims = ["paragraph", "layer", "head", "pos"][: result.ndim - 1] if site in HEAD_SITES else ["paragraph", "layer"]
     dims = [*dims[:3], "pos"]
     coords = {name: np.arange(length) for name, length in zip(dims, result.shape, strict=True)}

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from mechmem.data.bounds import Count, Share, checked
 from mechmem.data.choices import check_choice, check_used
-from mechmem.data.errors import InputError
+from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.data.ranking import largest, share_of
@@ -84,7 +84,7 @@ def attribute(
 
     Raises:
         InputError: as `patch`; a metric without a gradient; fewer than one step or an unknown method.
-        FloatingPointError: a gradient is not finite.
+        NotFiniteError: a gradient is not finite.
     """
     check_options("attribute", options, AttributeOptions)
     scored, metric = options.get("scored", "continuation"), metric_of(metric)
@@ -101,7 +101,7 @@ def attribute(
             ends.append(both)
     effects = np.concatenate(parts, 0)
     if not np.isfinite(effects).all():
-        raise FloatingPointError("a gradient is not finite; look at the weights and the metric")
+        raise NotFiniteError("a gradient is not finite; look at the weights and the metric")
     both, average = np.concatenate(ends, 1), options.get("average", True)
     attrs |= {"scored": str(scored), "pos": "each"}
     return effect_array(effects, both, pairs, grid, metric, attrs, normalize=normalize, average=average)

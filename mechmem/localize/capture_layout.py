@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechmem.data.choices import shown
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.activation_sites import CaptureSite, capture_site_of
@@ -140,11 +141,14 @@ def _chosen(name: str, chosen: Any, count: int) -> np.ndarray:
     if isinstance(chosen, slice):
         found = np.arange(count)[chosen]
     else:
-        found = np.atleast_1d(np.asarray(chosen))
+        try:
+            found = np.atleast_1d(np.asarray(chosen))
+        except (TypeError, ValueError, RuntimeError):
+            found = np.empty((0, 0))  # no numbers at all
         if found.ndim != 1 or (len(found) and not np.issubdtype(found.dtype, np.integer)):
-            raise InputError(f"got {chosen!r} as {name}; need whole numbers from 0 to {count - 1}, or a slice")
+            raise InputError(f"got {shown(chosen)} as {name}; need whole numbers from 0 to {count - 1}, or a slice")
     if not len(found) or found.min() < 0 or found.max() >= count or len(np.unique(found)) < len(found):
-        raise InputError(f"got {chosen!r} as {name}; need different numbers from 0 to {count - 1}, at least one")
+        raise InputError(f"got {shown(chosen)} as {name}; need different numbers from 0 to {count - 1}, at least one")
     return found
 
 

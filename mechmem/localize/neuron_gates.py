@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.errors import NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.model.forward import continuation_logits, token_nll
@@ -94,7 +95,7 @@ def learned_gates(
         The gates, or the chances that they are open: 0 to 1, higher: the paragraphs need the neuron more.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        NotFiniteError: the loss is not finite.
     """
     generator, report = torch.Generator().manual_seed(seed), as_callback(progress, "learned_gates")
     start = open_gates(model)
@@ -111,7 +112,9 @@ def learned_gates(
                 gates, size = values, values.mean()
             loss = gated_nll(model, paragraphs, gates) + penalty * size
             if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
+                raise NotFiniteError(
+                    f"the loss is {loss.item()} at step {step}; need a finite one: lower the learning rate"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

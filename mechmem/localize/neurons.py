@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.data.bounds import Seed, Share, checked
 from mechmem.data.choices import check_choice
-from mechmem.data.errors import InputError
+from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.data.ranking import largest, share_of
@@ -98,7 +98,7 @@ def localize_neurons(
 
     Raises:
         InputError: an unknown method, paragraphs that do not fit, or a model that the method cannot read.
-        FloatingPointError: a gradient or a loss is not finite.
+        NotFiniteError: a gradient or a loss is not finite.
     """
     check_choice("method", method, NeuronMethod)
     for each in (paragraphs, keep):
@@ -107,7 +107,7 @@ def localize_neurons(
         raise InputError("the model has no MLPs, so no neurons; need a model with MLPs: localize heads instead")
     found = METHODS[method](Task(model, paragraphs, keep, seed, progress)).detach().double().cpu().numpy()
     if not np.isfinite(found).all():
-        raise FloatingPointError(f"{method} gave values that are not finite; look at the weights")
+        raise NotFiniteError(f"{method} gave values that are not finite; look at the weights")
     coords = {"layer": np.arange(found.shape[0]), "neuron": np.arange(found.shape[1])}
     attrs = {"method": method, "higher": "the paragraphs depend more on the neuron", "paragraphs": len(paragraphs)}
     return xr.DataArray(found, coords, ("layer", "neuron"), "score", attrs | {"seed": seed})

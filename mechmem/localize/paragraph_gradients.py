@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
-from mechmem.data.errors import InputError
+from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.localize.gradients import weight_gradients
@@ -56,7 +56,7 @@ def paragraph_gradients(
 
     Raises:
         InputError: as `weight_gradients`, or an unknown reduction.
-        FloatingPointError: a gradient is not finite.
+        NotFiniteError: a gradient is not finite.
     """
     check_choice("reduction", reduction, Reduction)
     names = component_names(model)
@@ -68,7 +68,7 @@ def paragraph_gradients(
         first = names.index(f"{part}0" if ".attn." in name else f"mlp_{part}")
         result[rows, layer, first : first + parts.shape[1]] = REDUCTIONS[reduction](parts).double().cpu().numpy()
     if not np.isfinite(result).all():
-        raise FloatingPointError("a gradient is not finite; look at the weights")
+        raise NotFiniteError("a gradient is not finite; look at the weights")
     coords = {"paragraph": paragraphs.ids, "layer": np.arange(model.cfg.n_layers), "component": names}
     attrs = {
         "units": "nats per token per unit of weight",

@@ -99,6 +99,8 @@ class Grid:
         if cells is None:
             return np.ones(whole, dtype=bool)
         expected = dict(zip(self.dims, self.shape, strict=True))
+        if not isinstance(cells, xr.DataArray):
+            raise InputError(f"got {type(cells).__name__} as cells; need a DataArray of bool with {expected}")
         if {str(name): size for name, size in cells.sizes.items()} != expected or cells.dtype != bool:
             raise InputError(
                 f"got cells with {dict(cells.sizes)} of type {cells.dtype}; need bool with {expected}: compare an "

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mechmem.data.argument_checks import check_paragraphs
+from mechmem.data.argument_checks import check_paragraphs, check_results
 from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
@@ -160,11 +160,10 @@ def split(paragraphs: Paragraphs, scores: xr.Dataset) -> tuple[Paragraphs, Parag
             length.
     """
     check_paragraphs("paragraphs", paragraphs)
-    if not isinstance(scores, xr.Dataset) or not {"em", "nll"} <= set(scores) or "pos" not in scores.sizes:
-        raise InputError(f"got {type(scores).__name__} as scores; need the Dataset that mechmem.score returned")
-    if scores.sizes["pos"] != paragraphs.continuation_len:
+    check_results("scores", scores, ("em", "nll"), "score")
+    if scores.sizes.get("pos", 0) != paragraphs.continuation_len:
         raise InputError(
-            f"got scores of {scores.sizes['pos']} continuation tokens for paragraphs with "
+            f"got scores of {scores.sizes.get('pos', 0)} continuation tokens for paragraphs with "
             f"{paragraphs.continuation_len}; need the scores of these paragraphs: score them"
         )
     own = aligned(scores, paragraphs)

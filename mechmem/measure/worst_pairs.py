@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from mechmem.data.argument_checks import check_results
 from mechmem.data.bounds import Count
 from mechmem.data.decoding import decoded
 from mechmem.data.errors import InputError
@@ -98,14 +99,17 @@ def _stop(before: int | Literal["all"] | None, prefix_len: int) -> int:
 
 def _checked(perturbation: xr.Dataset, paragraphs: Paragraphs) -> xr.Dataset:
     """The perturbation of these paragraphs, in their order."""
+    check_results(
+        "perturbation", perturbation, ("sample_em", "sample_nll", "replacement", "clean_em"), "perturb_prefix"
+    )
     if perturbation.attrs.get("scope") != "token":
         raise InputError(
             f"got a perturbation of scope {perturbation.attrs.get('scope')!r}; need 'token', as one token must differ: "
             "perturb_prefix(model, paragraphs, scope='token')"
         )
-    if perturbation.sizes["pos"] != paragraphs.prefix_len:
+    if perturbation.sizes.get("pos") != paragraphs.prefix_len:
         raise InputError(
-            f"got perturbations of {perturbation.sizes['pos']} prefix tokens for paragraphs with a prefix of "
+            f"got perturbations of {perturbation.sizes.get('pos', 0)} prefix tokens for paragraphs with a prefix of "
             f"{paragraphs.prefix_len}; need those of these paragraphs: perturb_prefix(model, paragraphs)"
         )
     return aligned(perturbation, paragraphs)

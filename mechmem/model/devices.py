@@ -37,7 +37,7 @@ def check_dtype(dtype: Any) -> None:
     Raises:
         InputError: anything but torch's float32, float16, bfloat16 or float64.
     """
-    if dtype not in DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise InputError(f"got {str(dtype)[:80]} as dtype; need one of {', '.join(map(str, DTYPES))}")
 
 

@@ -22,6 +22,7 @@ from mechmem.data.argument_checks import check_paragraphs, check_sets
 from mechmem.data.bounds import annotations, check_bounds
 from mechmem.data.errors import InputError
 from mechmem.data.progress import as_callback
+from mechmem.model.devices import check_device, check_dtype
 from mechmem.model.hooks import refuse_hooks
 from mechmem.model.model_lock import holding
 
@@ -110,6 +111,10 @@ def _check(function: Callable[..., Any], name: str, annotation: Any, value: Any,
         check_paragraphs(name, value)
     elif kind == "Mapping[str, Paragraphs]":
         check_sets(name, value)
+    elif kind == "dtype":
+        check_dtype(value)
+    elif name == "device":
+        check_device(value)
     else:
         _check_noun(name, value, function.__globals__.get(kind))
 

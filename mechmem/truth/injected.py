@@ -10,7 +10,7 @@ import xarray as xr
 
 from mechmem.data.bounds import Rate, Seed, Share, checked
 from mechmem.data.choices import check_used
-from mechmem.data.errors import InputError
+from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.model.forward import check_fit, token_nll
@@ -74,7 +74,7 @@ def inject(
 
     Raises:
         InputError: paragraphs that do not fit, an empty mask or one of another model, or a setting that is not used.
-        FloatingPointError: the loss is not finite; the learning rate is too high.
+        NotFiniteError: the loss is not finite; the learning rate is too high.
     """
     check_fit(model, paragraphs)
     check_mask(model, mask)
@@ -94,7 +94,9 @@ def inject(
             matched = (logits.argmax(-1) == true).long().cumprod(-1).sum(-1)
             rows.append((loss.item(), matched.double().mean().item()))
             if not np.isfinite(rows[-1][0]):
-                raise FloatingPointError(f"the loss is {rows[-1][0]} at step {step}; lower the learning rate")
+                raise NotFiniteError(
+                    f"the loss is {rows[-1][0]} at step {step}; need a finite one: lower the learning rate"
+                )
             if step == training.steps or (bool((matched == true.shape[1]).all()) and rows[-1][0] <= learned_nll):
                 break
             weights.update(loss)

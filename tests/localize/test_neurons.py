@@ -159,7 +159,7 @@ def test_what_cannot_be_used_is_refused(tiny_model, small_model, tiny_paragraphs
         model = small_model(attn_only=True, n_ctx=32, d_vocab=61)
         localize_neurons(model, tiny_paragraphs, keep, method="random")
     found = localize_neurons(tiny_model, tiny_paragraphs, keep, method="random")
-    with pytest.raises(InputError, match="got fraction 0"):
+    with pytest.raises(InputError, match=r"got 0.0 as fraction; need a finite number above 0"):
         top_neurons(found, 0.0)
     assert list(METHODS) == list(get_args(NeuronMethod))
     with pytest.raises(InputError, match="got scores with dimensions"):

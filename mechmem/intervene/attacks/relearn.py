@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechmem.data.bounds import Count, Seed, Share
 from mechmem.data.choices import check_used
-from mechmem.data.errors import InputError
+from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback, batches
@@ -75,7 +75,7 @@ def relearning_attack(
 
     Raises:
         InputError: a shared cluster, paragraph or continuation, a setting out of range, or paragraphs that do not fit.
-        FloatingPointError: the loss is not finite; the learning rate is too high.
+        NotFiniteError: the loss is not finite; the learning rate is too high.
     """
     check_relearning(model, paragraphs, other_memorized)
     training = TRAINING if training is None else training.with_rate(1e-4)
@@ -154,7 +154,7 @@ def _loss(weights: MaskedWeights, batch: Paragraphs, step: int) -> Float[Tensor,
         logits = weights.continuation_logits(batch.tokens, batch.prefix_len)
         loss = token_nll(logits, batch.continuation).mean()
     if not bool(loss.isfinite()):
-        raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
+        raise NotFiniteError(f"the loss is {loss.item()} at step {step}; need a finite one: lower the learning rate")
     return loss
 
 
