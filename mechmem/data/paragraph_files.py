@@ -141,14 +141,23 @@ def made_column(name: str, values: Any, count: int) -> Any:
             )
         # Integers and floats get the types that a Python list of them would get.
         wide = {"i": np.int64, "f": np.float64}.get(array.dtype.kind) if array.ndim == 1 else None
-        return pa.array(array.tolist() if wide is None else np.asarray(array, dtype=wide))
+        if wide is not None:
+            return pa.array(np.asarray(array, dtype=wide))
+        if array.dtype.kind == "U" and array.ndim == 1:
+            # An array of fixed width has lost the NULs at the ends of its texts.
+            return pa.array([_storable(str(value)) for value in values])
+        return pa.array([_storable(value) for value in array.tolist()])
     except InputError:
         raise
-    # A lone surrogate is a UnicodeEncodeError, which is a ValueError.
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"column '{name}' cannot be kept in a table ({error}); need numbers, text or lists, of one kind"
         ) from error
+
+
+def _storable(value: Any) -> Any:
+    """Text with lone surrogates, which have no UTF-8 form, as their escapes; all else as it is."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def columns_of(table: datasets.Dataset) -> dict[str, Any]:

@@ -182,7 +182,11 @@ class Paragraphs:
         if self.table is None or not self.has(name):
             known = [] if self.table is None else self.table.column_names
             raise InputError(f"these paragraphs have no column '{name}'; the columns known here are {known}")
-        return np.asarray(self.table[name][:])
+        values = self.table[name][:]
+        array = np.asarray(values)
+        # An array of fixed width would lose the NULs at the ends of texts.
+        ends = array.dtype.kind == "U" and any(str(value).endswith("\0") for value in values)
+        return np.array(values, dtype=object) if ends else array
 
     def with_columns(self, **columns: Any) -> Paragraphs:
         """The same paragraphs with columns [paragraph] added to the table or replaced in it.

@@ -26,6 +26,7 @@ def script_markup(source: str) -> Markup:
     """A trusted library's JavaScript made safe for one script element: its strings may name `</script>`."""
     for opening, escape in _SCRIPT_ESCAPES:
         source = source.replace(opening, escape)
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
     # A source map's address would make the browser's developer tools ask for a file that is not there.
     lines = [line for line in source.split("\n") if not line.startswith("//# sourceMappingURL")]
     return Markup("\n".join(lines))

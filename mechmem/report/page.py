@@ -140,8 +140,8 @@ def write_page(path: str | Path, page: Page) -> Path:
     html = page_html(page)
     path = Path(path)
     with replacing(path) as temporary:
-        # A lone surrogate, which JSON can carry, has no UTF-8 form.
-        temporary.write_bytes(html.encode("utf-8", "replace"))
+        # A lone surrogate, which JSON can carry, has no UTF-8 form: it is shown as its escape.
+        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -159,7 +159,7 @@ def page_html(page: Page) -> str:
     has_figures = any(isinstance(block, Figure) for block in blocks)
     has_views = any(isinstance(block, ViewGroup) for block in blocks)
     own_script = (files / "page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html.jinja").render(
+    html = environment.get_template("page.html.jinja").render(
         page=page,
         policy=CONTENT_SECURITY_POLICY,
         style=Markup((files / "page.css").read_text(encoding="utf-8")),
@@ -172,6 +172,8 @@ def page_html(page: Page) -> str:
         json=json_markup,
         cell=_cell,
     )
+    # A browser replaces a NUL and turns a carriage return into a line feed. In scripts neither is left.
+    return html.replace("\0", "\\x00").replace("\r", "&#13;")
 
 
 def _figure_json(figure: go.Figure) -> Markup:
