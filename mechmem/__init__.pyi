@@ -62,6 +62,8 @@ from .scan.spans import SpanSettings as SpanSettings
 from .stats.bootstrap import cluster_bootstrap as cluster_bootstrap
 from .stats.covariates import with_covariates as with_covariates
 from .stats.matching import match as match
+from .stats.pairs import pairs as pairs
+from .stats.pairs import read_pairs as read_pairs
 from .stats.permutation import permutation_test as permutation_test
 from .study.folder import open_study as open_study
 from .study.runner import run_study as run_study

@@ -196,6 +196,8 @@ class Paragraphs:
         """
         import pyarrow as pa
 
+        if not columns:
+            return self
         table = {} if self.table is None else columns_of(self.table)
         for name, values in columns.items():
             table[name] = made_column(name, values, len(self))

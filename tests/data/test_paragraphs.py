@@ -250,3 +250,8 @@ def test_the_tokenizers_fingerprint_is_kept(tmp_path):
     p = Paragraphs(paragraphs().tokens, 5, tokenizer="300-abc")
     p.select([1, 2]).with_columns(em=[0, 1]).save(tmp_path / "p.parquet")
     assert Paragraphs.load(tmp_path / "p.parquet").tokenizer == "300-abc"
+
+
+def test_no_columns_added_leaves_paragraphs_as_they_are():
+    paragraphs = Paragraphs(torch.zeros(3, 4, dtype=torch.long), 2)
+    assert paragraphs.with_columns() is paragraphs
