@@ -17,6 +17,7 @@ from outputs import save
 from samples import by_em
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed
 from mechmem.model.load import HookedTransformer
 from mechmem.report.heatmaps import head_heatmap
 from mechmem.report.position_maps import position_heatmap
@@ -34,8 +35,8 @@ class Settings(Inputs):
         out: folder of the result and the figure.
     """
 
-    seed: int = 0
-    candidates: int = 100
+    seed: Seed = 0
+    candidates: Count = 100
     site: str = "v"
     out: Path = Path("results/activation_gradients")
 

@@ -23,6 +23,7 @@ from outputs import stamp, write_json, write_page
 from samples import shuffled
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Rate, Seed, Share
 from mechmem.model.load import HookedTransformer
 from mechmem.study.settings import BUNDLED_RATES, Method
 
@@ -55,14 +56,14 @@ class Settings(Inputs):
         page: the table, or None.
     """
 
-    seed: int = 1
-    candidates: int | None = None
+    seed: Seed = 1
+    candidates: Count | None = None
     methods: tuple[Method, ...] = ("npo", "contrastive")
-    targets: int = 16
-    steps: int = 40
-    fraction: float = 0.001
-    sparse_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2)
-    dense_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    targets: Count = 16
+    steps: Count = 40
+    fraction: Share = 0.001
+    sparse_rates: tuple[Rate, ...] = (1e-3, 3e-3, 1e-2, 2e-2)
+    dense_rates: tuple[Rate, ...] = (3e-5, 1e-4, 3e-4)
     out: Path = Path("results/learning_rate")
     page: Path | None = Path("docs/learning-rate.md")
 

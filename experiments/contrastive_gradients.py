@@ -20,6 +20,7 @@ from outputs import save
 from samples import MEMORIZED_OTHER, by_em
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed, Share
 from mechmem.localize.paragraph_gradients import Contrast
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import reduce_by_component
@@ -40,10 +41,10 @@ class Settings(Inputs):
         out: folder of the result and the figure.
     """
 
-    seed: int = 0
-    candidates: int = 800
-    each: int = 64
-    fraction: float = 0.001
+    seed: Seed = 0
+    candidates: Count = 800
+    each: Count = 64
+    fraction: Share = 0.001
     out: Path = Path("results/contrastive_gradients")
 
 

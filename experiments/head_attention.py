@@ -19,6 +19,7 @@ from outputs import save
 from samples import by_em
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed
 from mechmem.localize.heads import RAREST, head_patterns
 from mechmem.localize.rarity import rarest_weight
 from mechmem.model.load import HookedTransformer
@@ -40,11 +41,11 @@ class Settings(Inputs):
         out: folder of the result and the figure.
     """
 
-    seed: int = 0
-    candidates: int = 600
-    searched: int = 96
-    shown: int = 4
-    permutations: int = 1000
+    seed: Seed = 0
+    candidates: Count = 600
+    searched: Count = 96
+    shown: Count = 4
+    permutations: Count = 1000
     out: Path = Path("results/head_attention")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 import mechmem as mm
+from mechmem.data.bounds import check_fields
 from mechmem.data.counts import unigram_counts
 from mechmem.model.load import HookedTransformer
 
@@ -22,6 +23,9 @@ class Inputs:
 
     model: str = "bundled"
     corpus: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def open_inputs(settings: Inputs, model: HookedTransformer | None = None) -> tuple[HookedTransformer, mm.Paragraphs]:

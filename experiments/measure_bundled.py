@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 
 import mechmem as mm
 from mechmem.data.assets import ASSETS
+from mechmem.data.bounds import Count, Seed, check_fields
 from mechmem.synthetic.generator import Document, generate
 
 EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4001]
@@ -42,13 +43,16 @@ class Settings:
         page: the page, or None.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     assets: Path = ASSETS
-    candidates: int | None = None
-    heldout: int | None = None
-    resamples: int = 500
+    candidates: Count | None = None
+    heldout: Count | None = None
+    resamples: Count = 500
     out: Path = Path("results/measure_bundled")
     page: Path | None = Path("docs/bundled-model.md")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from samples import MEMORIZED_OTHER, by_em
 from scipy.stats import t
 
 import mechmem as mm
+from mechmem.data.bounds import Amount, Count, Seed, Share
 from mechmem.intervene.noise import noise_by_size
 from mechmem.model.load import HookedTransformer
 
@@ -40,13 +41,13 @@ class Settings(Inputs):
         page: the table, or None.
     """
 
-    seed: int = 0
-    candidates: int = 1200
-    each: int = 24
-    fraction: float = 0.001
-    scales: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
-    fractions: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.05)
-    draws: int = 5
+    seed: Seed = 0
+    candidates: Count = 1200
+    each: Count = 24
+    fraction: Share = 0.001
+    scales: tuple[Amount, ...] = (0.3, 1.0, 3.0, 10.0)
+    fractions: tuple[Share, ...] = (0.0001, 0.001, 0.01, 0.05)
+    draws: Count = 5
     out: Path = Path("results/noise")
     page: Path | None = Path("docs/noise.md")
 

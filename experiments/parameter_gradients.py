@@ -23,6 +23,7 @@ from samples import by_em
 from torch import Tensor
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed
 from mechmem.localize.gradients import layer_shares
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import reduce_by_component
@@ -43,9 +44,9 @@ class Settings(Inputs):
         out: folder of the result and the figure.
     """
 
-    seed: int = 0
-    candidates: int = 4000
-    each: int = 48
+    seed: Seed = 0
+    candidates: Count = 4000
+    each: Count = 48
     out: Path = Path("results/parameter_gradients")
 
 

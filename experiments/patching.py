@@ -19,6 +19,7 @@ from outputs import save
 from samples import by_em
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed, Share
 from mechmem.localize.attribution import rank_correlation, top_cells
 from mechmem.model.load import HookedTransformer
 from mechmem.report.heatmaps import head_heatmap
@@ -40,11 +41,11 @@ class Settings(Inputs):
         out: folder of the result and the figure.
     """
 
-    seed: int = 0
-    candidates: int = 300
-    pairs: int = 24
-    samples: int = 1
-    fraction: float = 0.5
+    seed: Seed = 0
+    candidates: Count = 300
+    pairs: Count = 24
+    samples: Count = 1
+    fraction: Share = 0.5
     out: Path = Path("results/patching")
 
 

@@ -21,6 +21,7 @@ from outputs import kept_text, photograph, save, stamp, write_page
 from samples import shuffled
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed
 from mechmem.measure.decode import greedy_continuations
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.tolerance import CALIBRATION
@@ -51,12 +52,12 @@ class Settings(Inputs):
         page: the table, or None.
     """
 
-    seed: int = 0
-    candidates: int | None = None
-    memorized: int = 90
-    other: int = 90
+    seed: Seed = 0
+    candidates: Count | None = None
+    memorized: Count = 90
+    other: Count = 90
     matched_on: tuple[str, ...] = ("rarity", "repeated_run", "source")
-    permutations: int = 10_000
+    permutations: Count = 10_000
     out: Path = Path("results/perturbation")
     page: Path | None = Path("docs/perturbation.md")
 

@@ -14,6 +14,7 @@ import xarray as xr
 from outputs import save, stamp, write_page
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed, Share, check_fields
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Settings:
         page: the table, or None.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    fraction: float = 0.001
-    integration_steps: int = 16
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    fraction: Share = 0.001
+    integration_steps: Count = 16
     out: Path = Path("results/planted")
     page: Path | None = Path("docs/planted.md")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def swapped(truth: Any) -> mm.Paragraphs:

@@ -22,6 +22,7 @@ from samples import by_em
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed
 from mechmem.localize.heads import head_patterns
 from mechmem.model.load import HookedTransformer
 from mechmem.report.heatmaps import head_heatmap
@@ -45,11 +46,11 @@ class Settings(Inputs):
         out: folder of the result and the figure.
     """
 
-    seed: int = 0
-    candidates: int = 900
-    each: int = 192
-    permutations: int = 1000
-    resamples: int = 300
+    seed: Seed = 0
+    candidates: Count = 900
+    each: Count = 192
+    permutations: Count = 1000
+    resamples: Count = 300
     out: Path = Path("results/rare_tokens")
 
 

@@ -21,6 +21,7 @@ from samples import one_per_cluster, shuffled
 from scipy.stats import bootstrap
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed
 from mechmem.localize.neurons import METHODS, NeuronMethod
 from mechmem.localize.scoreboard import deletion_board, injection_board
 from mechmem.model.load import HookedTransformer
@@ -50,10 +51,10 @@ class Settings(Inputs):
         page: the table, or None.
     """
 
-    seed: int = 0
-    targets: int = 6
-    others: int = 24
-    keep: int = 8
+    seed: Seed = 0
+    targets: Count = 6
+    others: Count = 24
+    keep: Count = 8
     methods: tuple[NeuronMethod, ...] = tuple(METHODS)
     out: Path = Path("results/scoreboard")
     page: Path | None = Path("docs/scoreboard.md")

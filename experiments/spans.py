@@ -19,6 +19,7 @@ from inputs import Inputs
 from outputs import stamp, write_json, write_page
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed
 from mechmem.data.shards import Documents
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.tolerance import CALIBRATION
@@ -45,11 +46,11 @@ class Settings(Inputs):
         page: the table, or None.
     """
 
-    seed: int = 1
-    characters: int = 90_000_000
-    documents: int = 80
-    min_match: tuple[int, ...] = (50, 48, 45, 40, 30)
-    strides: tuple[int, ...] = (50, 100)
+    seed: Seed = 1
+    characters: Count = 90_000_000
+    documents: Count = 80
+    min_match: tuple[Count, ...] = (50, 48, 45, 40, 30)
+    strides: tuple[Count, ...] = (50, 100)
     out: Path = Path("results/spans")
     page: Path | None = Path("docs/spans.md")
 

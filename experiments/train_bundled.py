@@ -26,6 +26,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
 from mechmem.data.assets import ASSETS
+from mechmem.data.bounds import Amount, Count, Level, Rate, Seed, Size, check_fields
 from mechmem.data.counts import unigram_counts
 from mechmem.data.files import replacing
 from mechmem.synthetic.generator import SyntheticCorpus, generate
@@ -68,31 +69,34 @@ class Settings:
         assets: folder that the model, the paragraphs, the counts and the record are written to.
     """
 
-    seed: int = 0
-    characters: int = 90_000_000
-    unseen: int = 800
-    unseen_variants: int = 250
-    d_vocab: int = 4096
-    tokenizer_documents: int = 30_000
-    n_layers: int = 6
-    d_model: int = 256
-    n_heads: int = 8
-    n_ctx: int = 256
-    window_size: int = 64
-    batch: int = 16
-    steps: int | None = None
-    learning_rate: float = 1.5e-3
-    final_learning_rate: float = 5e-5
-    warmup_steps: int = 200
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = 1.0
-    checkpoint_every: int = 200
-    log_every: int = 25
+    seed: Seed = 0
+    characters: Count = 90_000_000
+    unseen: Size = 800
+    unseen_variants: Size = 250
+    d_vocab: Count = 4096
+    tokenizer_documents: Count = 30_000
+    n_layers: Count = 6
+    d_model: Count = 256
+    n_heads: Count = 8
+    n_ctx: Count = 256
+    window_size: Count = 64
+    batch: Count = 16
+    steps: Count | None = None
+    learning_rate: Rate = 1.5e-3
+    final_learning_rate: Rate = 5e-5
+    warmup_steps: Size = 200
+    weight_decay: Amount = 0.01
+    betas: tuple[Level, Level] = (0.9, 0.95)
+    clip_norm: Rate = 1.0
+    checkpoint_every: Count = 200
+    log_every: Count = 25
     keep_memory: bool = True
     only: Literal["corpus"] | None = None
     work: Path = Path("runs/bundled")
     assets: Path = ASSETS
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def synthetic(settings: Settings) -> SyntheticCorpus:

@@ -26,6 +26,7 @@ from unlearning_page import Results, draw, write
 from unlearning_ways import ROWS, Row, Sets, run
 
 import mechmem as mm
+from mechmem.data.bounds import Amount, Count, Seed, Share
 from mechmem.intervene.attacks.prompts import perturbed_prefix_attack
 from mechmem.intervene.attacks.quantize import quantize
 from mechmem.intervene.attacks.relearn import relearning_attack
@@ -53,16 +54,16 @@ class Settings(Inputs):
         page: the table, or None.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    targets: int = 8
-    held: int = 16
-    steps: int = 100
-    tuning_steps: int = 30
-    target_em: float = 10.0
-    fraction: float = 0.001
-    relearning: int = 20
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    targets: Count = 8
+    held: Count = 16
+    steps: Count = 100
+    tuning_steps: Count = 30
+    target_em: Amount = 10.0
+    fraction: Share = 0.001
+    relearning: Count = 20
     rows: tuple[str, ...] = ()
-    candidates: int | None = None
+    candidates: Count | None = None
     out: Path = Path("results/unlearning")
     page: Path | None = Path("docs/unlearning.md")
 

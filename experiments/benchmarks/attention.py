@@ -15,6 +15,7 @@ import tyro
 from rounds import alternate, stamp, write_page
 from torch.nn import functional
 
+from mechmem.data.bounds import Count, check_fields
 from mechmem.model.lean.attention import LONG, attend
 from mechmem.model.lean.model import fast_float32
 
@@ -42,9 +43,12 @@ class Settings:
         page: the table, or None.
     """
 
-    rounds: int = 5
-    sizes: tuple[tuple[int, int, int, int, int], ...] = SIZES
+    rounds: Count = 5
+    sizes: tuple[tuple[Count, Count, Count, Count, Count], ...] = SIZES
     page: Path | None = Path("docs/benchmarks/attention.md")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from rounds import Shape, alternate, spread, stamp, write_page
 from torch.nn import functional
 
 import mechmem as mm
+from mechmem.data.bounds import Count, Seed, Share, check_fields
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.truth.planted import planted
@@ -48,15 +49,18 @@ class Settings:
             edit ("sparse" or "dense") on the files of a folder.
     """
 
-    rounds: int = 5
-    steps: int = 10
-    keep: int = 10
-    fraction: float = 0.001
-    seed: int = 0
+    rounds: Count = 5
+    steps: Count = 10
+    keep: Count = 10
+    fraction: Share = 0.001
+    seed: Seed = 0
     shape: Shape = Shape()
     memory: bool = True
     page: Path | None = Path("docs/benchmarks/intervene.md")
     peak: tuple[Path, Literal["ours", "paper"], Literal["sparse", "dense"]] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def papers_way(

@@ -44,6 +44,8 @@ Level = Annotated[float, Interval(gt=0, lt=1)]
 Rate = Annotated[float, Interval(gt=0)]
 # A weight of a term, a scale, a threshold in tokens or nats: zero is allowed.
 Amount = Annotated[float, Interval(ge=0)]
+# Any finite number, below zero as well.
+Factor = Annotated[float, Interval()]
 
 
 def check_bounds(name: str, value: Any, annotation: Any) -> Any:
@@ -111,12 +113,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 @functools.cache
 def annotations(owner: Any) -> dict[str, Any]:
     """Annotations of a function or class as types; modules postpone them. Those of type checkers alone are left out."""
-    inner = inspect.unwrap(owner)
-    known = vars(sys.modules[inner.__module__])
     found: dict[str, Any] = {}
-    for name, annotation in inspect.get_annotations(inner).items():
-        with contextlib.suppress(NameError, AttributeError, TypeError):
-            found[name] = eval(annotation, known) if isinstance(annotation, str) else annotation
+    for inner in reversed(owner.__mro__[:-1]) if inspect.isclass(owner) else [inspect.unwrap(owner)]:
+        known = vars(sys.modules[inner.__module__])
+        for name, annotation in inspect.get_annotations(inner).items():
+            with contextlib.suppress(NameError, AttributeError, TypeError):
+                found[name] = eval(annotation, known) if isinstance(annotation, str) else annotation
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mechmem.data.bounds import check_bounds
+from mechmem.data.bounds import Factor, check_bounds, checked
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer, provenance
@@ -44,10 +44,10 @@ class Edit:
     values: Mapping[str, Tensor]
     source: str
     notes: Mapping[str, str] = field(default_factory=dict)
-    strength: float = 1.0
+    strength: Factor = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strength", check_bounds("strength", self.strength, float))
+        object.__setattr__(self, "strength", check_bounds("strength", self.strength, Factor))
         if odd := sorted(self.places.keys() ^ self.values.keys()):
             raise InputError(f"'{odd[0]}' has places or values alone; need both of each parameter")
         for name, index in self.places.items():
@@ -71,13 +71,14 @@ class Edit:
         """
         return union(self, other)
 
-    def scaled(self, factor: int | float) -> Edit:
+    @checked
+    def scaled(self, factor: Factor) -> Edit:
         """The same edit, more or less of it: 0.5 moves each weight half as far, -1 the other way.
 
         Raises:
             InputError: a factor that is not a finite number.
         """
-        return replace(self, strength=self.strength * check_bounds("factor", factor, float))
+        return replace(self, strength=self.strength * factor)
 
     @property
     def count(self) -> int:

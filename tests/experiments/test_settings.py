@@ -1,11 +1,14 @@
 """Every script's settings are its command line."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import docstring_parser
 import pytest
 import tyro
 
+from mechmem.data.bounds import annotations
 from mechmem.data.errors import InputError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -50,3 +53,18 @@ def test_settings_of_another_run_are_refused(script, tmp_path):
     outputs.agree_on_settings(tmp_path, module.Settings(page=None), free=("page",))
     with pytest.raises(InputError, match=r"seeds was .*, fraction was 0.001, now 0.5\); choose another folder"):
         outputs.agree_on_settings(tmp_path, module.Settings(fraction=0.5, seeds=(7,)), free=("page",))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_number_of_the_settings_has_bounds(script, name):
+    module = script(name)
+    for field, annotation in annotations(module.Settings).items():
+        default = getattr(module.Settings(), field)
+        if not re.search(r"\b(int|float)\b", str(annotation)):
+            continue
+        for wrong in (-1, float("nan"), float("inf"), True, 2**70, "5"):
+            if wrong == 2**70 and "float" in str(annotation):
+                continue
+            value = (wrong,) * max(1, len(default)) if isinstance(default, tuple) else wrong
+            with pytest.raises(InputError, match=rf" as {field}.*; need"):
+                dataclasses.replace(module.Settings(), **{field: value})

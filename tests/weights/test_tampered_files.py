@@ -73,6 +73,14 @@ def test_a_changed_edit_is_refused_and_the_model_is_left_alone(name, pair, tmp_p
     assert changed_weights(pair[0], model) == 0
 
 
+def test_a_changed_strength_is_refused(pair, tmp_path):
+    tensors, notes = saved(pair, tmp_path / "e.safetensors")
+    for strength in ("much", "nan", "inf", ""):
+        save_file(tensors, tmp_path / "e.safetensors", metadata=notes | {"strength": strength})
+        with pytest.raises(InputError, match="is damaged or was changed"):
+            Edit.load(tmp_path / "e.safetensors")
+
+
 def test_an_edit_of_another_model_is_refused(pair, small_model, tmp_path):
     tensors, notes = saved(pair, tmp_path / "e.safetensors")
     save_file(tensors, tmp_path / "e.safetensors", metadata=notes | {"source": "0" * 16})
