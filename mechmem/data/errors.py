@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Characters of a message: a quoted value may have megabytes.
+MOST = 2000
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what it was, what is needed and what to do.
@@ -12,8 +15,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        """Join the message's words by single spaces."""
-        super().__init__(" ".join(str(message).split()))
+        """Join the message's words by single spaces; of a long message the middle is left out."""
+        line = " ".join(str(message).split())
+        super().__init__(line if len(line) <= MOST else f"{line[: MOST - 500]} [...] {line[-400:]}")
 
 
 class NotFiniteError(InputError, FloatingPointError):

@@ -28,6 +28,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from mechmem.data.choices import shown
+
 # Names that mean the same function in both libraries.
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu")
 
@@ -163,7 +165,7 @@ def hooked_settings(config: PreTrainedConfig) -> dict[str, Any]:
         **architecture.settings(config),
     }
     if settings["act_fn"] not in ACTIVATIONS:
-        raise ValueError(f"activation '{settings['act_fn']}' is not supported, only {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"activation {shown(settings['act_fn'])} is not supported, only {', '.join(ACTIVATIONS)}")
     return settings
 
 

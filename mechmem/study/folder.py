@@ -19,6 +19,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.baseline import Baseline
+from mechmem.model.devices import check_device
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.report.study_contents import read_paragraphs, read_result
@@ -72,6 +73,10 @@ class StudyFolder:
     settings: StudySettings
     device: str | None = None
     report: Callable[[str, int, int], None] = field(default=lambda *_: None)
+
+    def __post_init__(self) -> None:
+        """Refuse a device that is not here before anything is done for it."""
+        check_device(self.device)
 
     def __repr__(self) -> str:
         held = f"results: {', '.join(self.results) or 'none'}; edits: {', '.join(self.edits) or 'none'}"

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import mechmem as mm
 import mechmem.model.load as load_module
 from mechmem.cli import app
 from mechmem.data.errors import InputError
@@ -30,6 +31,18 @@ def test_a_device_that_cannot_be_used_is_refused_before_work(device, monkeypatch
     for job in (load_model, check_model):
         with pytest.raises(InputError, match=r"as device; .*: choose one of cpu.*, or omit device to take a GPU"):
             job("bundled", device=device)
+
+
+def test_studies_and_scans_find_a_wrong_device_before_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(load_module, "find_folder", lambda *_: pytest.fail("it began"))
+    for job in (
+        lambda: mm.run_study(tmp_path / "study", device="meta"),
+        lambda: mm.open_study(tmp_path / "study", device="cuda:99"),
+        lambda: mm.scan(mm.ScanSettings(), tmp_path / "scan.parquet", device="meta"),
+    ):
+        with pytest.raises(InputError, match="as device; .*: choose one of cpu|no study"):
+            job()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("device", [3, True, 1.5, ["cpu"], object()])

@@ -101,6 +101,11 @@ def test_odd_attention_types_are_refused(wrong, changed):
     refused(changed("gpt_neo", attention_types=wrong, attention_layers=None), "attention")
 
 
+def test_long_values_are_not_quoted_in_full(changed):
+    for name in ("activation_function", "model_type", "hidden_size", "attention_types"):
+        refused(changed("gpt_neo", **{name: "gelu" * 10**5}))
+
+
 def test_attention_layers_are_read_where_both_are_given(changed):
     layers = ["local", "local", "global", "global"]
     model = load_model(changed("gpt_neo", attention_layers=layers))
