@@ -15,7 +15,7 @@ import torch
 from annotated_types import Interval
 
 import mechmem as mm
-from mechmem.data.bounds import annotations
+from mechmem.data.bounds import annotations_of
 from mechmem.data.errors import InputError
 
 # Pairs such as (layer, head) are looked up in the model, by functions that say which there are.
@@ -66,7 +66,7 @@ def numeric_parameters() -> list[tuple[str, str, Any]]:
     """(callable, parameter, annotation) of all that take a number, alone or in a sequence; options included."""
     found = []
     for name, owner in public_callables():
-        known = dict(annotations(owner))
+        known = dict(annotations_of(owner))
         for annotation in list(known.values()):
             options = next(iter(typing.get_args(annotation)), None)
             known |= typing.get_type_hints(options, include_extras=True) if typing.is_typeddict(options) else {}
@@ -112,7 +112,7 @@ def test_nonsense_is_refused_for_every_number(name, parameter, annotation):
     nonsense: list[Any] = [] if bounds == Interval() else [-1]
     nonsense += [float("nan"), float("inf"), -float("inf"), True, "5", 1j, torch.tensor(5)]
     nonsense += [2**70, 50.0, np.float32(2), np.bool_(True)] if kind is int else [10**400, np.float64("nan")]
-    nonsense += [0] if bounds.gt == 0 or (bounds.ge or 0) > 0 else []
+    nonsense += [0] if bounds.gt == 0 or bounds.ge == 1 else []
     for value in nonsense:
         # The check of annotations that tests switch on is within the function's own.
         said = sentence_of(owner, parameter, [value] if several else value)

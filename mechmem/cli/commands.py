@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from mechmem.data.bounds import annotations, bounds_of, check_bounds, range_in_words
+from mechmem.data.bounds import annotations_of, bounds_of, check_bounds, range_in_words
 from mechmem.data.errors import InputError
 from mechmem.data.full_disk import is_full_disk
 
@@ -130,7 +130,7 @@ def command(*, goes_on: bool = False) -> Callable[[Callable[..., None]], Callabl
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        known = annotations(function)
+        known = annotations_of(function)
 
         def run(**values: Any) -> None:
             for name, value in values.items():

@@ -87,9 +87,11 @@ def make(out: Path, study_settings: StudySettings, name: str, *, device: str | N
     settings = EditSettings(**values, seed=study_settings.seed)
     check_edit_name(name)
     check_output(out / "edits" / name, "folder")
+    with console.status("loading"):
+        from mechmem.study.edit_making import check_files, edit_folder, make_edit
+        from mechmem.study.edits import outcome
+    check_files(settings)
     study = opened_study(out, study_settings, device=device)
-    from mechmem.study.edit_making import edit_folder, make_edit
-    from mechmem.study.edits import outcome
 
     with live_progress() as progress:
         history = make_edit(

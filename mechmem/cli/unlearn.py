@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,8 @@ from mechmem.cli.editing import (
 from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
 from mechmem.cli.studies import print_findings, run_until, study_settings
 from mechmem.data.bounds import Amount
+from mechmem.data.errors import InputError
+from mechmem.study.edit_settings import EditSettings
 
 
 @command(goes_on=True)
@@ -57,28 +59,39 @@ def unlearn(
     resume: Resume = False,  # noqa: ARG001
 ) -> None:
     """Remove memories and measure the cost; writes OUT/unlearn.nc and OUT/edited, or with --name OUT/edits/NAME."""
-    known_rate = learning_rate(rate)
+    options = {
+        "method": method,
+        "weights": weights,
+        "mask": None if mask is None else str(mask),
+        "fraction": fraction,
+        "steps": steps,
+        "learning_rate": learning_rate(rate),
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "max_norm": max_norm,
+        "keep_weight": keep_weight,
+        "target_em": target_em,
+        "keep_kl": keep_kl,
+    }
     settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-    if name is None:
-        print_findings(run_until(out, settings, "unlearn", device=device))
-        wrote(out / "unlearn.nc")
+    if name is not None:
+        make(out, settings, name, device=device, **options)
         return
-    make(
-        out,
-        settings,
-        name,
-        device=device,
-        kind="unlearn",
-        method=method,
-        weights=weights,
-        mask=None if mask is None else str(mask),
-        fraction=fraction,
-        steps=steps,
-        learning_rate=known_rate,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        max_norm=max_norm,
-        keep_weight=keep_weight,
-        target_em=target_em,
-        keep_kl=keep_kl,
-    )
+    _check_unused(options)
+    print_findings(run_until(out, settings, "unlearn", device=device))
+    wrote(out / "unlearn.nc")
+
+
+def _check_unused(options: dict[str, Any]) -> None:
+    """Refuse options of one edit where the study's own edits are made, which its settings decide.
+
+    Raises:
+        InputError: an option that would be ignored.
+    """
+    unused = [option for option, value in options.items() if value != getattr(EditSettings(), option)]
+    if unused:
+        flags = " and ".join(f"--{option.replace('_', '-')}" for option in unused)
+        raise InputError(
+            f"got {flags} without --name; need --name NAME to make one edit with it, or --set edits=... and other "
+            "settings of the study (`mechmem config` lists them)"
+        )

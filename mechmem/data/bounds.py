@@ -92,7 +92,7 @@ def check_fields(settings: Any) -> None:
         InputError: names the first field that is wrong.
     """
     for field in fields(settings):
-        value = check_bounds(field.name, getattr(settings, field.name), annotations(type(settings)).get(field.name))
+        value = check_bounds(field.name, getattr(settings, field.name), annotations_of(type(settings)).get(field.name))
         object.__setattr__(settings, field.name, value)
 
 
@@ -104,14 +104,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def checks(*args: P.args, **kwargs: P.kwargs) -> R:
         bound = signature.bind_partial(*args, **kwargs)
         for name, value in bound.arguments.items():
-            bound.arguments[name] = check_bounds(name, value, annotations(function).get(name))
+            bound.arguments[name] = check_bounds(name, value, annotations_of(function).get(name))
         return function(*bound.args, **bound.kwargs)
 
     return checks
 
 
 @functools.cache
-def annotations(owner: Any) -> dict[str, Any]:
+def annotations_of(owner: Any) -> dict[str, Any]:
     """Annotations of a function or class as types; modules postpone them. Those of type checkers alone are left out."""
     found: dict[str, Any] = {}
     for inner in reversed(owner.__mro__[:-1]) if inspect.isclass(owner) else [inspect.unwrap(owner)]:
@@ -148,16 +148,16 @@ def _needed(kind: Any, bounds: Interval | None, value: Any) -> str:
 
 
 def _number(name: str, value: Any, kind: Any, bounds: Interval | None) -> Any:
-    plain = None
+    plain: Any = None
     if isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
-            plain = kind(value)
+            plain = typing.cast(Any, kind)(value)
     if plain is None or (kind is float and not math.isfinite(plain)) or not _within(plain, bounds):
         raise InputError(f"got {_shown(value)} as {name}; need {_needed(kind, bounds, plain or 0)}")
     return plain
 
 
-def _within(value: int | float, bounds: Interval | None) -> bool:
+def _within(value: Any, bounds: Any) -> bool:
     if bounds is None:
         return True
     low = (bounds.ge is None or value >= bounds.ge) and (bounds.gt is None or value > bounds.gt)
@@ -195,7 +195,7 @@ def _items(name: str, value: Any, origin: Any, arguments: tuple[Any, ...]) -> An
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise InputError(f"got {_shown(value)} as {name}; need several values: [value, ...]")
     try:
-        items = value.tolist() if hasattr(value, "tolist") else list(value)
+        items = getattr(value, "tolist", lambda: list(value))()
     except (RuntimeError, TypeError) as error:  # a tensor without numbers, a scalar that says it can be iterated
         raise InputError(f"got {type(value).__name__} as {name}, which gives no values ({error})") from None
     fixed = origin is tuple and Ellipsis not in arguments
@@ -210,5 +210,5 @@ def _shown(value: Any) -> str:
     """A value for a message: short, whatever it is."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
-    plain = value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+    plain = getattr(value, "item", lambda: value)() if isinstance(value, numbers.Number) else value
     return reprlib.repr(plain) if isinstance(plain, int | float | str | None) else type(value).__name__

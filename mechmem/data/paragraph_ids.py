@@ -35,8 +35,14 @@ def check_unique(ids: np.ndarray) -> None:
     """Refuse ids that do not tell paragraphs apart.
 
     Raises:
-        InputError: a value occurs twice.
+        InputError: ids that are neither integers nor text, or one that occurs twice.
     """
+    text = ids.dtype.kind in "UT" or (ids.dtype == object and all(isinstance(value, str) for value in ids.flat))
+    if ids.ndim != 1 or not (text or ids.dtype.kind in "iu"):
+        raise InputError(
+            f"got ids of {ids.dtype} with shape {list(ids.shape)}; need an integer or a text for each paragraph: give "
+            "others with paragraphs.with_columns(id=...)"
+        )
     values, counts = np.unique(ids, return_counts=True)
     if len(values) < len(ids):
         raise InputError(

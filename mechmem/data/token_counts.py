@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def as_counts(counts: Any, vocabulary: int, known: int | None = None) -> Float[n
         InputError: not numbers, counts of another length or shape, or a count that is negative or not finite.
     """
     try:
-        array = np.asarray(counts.detach().cpu().numpy() if isinstance(counts, Tensor) else counts)
+        array = np.asarray(_on_cpu(counts) if isinstance(counts, Tensor) else counts)
         if array.dtype.kind not in "iuf":
             raise TypeError(f"the values are {array.dtype}")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -44,3 +45,9 @@ def as_counts(counts: Any, vocabulary: int, known: int | None = None) -> Float[n
             "got a count that is negative or not finite; need how often each token id occurs in the corpus"
         )
     return array.astype(np.float64)
+
+
+def _on_cpu(counts: Tensor) -> Tensor:
+    """A tensor that NumPy can read: it knows neither bfloat16 nor sparse tensors."""
+    dense = counts.detach() if counts.layout == torch.strided else counts.detach().to_dense()
+    return (dense.float() if dense.dtype == torch.bfloat16 else dense).cpu()

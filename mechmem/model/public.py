@@ -19,7 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from transformer_lens import HookedTransformer
 
 from mechmem.data.argument_checks import check_paragraphs, check_sets
-from mechmem.data.bounds import annotations, check_bounds
+from mechmem.data.bounds import annotations_of, check_bounds
 from mechmem.data.errors import InputError
 from mechmem.data.progress import as_callback
 from mechmem.model.devices import check_device, check_dtype
@@ -60,7 +60,7 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
             with holding(*_models(given.arguments.values())):
                 for name, value in given.arguments.items():
                     _check(function, name, signature.parameters[name].annotation, value, hooks)
-                    given.arguments[name] = check_bounds(name, value, annotations(function).get(name))
+                    given.arguments[name] = check_bounds(name, value, annotations_of(function).get(name))
                 return function(*given.args, **given.kwargs)
 
         typing.cast(Any, checked).hooks = hooks

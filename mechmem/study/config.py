@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mechmem.data.bounds import annotations, check_bounds
+from mechmem.data.bounds import annotations_of, check_bounds
 from mechmem.data.errors import InputError
 from mechmem.study.settings import StudySettings
 
@@ -64,7 +64,7 @@ def apply_settings(base: StudySettings, values: Mapping[str, Any]) -> StudySetti
     Raises:
         InputError: an unknown name, a value of another type, or one that is out of range.
     """
-    known = annotations(StudySettings)
+    known = annotations_of(StudySettings)
     checked = {}
     for name, value in values.items():
         if name not in known:

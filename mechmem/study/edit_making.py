@@ -90,6 +90,19 @@ def make_edit(study: StudyFolder, name: str, settings: EditSettings, *, progress
         return history
 
 
+def check_files(settings: EditSettings) -> None:
+    """Refuse files that an edit names and that cannot be read, before anything is computed.
+
+    Raises:
+        InputError: says which file, and what is wrong with it.
+    """
+    if settings.mask is not None:
+        Mask.load(settings.mask)
+    if settings.paragraphs is not None:
+        list_inputs(settings.paragraphs)
+        Paragraphs.load(settings.paragraphs)
+
+
 def _begun(folder: Path, settings: EditSettings) -> bool:
     """Whether the folder holds this edit, interrupted; anything but that and nothing is refused."""
     if (folder / EDIT).exists():

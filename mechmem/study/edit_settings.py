@@ -56,6 +56,8 @@ class EditSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.text is not None and any("\ud800" <= letter <= "\udfff" for letter in self.text):
+            raise InputError(f"got the text {self.text!r}, which is not Unicode; need text that UTF-8 can hold")
 
 
 def check_edit_name(name: str) -> None:

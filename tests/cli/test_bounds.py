@@ -64,3 +64,20 @@ def test_a_name_that_cannot_be_one_is_refused_before_the_study_is_scored(tmp_pat
     answer = runner.invoke(app, ["memorize", "--name", "../x"])
     assert answer.exit_code == 2 and "need a plain name" in answer.output and not list(tmp_path.iterdir())
     check_edit_name("top")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["unlearn", "--steps", "5"], "got --steps without --name; need --name NAME"),
+        (["unlearn", "--method", "kfac", "--keep-kl", "0.1"], "got --method and --keep-kl without --name"),
+        (["unlearn", "--name", "x", "--mask", "none.safetensors"], "none.safetensors: no such file"),
+        (["memorize", "--targets", "none.parquet"], "none.parquet: no such"),
+        (["edit", "--text", "\udcff"], "which is not Unicode"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_before_the_study_is_scored(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = runner.invoke(app, arguments)
+    assert answer.exit_code == 2 and said in " ".join(answer.output.split()), answer.output
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,8 @@ KINDS = {
     "float32": np.array(NUMBERS, np.float32),
     "tensor": torch.tensor(NUMBERS),
     "half tensor": torch.tensor(NUMBERS).half().requires_grad_(),
+    "bfloat16": torch.tensor(NUMBERS).bfloat16(),
+    "sparse": torch.tensor(NUMBERS).to_sparse(),
     "DataArray": xr.DataArray(NUMBERS, dims="token"),
     "Series": pd.Series(NUMBERS),
 }

@@ -8,7 +8,7 @@ import docstring_parser
 import pytest
 import tyro
 
-from mechmem.data.bounds import annotations
+from mechmem.data.bounds import annotations_of
 from mechmem.data.errors import InputError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -58,7 +58,7 @@ def test_settings_of_another_run_are_refused(script, tmp_path):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_number_of_the_settings_has_bounds(script, name):
     module = script(name)
-    for field, annotation in annotations(module.Settings).items():
+    for field, annotation in annotations_of(module.Settings).items():
         default = getattr(module.Settings(), field)
         if not re.search(r"\b(int|float)\b", str(annotation)):
             continue
