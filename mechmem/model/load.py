@@ -27,6 +27,7 @@ from mechmem.model.config_file import read_config
 from mechmem.model.devices import check_device, check_dtype
 from mechmem.model.folding import fold_input, fold_layer, fold_output
 from mechmem.model.hub import find_folder
+from mechmem.model.room import check_room
 from mechmem.model.stored_tensors import stored_tensors
 from mechmem.model.tokenizer import known_ids, load_tokenizer
 from mechmem.model.vocabulary import exclude_surplus
@@ -88,7 +89,7 @@ def load_model(
         InputError: an unknown processing; a device that torch cannot use here; a dtype that is not one of four
             floating-point ones; no such folder or hub model, or no network; no or unsupported `config.json`; pickled
             weights (never opened); damaged, missing, surplus, misshapen, NaN or infinite tensors, or weights that the
-            dtype cannot hold; a tokenizer that does not fit the vocabulary.
+            dtype cannot hold; more weights than fit in memory; a tokenizer that does not fit the vocabulary.
     """
     check_choice("processing", processing, Processing)
     check_device(device)
@@ -105,6 +106,7 @@ def load_model(
     converter = Converter(config, cfg)
     checkpoint = Checkpoint(folder, config, converter, stored)
     tokenizer = load_tokenizer(folder, config, vocabulary=cfg.d_vocab)
+    check_room(converter, cfg.n_layers, dtype, torch.device(cfg.device or "cpu"))
     cfg.model_name = Path(name).name  # a hub model's folder is named by its commit
     model = empty_model(cfg)
     _fill(model, _parts(checkpoint, converter, cfg, folded=processing == "folded"))

@@ -104,7 +104,11 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
             return {name: StoredTensor(file, s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-    except (SafetensorError, OSError, OverflowError) as error:
+    except (SafetensorError, OSError, OverflowError, RuntimeError) as error:
+        if "mmap" in str(error):
+            raise InputError(
+                f"{file}: its {size_of(file)} bytes do not fit in this machine's memory; need a smaller model"
+            ) from None
         raise InputError(
             f"{file}: not a whole safetensors file ({error}; it has {size_of(file)} bytes), it may have been cut off: "
             "fetch or write it again"

@@ -1,8 +1,10 @@
 """safetensors files and indexes that a stranger wrote: a lie is one sentence, nothing outside the folder is read."""
 
 import json
+import math
 import os
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -90,6 +92,28 @@ def test_odd_indexes_are_refused(case, changed, tmp_path):
     index = json.dumps(INDEXES[case]).replace("OUTSIDE", str(outside))
     (folder / "model.safetensors.index.json").write_text(index)
     refused(folder, "index")
+
+
+def test_a_sparse_file_of_a_huge_model_is_refused_before_anything_of_its_size_is_allocated(changed):
+    """Its header and configuration agree, and the file has the size that they say, without any block on the disk."""
+    ids = 2 * 10**9
+    folder = changed("gpt_neo", vocab_size=ids)
+    file = folder / "model.safetensors"
+    described, place = {}, 0
+    for name, tensor in load_file(file).items():
+        shape = [ids, 21] if name == "transformer.wte.weight" else list(tensor.shape)
+        size = 4 * math.prod(shape)
+        described[name] = entry(place, place + size, shape)
+        place += size
+    text = header(described)
+    file.unlink()
+    with file.open("wb") as opened:
+        opened.write(text)
+        opened.truncate(len(text) + place)
+    assert file.stat().st_size > 10**11 and file.stat().st_blocks < 100
+    start = time.perf_counter()
+    refused(folder, r"weights, which take .* GB is free on cpu|do not fit in this machine's memory")
+    assert time.perf_counter() - start < 2
 
 
 def test_a_tensor_in_two_parts_is_refused(changed):
