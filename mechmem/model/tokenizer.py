@@ -16,7 +16,7 @@ from transformers import (
 
 from mechmem.data.errors import InputError
 from mechmem.model.json_files import is_file
-from mechmem.model.tokenizer_files import checked_copy
+from mechmem.model.tokenizer_files import beyond, checked_copy
 
 END_OF_TEXT = "<|endoftext|>"
 MERGES = "merges.txt"
@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, *, vocabulary: int) -
             stacklevel=3,
         )
         return None
-    with checked_copy(folder) as (copies, kind):
+    with checked_copy(folder, vocabulary) as (copies, kind):
         try:
             tokenizer = _read(copies, kind, config)
             _name_special_tokens(tokenizer)
@@ -83,10 +83,7 @@ def _read(folder: Path, kind: str | None, config: PreTrainedConfig) -> PreTraine
 def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
     known = known_ids(tokenizer)
     if known > vocabulary:
-        raise InputError(
-            f"{folder}: its tokenizer gives ids up to {known - 1} and the model's vocabulary has {vocabulary}; need "
-            f"ids below {vocabulary}: put the tokenizer beside the model it was trained with"
-        )
+        raise InputError(beyond(folder, known - 1, vocabulary))
     if vocabulary - known >= MOST_PADDING:
         raise InputError(
             f"{folder}: the model's vocabulary has {vocabulary} ids and its tokenizer only {known}; need fewer than "

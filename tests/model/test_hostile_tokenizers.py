@@ -50,6 +50,31 @@ def test_tokenizer_files_that_are_none_are_refused(name, content, texts):
         refused(texts, "tokenizer|special_tokens_map")
 
 
+@pytest.mark.parametrize("wrong", [283, 10**6, 2**31, 2**32 - 1, 10**12, 10**30, -1, 1.5, True, None, "7", [7]])
+def test_ids_that_the_model_does_not_have_are_refused_before_they_are_counted(wrong, texts):
+    """The tokenizers library walks from 0 to the largest id, and aborts the process when memory ends."""
+    content = json.loads((texts / "tokenizer.json").read_text())
+    whole = (texts / "tokenizer.json").read_bytes()
+    sentence = "gives ids up to .* and the model's vocabulary has 283|as an id; need whole numbers|of another kind"
+
+    def both(name: str, changed: object) -> None:
+        for kind in ("GPT2Tokenizer", "PreTrainedTokenizerFast", None):
+            (texts / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+            (texts / name).write_text(json.dumps(changed))
+            refused(texts, sentence)
+
+    words = content["model"]["vocab"]
+    both("tokenizer.json", content | {"model": content["model"] | {"vocab": words | {"the": wrong}}})
+    both("tokenizer.json", content | {"added_tokens": [content["added_tokens"][0] | {"id": wrong}]})
+    (texts / "tokenizer.json").write_bytes(whole)
+    both("added_tokens.json", {"<new>": wrong})
+    (texts / "added_tokens.json").unlink()
+    (texts / "tokenizer.json").unlink()
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    (texts / "merges.txt").write_text("\n".join(merges))
+    both("vocab.json", words | {"the": wrong})
+
+
 def test_what_tokenizer_settings_name_is_not_opened_fetched_or_run(texts, tmp_path, monkeypatch):
     expected = load_model(texts).to_tokens("the bakery opened").tolist()
     secret = tmp_path / "secret"

@@ -274,7 +274,7 @@ def test_a_tokenizer_with_ids_beyond_the_model_is_refused(write_checkpoint, writ
 def test_an_unreadable_tokenizer_is_refused(write_checkpoint):
     folder, _ = write_checkpoint("gpt_neo")
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="its tokenizer files cannot be read"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: not readable as JSON"):
         load_model(folder)
 
 
