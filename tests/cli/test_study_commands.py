@@ -122,7 +122,7 @@ def test_edit_and_memorize_make_edits(folder):
     assert "Ended by" in call("memorize", "--out", folder, "--steps", 1, "--learning-rate", "1e-3")
     assert {"edit", "memorize"} <= set(open_study(folder).edits)
     said = call("memorize", "--out", folder, "--name", "m", "--learning-rate", "fast", code=2)
-    assert "--learning-rate is 'fast'; need a number or auto" in said
+    assert "got 'fast' as --learning-rate; need a number or auto" in said
 
 
 def test_an_unknown_choice_lists_all_and_a_bad_device_is_a_sentence(folder):

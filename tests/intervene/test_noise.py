@@ -161,9 +161,9 @@ def test_bad_input_is_refused(tiny_model, small_model, sets):
     with pytest.raises(InputError, match="the mask is of another model"):
         add_noise(tiny_model, Mask.heads(small_model(), [(0, 0)]), scale=1.0, seed=0)
     for scale in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="need at least one|as scales?.*; need a finite number of at least 0"):
+        with pytest.raises(InputError, match="as scale; need a finite number of at least 0"):
             add_noise(tiny_model, mask, scale=scale, seed=0)
-    with pytest.raises(InputError, match=r"got scales \[\]"):
+    with pytest.raises(InputError, match="got no scale; need at least one"):
         noise_curve(tiny_model, sets, mask, scales=())
     with pytest.raises(InputError, match="got 0 as draws; need a whole number of at least 1"):
         noise_curve(tiny_model, sets, mask, draws=0)

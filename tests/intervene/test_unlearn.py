@@ -434,9 +434,9 @@ def test_a_model_with_hooks_is_refused_before_its_targets_are_looked_at(tiny_mod
 
 def test_settings_that_make_no_sense_are_refused():
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"steps": 0}, "got steps 0; need an integer of at least 1"),
-        ({"learning_rate": math.nan}, "got learning_rate nan; need a finite number above 0"),
-        ({"keep_weight": -1.0}, "got keep_weight -1.0; need a finite number of at least 0"),
+        ({"steps": 0}, "got 0 as steps; need a whole number of at least 1"),
+        ({"learning_rate": math.nan}, "got nan as learning_rate; need a finite number above 0"),
+        ({"keep_weight": -1.0}, "got -1.0 as keep_weight; need a finite number of at least 0"),
         ({"resume": True}, "got resume=True and no checkpoint"),
         ({"optimizer": torch.optim.SGD, "weight_decay": 0.1}, "got an optimizer and weight_decay, which only AdamW"),
     ]

@@ -235,7 +235,7 @@ def test_a_scan_in_document_mode_goes_on_and_reports_what_windows_miss(tmp_path)
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: SpanSettings(prefix_len=0), "need 1 or more"),
+        (lambda: SpanSettings(prefix_len=0), "got 0 as prefix_len; need a whole number of at least 1"),
         (lambda: SpanSettings(min_match=51), "got min_match 51; need 1 to 50"),
         (lambda: SpanSettings(context=99).context_of(256), "context of 99; need 100 .* to 256"),
         (lambda: SpanSettings(context=300).context_of(256), "context of 300"),

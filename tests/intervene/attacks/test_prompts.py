@@ -123,7 +123,9 @@ def test_bad_input_is_refused(tiny_model, known):
     with pytest.raises(InputError, match="got 0 as draws"):
         perturbed_prefix_attack(tiny_model, known, draws=0)
     for lengths in ([0], [LENGTH], [3, 3], []):
-        with pytest.raises(InputError, match=f"need different numbers from 1 to {LENGTH - 1}"):
+        with pytest.raises(
+            InputError, match=rf"need different numbers from 1 to {LENGTH - 1}|got 0 as lengths\[0\]; need"
+        ):
             prefix_length_attack(tiny_model, known, lengths=lengths)
     with pytest.raises(InputError, match="none of 2 near-duplicates has a target's cluster and another prefix"):
         near_duplicate_attack(tiny_model, known.select([0]), known.select([0, 2]))

@@ -100,7 +100,7 @@ def test_bad_settings_are_refused(tiny_model, sets):
     with pytest.raises(InputError, match="'relearning' does not use max_norm"):
         relearning_attack(tiny_model, *sets, training=Training(max_norm=1.0))
     for share in (0.0, 1.1):
-        with pytest.raises(InputError, match="0 < target_share <= 1"):
+        with pytest.raises(InputError, match="as target_share; need a finite number above 0 and at most 1"):
             relearning_attack(tiny_model, *sets, target_share=share)
     for rows, sentence in ((2, "paragraphs are not in this result"), (3, "need the EM of the targets before the edit")):
         original_em = xr.DataArray(np.zeros(rows), {"paragraph": sets[0].ids[:rows]}, ("paragraph",))
