@@ -47,19 +47,23 @@ def save_netcdf(result: xr.Dataset | xr.DataArray, path: str | Path) -> None:
         temporary.write_bytes(data)
 
 
-def load_netcdf(path: str | Path, need: Collection[str] = (), *, advice: str = "write it again") -> xr.Dataset:
+def load_netcdf(
+    path: str | Path, need: Collection[str] = (), *, advice: str = "write it again", sealed: bool = False
+) -> xr.Dataset:
     """Read a result that `save_netcdf` wrote, into memory.
 
     Args:
         path: the file.
         need: variables that it must have.
         advice: what to do with a file that cannot be used, for the end of the sentence.
+        sealed: refuse a file without a checksum: one that lost its end, or of another program. HDF5's reader can hang
+            on damage.
 
     Raises:
         InputError: no such file, one that is damaged or no netCDF file, or one without a variable that is needed.
     """
     path = Path(path)
-    _check_seal(path, advice)
+    _check_seal(path, advice, needed=sealed)
     try:
         _check_sizes(path, advice)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
@@ -89,19 +93,23 @@ def load_netcdf_array(path: str | Path) -> xr.DataArray:
     return dataset[name].rename(None if name == UNNAMED else name)
 
 
-def _check_seal(path: Path, advice: str) -> None:
+def _check_seal(path: Path, advice: str, *, needed: bool) -> None:
     """Refuse a file whose content is not what was written, without opening it as netCDF.
 
-    A file of another program has no checksum, and passes.
+    A file of another program has no checksum, and passes unless one is needed.
 
     Raises:
-        InputError: it cannot be read, or its checksum differs.
+        InputError: it cannot be read, its checksum differs, or there is none and one is needed.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); need a netCDF file") from error
     sealed = SEALED.search(data, max(0, len(data) - 128))
+    if needed and not sealed:
+        raise InputError(
+            f"{path}: has no checksum at its end: it was cut off, or another program wrote it; remove it, {advice}"
+        )
     if sealed and hashlib.sha256(memoryview(data)[: sealed.start()]).hexdigest() != sealed[1].decode():
         raise InputError(f"{path}: was damaged or changed after it was written; {advice}")
 

@@ -41,14 +41,14 @@ def read_object(path: Path, *, advice: str) -> dict[str, Any]:
     return found
 
 
-def check_types(
-    values: dict[str, Any], types: Mapping[str, type | tuple[type, ...]], place: Path, *, advice: str
-) -> None:
-    """Refuse an object without one of these names, or with a value of another type under it.
+def check_types(values: Any, types: Mapping[str, type | tuple[type, ...]], place: Path, *, advice: str) -> None:
+    """Refuse what is no object, or one without one of these names or with a value of another type under it.
 
     Raises:
         InputError: the first such name.
     """
+    if not isinstance(values, dict):
+        raise InputError(f"{place}: got a {type(values).__name__}; need an object with {', '.join(types)}: {advice}")
     for name, kinds in types.items():
         if name not in values:
             raise InputError(f"{place}: has no '{name}'; {advice}")

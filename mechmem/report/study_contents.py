@@ -99,7 +99,7 @@ def read_result(folder: Path, name: str) -> xr.Dataset:
     contents, path = RESULTS.get(name), folder / name
     advice = f"remove it: {name} is not written by a stage" if contents is None else _again(folder, contents.stage)
     refuse_damaged(folder, name, advice=advice)
-    result = load_netcdf(path, advice=advice)
+    result = load_netcdf(path, advice=advice, sealed=True)
     if contents is not None:
         _check_contents(result, contents, path, advice)
     return result

@@ -56,7 +56,7 @@ class SavedEdit:
     @property
     def history(self) -> xr.Dataset:
         """What happened at each step."""
-        return load_netcdf(self._file("history.nc"), advice=self._anew)
+        return load_netcdf(self._file("history.nc"), advice=self._anew, sealed=True)
 
     @property
     def costs(self) -> xr.Dataset | None:
@@ -94,4 +94,4 @@ class SavedEdit:
         if not (self.folder / name).is_file():
             return None
         advice = f"run `mechmem {command} {self.folder.name} --out {self.folder.parents[1]}` again"
-        return load_netcdf(self._file(name, advice), advice=advice)
+        return load_netcdf(self._file(name, advice), advice=advice, sealed=True)

@@ -157,3 +157,14 @@ def test_netcdf_is_read_and_written_in_one_place():
                 if node.attr in banned or (node.attr == "load_dataset" and of_xarray):
                     found.append(f"{file.name}:{node.lineno}")
     assert {line.split(":")[0] for line in found} == {"netcdf.py", "netcdf_parts.py"}, found
+
+
+@pytest.mark.parametrize("keep", [-1, -79, -100, 3000])
+def test_where_a_checksum_is_needed_a_cut_file_is_refused_unopened(tmp_path, keep, monkeypatch):
+    path = tmp_path / "r.nc"
+    save_netcdf(results(), path)
+    assert load_netcdf(path, sealed=True).sizes
+    path.write_bytes(path.read_bytes()[:keep])
+    monkeypatch.setattr(h5py, "File", None)
+    with pytest.raises(InputError, match=r"r\.nc: has no checksum at its end.*; remove it, write it again"):
+        load_netcdf(path, sealed=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fuzzing.byte_mutations import LARGEST, mutate_bytes
-from tests.fuzzing.kinds import Kind, choose
+from tests.fuzzing.kinds import KINDS, Kind, choose
 from tests.fuzzing.samples import FOLDER, TIME
 
 
@@ -36,10 +36,10 @@ class Case:
             os.utime(path, ns=(TIME, TIME))
 
     def save(self, folder: Path, number: int, seed: int) -> None:
-        """Keep the damaged file alone, as tests keep what was found."""
-        kind = self.kind.name.replace("/", "-").replace(" ", "-")
+        """Keep the damaged file alone, in a file whose name says what it is."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{kind}+{seed}-{number}+{self.damaged.replace('/', '@')}").write_bytes(self.data)
+        name = f"{_plain(self.kind.name)}+{seed}-{number}+{self.damaged.replace('/', '@')}"
+        (folder / name).write_bytes(self.data)
 
 
 def make_case(number: int, seed: int = 0) -> Case:
@@ -53,6 +53,17 @@ def make_case(number: int, seed: int = 0) -> Case:
         again = kind.mutations if damaged.endswith(("json", "jsonl")) else (mutate_bytes,)
         data = rng.choice(again)(data, rng) if len(data) < LARGEST else data
     return Case(kind, damaged, data)
+
+
+def kept_case(path: Path) -> Case:
+    """A case that `Case.save` kept."""
+    name, _, damaged = path.name.split("+")
+    kind = next(kind for kind in KINDS if _plain(kind.name) == name)
+    return Case(kind, damaged.replace("@", "/"), path.read_bytes())
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", "-").replace(" ", "-")
 
 
 def kind_of(number: int, seed: int = 0) -> str:

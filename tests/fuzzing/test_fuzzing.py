@@ -3,12 +3,23 @@
 import json
 import random
 import warnings
+from pathlib import Path
 
 import pytest
 
 from tests.fuzzing.byte_mutations import MUTATIONS
 from tests.fuzzing.cases import Case
 from tests.fuzzing.kinds import KINDS
+
+REGRESSIONS = Path(__file__).parent / "regressions"
+
+
+def test_inputs_that_failed_once(python, tmp_path):
+    written = tmp_path / "figures.json"
+    done = python("-m", "tests.fuzz", "--files", str(REGRESSIONS), "--json", str(written))
+    figures = json.loads(written.read_text())
+    assert done.returncode == 0 and not figures["findings"], done.stdout
+    assert figures["cases"] == len(list(REGRESSIONS.iterdir())) > 50
 
 
 def test_every_fault_is_found(python):

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from datasets import Dataset
 
+from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 
 LAYERS, HEADS, FULL = 6, 7, 50
@@ -186,7 +187,7 @@ def write_study(folder: Path, hostile: str = "") -> Path:
         "unlearn.nc": unlearned(rng),
     }
     for name, result in stages.items():
-        result.to_netcdf(folder / name, engine="h5netcdf")
+        save_netcdf(result, folder / name)
     return folder
 
 

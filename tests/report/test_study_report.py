@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 from mechmem.data.errors import InputError
+from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.report.page import Figure, Section, Table
 from mechmem.report.sections.attention import attention_section
@@ -92,7 +93,7 @@ def test_only_a_manifest_still_gives_a_page(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("heads.nc", b"not hdf", "not a readable netCDF file"),
+        ("heads.nc", b"not hdf", "has no checksum at its end"),
         ("study.json", b"{", "not readable as JSON"),
         ("study.json", b"[1]", "holds a list"),
         ("unrelated.txt", b"", "holds no study"),
@@ -265,7 +266,7 @@ def test_results_with_holes_do_not_stop_the_report(study_folder, tmp_path):
     shutil.copytree(study_folder, tmp_path / "study", ignore=shutil.ignore_patterns("report.html", "heads.nc"))
     heads = xr.load_dataset(study_folder / "heads.nc", engine="h5netcdf")
     heads["em_change"][:, 3] = np.nan
-    heads.to_netcdf(tmp_path / "study" / "heads.nc", engine="h5netcdf")
+    save_netcdf(heads, tmp_path / "study" / "heads.nc")
     assert "L1H2" in visible_text(write_report(tmp_path / "study"))
 
 
