@@ -127,7 +127,12 @@ def grid_of(model: HookedTransformer, site: str, length: int, groups: int | None
     return Grid(site, model.cfg.n_layers, parts, length if pos == "each" else 1, group, pos == "each")
 
 
-def _check_metric(metric: Metric, base: Float[np.ndarray, " pair"], source: Float[np.ndarray, " pair"]) -> None:
+def check_metric(metric: Metric, base: Float[np.ndarray, " pair"], source: Float[np.ndarray, " pair"]) -> None:
+    """Refuse a metric that says nothing of these pairs.
+
+    Raises:
+        InputError: it is not a number on an unpatched run, or the same for both runs of every pair.
+    """
     if not (np.isfinite(base).all() and np.isfinite(source).all()):
         raise InputError(f"the metric {metric_name(metric)} is not a number on an unpatched run; look at the weights")
     if np.array_equal(base, source):
@@ -164,7 +169,7 @@ def effect_array(
         InputError: the metric is the same for both runs, or not a number.
     """
     base, source = ends
-    _check_metric(metric, base, source)
+    check_metric(metric, base, source)
     coords = {"paragraph": pairs.ids, **{name: np.arange(n) for name, n in zip(grid.dims, grid.shape, strict=True)}}
     name = metric_name(metric)
     attrs |= {

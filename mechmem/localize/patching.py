@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
-from mechmem.localize.metrics import Metric, MetricName, Scored, metric_of
+from mechmem.localize.metrics import Metric, MetricName, metric_of
 from mechmem.localize.patch_effects import Grid, PatchOptions, Positions, check_options, effect_array, grid_of
 from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs
+from mechmem.localize.patch_scores import PatchScores
 from mechmem.localize.patched_streams import ALWAYS, NEEDED, Cells, entry, entry_everywhere
 from mechmem.model.activation_sites import Site, site_of
 from mechmem.model.lean.model import LeanModel, fast_float32
@@ -131,18 +131,17 @@ class _Runs:
     """The base and the source run of some pairs, and what patched runs give."""
 
     def __init__(self, lean: LeanModel, pairs: Pairs, grid: Grid, metric: Metric) -> None:
-        self._lean, self._grid, self._metric = lean, grid, metric
+        self._lean, self._grid = lean, grid
         self._groups = grid.groups.to(lean.device)
         self._base = trace(lean, pairs.base, {*ALWAYS, *NEEDED[grid.site], grid.site})
         self._source = trace(lean, pairs.source, {grid.site})
-        self._columns, self._first = pairs.columns.to(lean.device), int(pairs.columns.min())
-        self._clean, self._corrupt = (pairs.true(side).to(lean.device) for side in (pairs.clean, pairs.corrupt))
+        self._scores, self._first = PatchScores(lean, pairs, metric, self._base.final), int(pairs.columns.min())
         self._pairs = len(pairs.base)
 
     def ends(self) -> Float[Tensor, "run pair"]:
         """The metric of the base run and of the source run."""
         every = torch.arange(self._pairs, device=self._lean.device)
-        return torch.stack([self._score(run.final, every, 0, every) for run in (self._base, self._source)])
+        return torch.stack([self._scores.score(run.final, every) for run in (self._base, self._source)])
 
     def measure(self, cells: Cells) -> Float[Tensor, " row"]:
         """The metric of the patched runs."""
@@ -150,27 +149,7 @@ class _Runs:
         residual, layer = replaced(self._lean, self._grid.site, self._base, self._source, cells, self._groups)
         start = max(cells.start, self._first)
         final = resume(self._lean, residual, layer, cells.start, self._base, cells.pair, start)
-        return self._score(final, torch.arange(len(final), device=final.device), start, cells.pair)
-
-    def _score(self, final: Tensor, row: Tensor, start: int, pair: Tensor) -> Float[Tensor, " row"]:
-        columns = self._columns[pair]
-        # Columns before the patched positions are the base run's.
-        patched = final[row[:, None], (columns - start).clamp(min=0)]
-        before = (columns < start)[..., None]
-        hidden = torch.where(before, self._base.final[pair[:, None], columns], patched) if start else patched
-        scored = Scored(
-            self._lean.unembed(hidden),
-            self._clean[pair],
-            self._corrupt[pair],
-            lambda: self._lean.unembed(self._base.final[pair[:, None], columns]),
-        )
-        values = self._metric(scored)
-        if values.shape != (len(row),):
-            raise InputError(
-                f"the metric gave shape {list(values.shape)} for {len(row)} rows; need one number per row: take the "
-                "mean over columns in it"
-            )
-        return values
+        return self._scores.score(final, cells.pair, start)
 
 
 def _batches(
