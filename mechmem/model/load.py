@@ -6,6 +6,7 @@ holds little more in memory than the model.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ DEPRECATION = (
     r"HookedTransformer is deprecated and will be removed in 4\.0\. Use TransformerBridge\.boot_transformers\(\.\.\.\) "
     r"instead, then call enable_compatibility_mode\(\) for HookedTransformer-equivalent numerics\.$"
 )
+
+_BUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def _hooked_config(
 
 def empty_model(cfg: HookedTransformerConfig) -> HookedTransformer:
     """A model whose large tensors are allocated but not yet touched, so that they cost no memory."""
-    with warnings.catch_warnings():
+    # The process has one list of warning filters: threads that change it at the same time would leave it changed.
+    with _BUILDING, warnings.catch_warnings():
         # The version that is pinned is the last that has this class; its replacement ignores edits of attention.
         warnings.filterwarnings("ignore", message=DEPRECATION, category=DeprecationWarning)
         return HookedTransformer(cfg)

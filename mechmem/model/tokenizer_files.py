@@ -32,6 +32,7 @@ MOST_SETTINGS = 4 * 2**20
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 SWITCHES = ("add_prefix_space", "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "trim_offsets")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
+TOKEN_SWITCHES = {"lstrip", "rstrip", "normalized", "single_word", "special"}
 LARGEST_ID = 2**31 - 1
 
 
@@ -137,8 +138,9 @@ def _is_token(value: Any) -> bool:
     """Text, or text with switches, such as {"content": "<pad>", "lstrip": false}."""
     if not isinstance(value, dict):
         return isinstance(value, str)
-    switches = [each for name, each in value.items() if name not in ("content", "__type")]
-    return isinstance(value.get("content"), str) and all(isinstance(each, bool) for each in switches)
+    switches = {name: each for name, each in value.items() if name not in ("content", "__type")}
+    right = set(switches) <= TOKEN_SWITCHES and all(isinstance(each, bool) for each in switches.values())
+    return isinstance(value.get("content"), str) and right
 
 
 def _are_tokens(value: Any) -> bool:

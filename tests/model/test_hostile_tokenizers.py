@@ -21,7 +21,8 @@ def texts(write_checkpoint, write_tokenizer) -> Path:
 
 TOKENIZER_SETTINGS = [
     {"tokenizer_class": 3}, {"tokenizer_class": ["GPT2Tokenizer"]}, {"eos_token": 7}, {"eos_token": {"content": 3}},
-    {"eos_token": {"a": "b"}}, {"add_prefix_space": "yes"}, {"added_tokens_decoder": []},
+    {"eos_token": {"a": "b"}}, {"eos_token": {"content": "a", "option": True}},
+    {"add_prefix_space": "yes"}, {"added_tokens_decoder": []},
     {"added_tokens_decoder": {"x": {"content": "a"}}}, {"added_tokens_decoder": {"-1": {"content": "a"}}},
     {"added_tokens_decoder": {"99999999999999": {"content": "a"}}}, {"added_tokens_decoder": {"1": 3}},
     {"extra_special_tokens": 3}, {"additional_special_tokens": [3]}, {"auto_map": {"AutoTokenizer": ["evil.E", None]}},
