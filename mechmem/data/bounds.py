@@ -11,12 +11,13 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import reprlib
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from annotated_types import Interval
@@ -92,7 +93,12 @@ def check_fields(settings: Any) -> None:
         InputError: names the first field that is wrong.
     """
     for field in fields(settings):
-        value = check_bounds(field.name, getattr(settings, field.name), annotations_of(type(settings)).get(field.name))
+        annotation, value = annotations_of(type(settings)).get(field.name), getattr(settings, field.name)
+        value = check_bounds(field.name, value, annotation)
+        kinds = (annotation, *typing.get_args(annotation))
+        inner = [kind for kind in kinds if inspect.isclass(kind) and is_dataclass(kind)]
+        if inner and not isinstance(value, tuple(inner)) and (value is not None or annotation in inner):
+            raise InputError(f"got {_shown(value)} as {field.name}; need a mechmem.{inner[0].__name__}")
         object.__setattr__(settings, field.name, value)
 
 
@@ -184,6 +190,8 @@ def _one_of(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def _plain_kind(name: str, value: Any, kind: type) -> Any:
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     # NumPy's truth values are bools of another class; importing it here would slow every `mechmem --help`.
     if not isinstance(value, kind) and not (kind is bool and type(value).__name__ in ("bool", "bool_")):
         raise InputError(f"got {_shown(value)} as {name}; need {'True or False' if kind is bool else 'text'}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -100,6 +103,7 @@ def test_what_is_refused_is_said(value, kind, sentence):
         (np.int8(3), Count, 3),
         (np.float32(0.5), Share, 0.5),
         (1, Rate, 1.0),
+        (Path("a") / "b", str, os.fspath(Path("a/b"))),
         (np.bool_(False), bool, False),
         (None, Count | None, None),
         ("all", Count | Literal["all"] | None, "all"),
@@ -121,6 +125,7 @@ def test_what_is_taken_comes_as_plain_values(value, kind, plain):
 class Sizes:
     draws: Count = 5
     share: Share | None = None
+    inner: Sizes | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -130,6 +135,11 @@ def test_fields_are_checked_by_their_annotations():
     assert Sizes(np.int64(3)) == Sizes(3) and type(Sizes(np.int64(3)).draws) is int  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="got 1.5 as share"):
         Sizes(share=1.5)
+    assert Sizes(inner=Sizes(3)).inner == Sizes(3)
+    wrong = dataclasses.replace(Sizes())
+    object.__setattr__(wrong, "inner", 5)
+    with pytest.raises(InputError, match="got 5 as inner; need a mechmem.Sizes"):
+        check_fields(wrong)
 
 
 @checked
