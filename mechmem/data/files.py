@@ -52,9 +52,6 @@ def replacing(path: str | Path, *, size: int | None = None) -> Iterator[Path]:
                 shutil.rmtree(old)
             else:
                 temporary.replace(path)
-        except BaseException as error:
-            _count_written(error, temporary)
-            raise
         finally:
             _remove(temporary)
 
@@ -158,12 +155,6 @@ def _remove(path: Path) -> None:
 def _files(path: Path) -> list[Path]:
     """The file itself, or all files of a folder."""
     return [file for file in [path, *path.rglob("*")] if file.is_file() and not file.is_symlink()]
-
-
-def _count_written(error: BaseException, temporary: Path) -> None:
-    """Note on an error how much of the temporary was written: it is gone when the sentence is made."""
-    written = sum(file.stat().st_size for file in _files(temporary)) if temporary.exists() else 0
-    error.mechmem_written = written  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _flush(path: Path) -> None:

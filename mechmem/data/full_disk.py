@@ -41,12 +41,17 @@ def full_disk_named(path: str | Path, *, size: int | None = None) -> Iterator[No
     except Exception as error:
         if not is_full_disk(error):
             raise
-        written = getattr(error, "mechmem_written", 0)
-        need = f"{size:,} bytes are needed" if size is not None else f"more than {written:,} bytes are needed"
-        raise FullDisk(
-            f"{path}: the disk is full ({need}, {_free(Path(path)):,} are free); what was there is unchanged: free "
-            "some space and run the same command again"
-        ) from error
+        raise _full(Path(path), size) from error
+
+
+def check_room(path: str | Path, size: int) -> None:
+    """Refuse, before anything is written, what the disk has no room for.
+
+    Raises:
+        FullDisk: fewer than `size` bytes are free where `path` is to be written.
+    """
+    if _free(Path(path)) < size:
+        raise _full(Path(path), size)
 
 
 def is_full_disk(error: BaseException | None) -> bool:
@@ -61,6 +66,14 @@ def is_full_disk(error: BaseException | None) -> bool:
 def existing_parent(path: Path) -> Path:
     """The nearest folder above a path that is there; a link that leads nowhere is there as well."""
     return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+
+
+def _full(path: Path, size: int | None) -> FullDisk:
+    need = "" if size is None else f"{size:,} bytes are needed, "
+    return FullDisk(
+        f"{path}: the disk is full ({need}{_free(path):,} are free); what was there is unchanged: free some space and "
+        "run the same command again"
+    )
 
 
 def _free(path: Path) -> int:

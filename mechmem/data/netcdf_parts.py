@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from mechmem.data.files import replacing
+from mechmem.data.full_disk import check_room
 from mechmem.data.netcdf import restored, storable
 
 
@@ -39,17 +41,23 @@ def netcdf_in_parts(
 ) -> Iterator[Mapping[str, Any]]:
     """Write a file that appears at `path`, whole, when the block ends without an error.
 
-    It carries no checksum: that would mean to read all of it again.
+    It carries no checksum: that would mean to read all of it again. Room for all of it is looked for first: HDF5
+    crashes while it closes a file on a full disk.
 
     Args:
         path: the file.
         skeleton: the coordinates and attributes.
         variables: what is written in the block.
 
+    Raises:
+        InputError: the disk has no room for it.
+
     Yields:
         name -> what takes parts: `yielded["z"][0:8, 2] = values`.
     """
-    with replacing(path) as temporary:
+    size = sum(math.prod(declared.shape) * declared.dtype.itemsize for declared in variables.values())
+    check_room(path, size + skeleton.nbytes)
+    with replacing(path, size=size) as temporary:
         storable(skeleton).to_netcdf(temporary, engine="h5netcdf")
         with h5netcdf.File(temporary, "a") as file:
             opened = {}

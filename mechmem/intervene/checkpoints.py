@@ -89,7 +89,8 @@ class EditLog:
             "latest": json.dumps(self._descent.latest()),
         }
         notes[DIGEST] = _digest(tensors, notes)
-        with replacing(self._path) as temporary:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        with replacing(self._path, size=size) as temporary:
             save_file(tensors, temporary, metadata=notes)
         self._written = time.monotonic()
         self._took = self._written - began

@@ -179,7 +179,7 @@ class Mask:
         """Write a safetensors file with indices and shapes."""
         tensors = {f"indices.{name}": chosen.contiguous() for name, chosen in self.indices.items()}
         tensors |= {f"shape.{name}": torch.tensor(shape) for name, shape in self.shapes.items()}
-        with replacing(path) as temporary:
+        with replacing(path, size=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
             save_file(tensors, temporary)
 
     @staticmethod

@@ -117,7 +117,7 @@ class Edit:
                 tensors[f"whole.{name}"] = values
             else:
                 tensors |= {f"place.{name}": index, f"value.{name}": values}
-        with replacing(path) as temporary:
+        with replacing(path, size=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
             kept = {SOURCE: self.source} | ({} if self.strength == 1 else {STRENGTH: repr(self.strength)})
             save_file(tensors, temporary, metadata=dict(self.notes) | kept)
 

@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import safetensors.torch
@@ -10,7 +11,7 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import check_output, foreign_entries, remove_partials, replacing
-from mechmem.data.full_disk import is_full_disk
+from mechmem.data.full_disk import check_room, is_full_disk
 
 OURS = ".mechmem-0123456789abcdef0123456789abcdef.partial"
 FOREIGN = [".video.partial.mp4", ".mechmem-12.partial.nc", f"x{OURS}", f"{OURS}.tar.gz", ".a.deadbeef.partial", "a.txt"]
@@ -70,12 +71,18 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     with (
-        pytest.raises(InputError, match=r"a\.bin: the disk is full \(more than 10 bytes are needed, [0-9,]+ are free"),
+        pytest.raises(InputError, match=r"a\.bin: the disk is full \([0-9,]+ are free\); what was there"),
         replacing(path) as temporary,
     ):
         temporary.write_bytes(b"new, cut o")
         raise error
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_room_is_looked_for_where_it_is_needed(tmp_path):
+    check_room(tmp_path / "new" / "a", 1)
+    with pytest.raises(InputError, match=r"new/a: the disk is full \(1,000,000,000,000,000,000 bytes are needed, "):
+        check_room(tmp_path / "new" / "a", 10**18)
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
@@ -169,13 +176,16 @@ def test_what_cannot_be_written_is_refused_before_any_work(tmp_path, number):
 def test_a_read_only_disk_is_refused_before_any_work(small_disk):
     (small_disk / "study").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    for name, kind in (("a.nc", "file"), ("a/b", "folder"), ("study", "folder")):
+    places: list[tuple[str, Literal["file", "folder"]]] = [("a.nc", "file"), ("a/b", "folder"), ("study", "folder")]
+    for name, kind in places:
         with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\)"):
             check_output(small_disk / name, kind)
 
 
 def test_what_can_be_written_is_not_made_yet(tmp_path):
     (tmp_path / "old.nc").write_text("old")
-    for path, kind in (("new/er/a.nc", "file"), ("new/er", "folder"), ("old.nc", "file"), (".", "folder")):
-        check_output(tmp_path / path, kind)
+    for path in ("new/er/a.nc", "old.nc"):
+        check_output(tmp_path / path)
+    for path in ("new/er", "."):
+        check_output(tmp_path / path, "folder")
     assert [p.name for p in tmp_path.rglob("*")] == ["old.nc"] and (tmp_path / "old.nc").read_text() == "old"

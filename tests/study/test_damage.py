@@ -246,8 +246,9 @@ def test_a_second_run_in_a_folder_is_told_who_works_there(tmp_path):
 def test_whatever_writes_in_a_study_s_folder_needs_its_lock(study):
     from threading import Thread
 
+    from mechmem.study.edit_making import make_edit
     from mechmem.study.edit_settings import EditSettings
-    from mechmem.study.edits import attack_edit, evaluate_edit, make_edit
+    from mechmem.study.edits import attack_edit, evaluate_edit
 
     opened, refused = open_study(study), []
     (study / "gradients.nc").unlink()

@@ -27,7 +27,7 @@ from mechmem.study.settings import StudySettings
 SURROGATES = ["\ud800", "a\udfffb", "\udc80\0"]
 
 
-def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+def byte_tokenizer() -> Any:
     """GPT-2's: every byte is a token, and NUL one of them; without merges."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     made = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
@@ -39,7 +39,7 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
 def texts_of(name: str) -> list[str]:
     if name == "surrogates":
         return SURROGATES
-    tokenizer = byte_tokenizer() if name == "GPT-2" else transformers.AutoTokenizer.from_pretrained(MODEL_FOLDER)
+    tokenizer: Any = byte_tokenizer() if name == "GPT-2" else transformers.AutoTokenizer.from_pretrained(MODEL_FOLDER)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     ids = tokenizer.convert_tokens_to_ids(sorted(alphabet))
     assert len(set(ids)) == 256 and None not in ids
@@ -65,7 +65,7 @@ def test_netcdf_gives_every_text_back(texts, tmp_path):
 
 
 def test_parquet_gives_every_text_back_and_surrogates_as_escapes(texts, tmp_path):
-    tokens = np.arange(2 * len(texts)).reshape(-1, 2)
+    tokens = torch.arange(2 * len(texts)).reshape(-1, 2)
     for values in (texts, np.array(texts, dtype=object)):
         Paragraphs(tokens, 1).with_columns(text=values).save(tmp_path / "p.parquet")
         assert Paragraphs.load(tmp_path / "p.parquet").column("text").tolist() == [escaped(text) for text in texts]
@@ -141,7 +141,9 @@ def test_a_study_of_every_byte_token_ends_with_a_report(tmp_path):
     study = open_study(tmp_path / "s")
     seen = study.results["attention"].token.values.ravel().tolist()
     known = {tokenizer.decode([token]) for token in range(256)}
-    assert set(seen) <= known and "\0" in {tokenizer.decode([token]) for token in study.paragraphs.tokens[:8].ravel()}
+    assert set(seen) <= known and "\0" in {
+        tokenizer.decode([token]) for token in study.paragraphs.tokens[:8].ravel().tolist()
+    }
     assert study.paragraphs.column("prefix_text").tolist() == [
         tokenizer.decode(row) for row in study.paragraphs.prefix.tolist()
     ]
