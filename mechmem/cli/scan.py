@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mechmem.cli.choices import Engine, Precision, ScanMethod
-from mechmem.cli.commands import command, console, wrote
+from mechmem.cli.commands import command, console, errors, wrote
 from mechmem.cli.display import live_progress
 from mechmem.cli.options import Corpus, Device, Model, Seed
 from mechmem.cli.studies import print_findings, run_until, study_settings
@@ -73,7 +73,7 @@ def scan(
     """Find the memorized paragraphs of a corpus; writes OUT (parquet) and beside it a manifest (json).
 
     Each paragraph gets EM, NLL, match, edit distance, its count in the corpus and its cluster of near-duplicates.
-    Stop it at any time: the same command continues.
+    Stop it at any time: the same command continues, also with another --batch-size, --device or --engine.
     """
     with console.status("loading"):
         from mechmem.data.errors import InputError
@@ -129,6 +129,10 @@ def scan(
         )
     print_scan(manifest)
     wrote(out)
+    if left_out := manifest["account"].get("corpus", {}).get("left_out"):
+        from mechmem.data.corpora import left_out_sentence
+
+        errors.print(left_out_sentence(left_out), style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_scan(manifest: dict[str, Any]) -> None:
@@ -140,6 +144,8 @@ def print_scan(manifest: dict[str, Any]) -> None:
         table.add_row("records read", f"{corpus['records']:,}")
         for reason, count in corpus["skipped"].items():
             table.add_row(f"  skipped: {reason}", f"{count:,}")
+        for path in corpus.get("left_out", ()):
+            table.add_row("  nothing read from", path)
         table.add_row("documents", f"{corpus['documents']:,}")
     if windows:
         table.add_row("windows", f"{windows['windows']:,}")

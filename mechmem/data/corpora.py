@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from mechmem.data.bounds import Count, Seed, checked
@@ -18,11 +18,14 @@ from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
 from mechmem.data.files import remove_partials, replacing
 from mechmem.data.fingerprint import fingerprint
+from mechmem.data.folder_lock import only_writer
 from mechmem.data.inputs import Input, list_inputs
+from mechmem.data.own_files import read_json
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.shards import Corpus
+from mechmem.data.token_tables import holds_table
 from mechmem.data.tokenizing import ReportingTally, input_account, refuse_changed, tokenizer_digest
 from mechmem.data.windows import WindowSettings, index_windows
 
@@ -55,7 +58,7 @@ def open_corpus(
     Args:
         source: see `inputs.list_inputs`.
         tokenizer: the model's (a fast one of transformers); None will do for ids.
-        folder: of the corpus; made if it is not there. One process at a time may write it.
+        folder: of the corpus; made if it is not there. One process at a time writes it, and others are refused.
         strict: raise at the first record that cannot be read, where otherwise it is accounted for and skipped.
         column: the field that holds the text.
         split: of a dataset.
@@ -81,21 +84,22 @@ def open_corpus(
     settings = {"format": FORMAT, "column": column, "shard_tokens": shard_tokens, "tokenizer": None}
     if text is not None:
         settings["tokenizer"] = tokenizer_digest(tokenizer)
-    _agree_on_plan(folder, inputs, settings)
-    accounts = []
-    total, before, report = sum(entry.size for entry in inputs), 0, as_callback(progress, "reading the corpus")
-    for number, entry in enumerate(inputs):
-        tally = ReportingTally(strict, report, before, total)
-        accounts.append(input_account(folder, number, entry, tokenizer, tally, column, shard_tokens))
-        before += entry.size
-        tally.report(entry.size)
-    mark = None if text is None else fingerprint(tokenizer)
-    manifest = {"source": str(source), "settings": settings, "tokenizer": mark, "files": accounts}
-    manifest["total"] = _total(accounts)
-    if not manifest["total"]["documents"]:
-        raise InputError(f"{source}: {_what_was_read(accounts)}; need at least 1 document: give text")
-    with replacing(folder / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1))
+    with only_writer(folder):
+        _agree_on_plan(folder, inputs, settings)
+        accounts = []
+        total, before, report = sum(entry.size for entry in inputs), 0, as_callback(progress, "reading the corpus")
+        for number, entry in enumerate(inputs):
+            tally = ReportingTally(strict, report, before, total)
+            accounts.append(input_account(folder, number, entry, tokenizer, tally, column, shard_tokens))
+            before += entry.size
+            tally.report(entry.size)
+        mark = None if text is None else fingerprint(tokenizer)
+        manifest = {"source": str(source), "settings": settings, "tokenizer": mark, "files": accounts}
+        manifest["total"] = _total(accounts)
+        if not manifest["total"]["documents"]:
+            raise InputError(f"{source}: {_what_was_read(accounts)}; need at least 1 document: give text")
+        with replacing(folder / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1))
     return Corpus.of(folder, manifest)
 
 
@@ -111,7 +115,7 @@ def _agree_on_plan(folder: Path, inputs: list[Input], settings: dict[str, Any]) 
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({"settings": settings, "inputs": now}))
         return
-    plan = json.loads(path.read_text())
+    plan = read_json(path, ("settings", "inputs"))
     refuse_other_settings(folder, plan["settings"], settings, advice="choose another folder, or remove this one")
     if len(plan["inputs"]) != len(now):
         raise InputError(
@@ -128,7 +132,14 @@ def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
         skipped.update(account["skipped"])
     total = {name: sum(account[name] for account in accounts) for name in ("records", "documents", "tokens")}
     assert total["records"] == total["documents"] + sum(skipped.values())
-    return {**total, "skipped": dict(skipped)}
+    left_out = {each["path"]: each["examples"][0] for each in accounts if each["skipped"] and not each["documents"]}
+    return {**total, "skipped": dict(skipped), "left_out": left_out}
+
+
+def left_out_sentence(left_out: dict[str, str]) -> str:
+    """Files of which nothing could be read, as a corpus' manifest has them: path -> what was skipped first."""
+    reasons = "; ".join(left_out.values())
+    return f"nothing was read from {len(left_out)} of the files: {reasons}. Mend them, or stop there with strict"
 
 
 def _what_was_read(accounts: list[dict[str, Any]]) -> str:
@@ -169,23 +180,12 @@ def read_corpus(source: str | Path, tokenizer: Any, *, limit: Count | None = Non
     return _complete(paragraphs, tokenizer)
 
 
-def holds_table(path: Path) -> bool:
-    """Whether a `.parquet`, or the first one of a folder, holds paragraphs (a column `tokens`) and not text."""
-    if path.is_dir():
-        first = next(iter(sorted(path.glob("*.parquet"))), None)
-        return first is not None and holds_table(first)
-    if path.suffix == ".parquet" and path.is_file():
-        try:
-            return "tokens" in pq.read_schema(path).names
-        except (OSError, ValueError):
-            return False
-    return False
-
-
 def _from_text(source: str | Path, tokenizer: Any, limit: int | None, seed: int) -> Paragraphs:
     settings = WindowSettings(length=LENGTH, prefix_len=PREFIX_LEN, stride=LENGTH, limit=limit, seed=seed)
     with tempfile.TemporaryDirectory(prefix="mechmem-") as folder:
         corpus = open_corpus(source, tokenizer, Path(folder) / "corpus")
+        if left_out := corpus.manifest["total"]["left_out"]:
+            warnings.warn(left_out_sentence(left_out), stacklevel=3)
         index = index_windows(corpus, settings, Path(folder) / "index")
         parts = [index.paragraphs(number) for number in range(len(corpus))]
     tables = [part.table for part in parts if part.table is not None and len(part)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,29 @@ from mechmem.data.spill import Spill
 CHUNK = 2**18
 # Top bits of a hash that are looked up before the sorted hashes are searched: 16 MiB, whatever the corpus.
 PRESENT_BITS = 24
+
+
+def new_array(path: Path, dtype: type, count: int) -> np.ndarray:
+    """A new array of zeros in a file, [count]; with the suffix `.npy` in that format.
+
+    The disk gives its room at once: a write through the map to a full disk would end the process without a word.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    head = io.BytesIO()
+    if path.suffix == ".npy":
+        shape = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(head, shape)
+    size = len(head.getvalue()) + count * np.dtype(dtype).itemsize
+    with path.open("wb") as file:
+        file.write(head.getvalue())
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    return np.memmap(path, dtype=dtype, mode="r+", offset=len(head.getvalue()), shape=(count,))
 
 
 class CutWindows:
@@ -54,7 +79,7 @@ def chosen_ids(cut: CutWindows, deduplicate: bool, limit: int | None, seed: int,
     """Step 2: the first of equal windows, and of these a sample; writes `ids.npy` to the folder."""
     stays = np.ones(0, dtype=bool)
     if cut.total:
-        stays = np.memmap(folder / "stays", dtype=bool, mode="w+", shape=(cut.total,))
+        stays = new_array(folder / "stays", bool, cut.total)
         stays[:] = not deduplicate
     if deduplicate and cut.total:
         _mark_first(cut, stays, folder / "spill")
@@ -64,7 +89,7 @@ def chosen_ids(cut: CutWindows, deduplicate: bool, limit: int | None, seed: int,
     kept = distinct if limit is None else min(limit, distinct)
     hashes = Spill(folder / "need")
     if kept:
-        ids = np.lib.format.open_memmap(folder / "ids.npy", mode="w+", dtype=np.int64, shape=(kept,))
+        ids = new_array(folder / "ids.npy", np.int64, kept)
         place = 0
         for first in range(0, cut.total, CHUNK):
             here = np.asarray(stays[first : first + CHUNK])
@@ -126,7 +151,7 @@ def count_in_corpus(corpus: Corpus, chosen: ChosenIds, length: int, folder: Path
             distinct += len(found)
     # Buckets come lowest keys first, so the file is sorted; it is mapped, and only touched pages take memory.
     need = np.memmap(folder / "keys", dtype=np.uint64, mode="r", shape=(distinct,))
-    totals = np.memmap(folder / "totals", dtype=np.int64, mode="w+", shape=(distinct,))
+    totals = new_array(folder / "totals", np.int64, distinct)
     for number in range(len(corpus)):
         documents = corpus.shard(number)
         for first, hashes in blocks(documents.tokens, length):
@@ -140,7 +165,7 @@ def count_in_corpus(corpus: Corpus, chosen: ChosenIds, length: int, folder: Path
             found, times = np.unique(places[starts + length <= ends], return_counts=True)
             totals[found] += times
         progress(number + 1, len(corpus))
-    counts = np.lib.format.open_memmap(folder / "counts.npy", mode="w+", dtype=np.int64, shape=(chosen.kept,))
+    counts = new_array(folder / "counts.npy", np.int64, chosen.kept)
     for keys, places in chosen.hashes.buckets():
         counts[places] = totals[np.searchsorted(need, keys)]
     counts.flush()

@@ -11,9 +11,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Integer
 
 from mechmem.data.errors import InputError
+from mechmem.data.id_arrays import mapped_ids
 from mechmem.data.readers import TEXT_SUFFIXES, read_rows, read_text, text_suffix
 from mechmem.data.records import Record, Tally
 
@@ -105,13 +107,7 @@ def open_ids(path: Path) -> Integer[np.ndarray, "sequence pos"]:
         InputError: not an array of integers in two axes, or not readable.
     """
     need = f"need ids [sequence, pos] as {', '.join(ID_TYPES)}: save one row of ids for each sequence"
-    try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not an array of numbers, or rows of unequal length ({error}); {need}") from error
-    if ids.ndim != 2 or ids.dtype.name not in ID_TYPES:
-        raise InputError(f"{path}: got {ids.dtype} of shape {list(ids.shape)}; {need}")
-    return ids
+    return mapped_ids(path, ID_TYPES, need)
 
 
 def is_readable(path: Path) -> bool:
@@ -124,9 +120,14 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """The files of a folder and its subfolders in the order of their names, without hidden ones."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
 def _folder(path: Path) -> list[Input]:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files = visible_files(path)
     for file in files:
         if not is_readable(file):
             LOG.warning("left out %s: not one of %s", file, ", ".join(SUFFIXES))
@@ -137,12 +138,17 @@ def _folder(path: Path) -> list[Input]:
 
 
 def _saved_dataset(path: Path, split: str) -> list[Input]:
-    saved = datasets.load_from_disk(str(path))
-    if isinstance(saved, datasets.DatasetDict):
-        if split not in saved:
-            raise InputError(f"{path}: got split '{split}'; need one of {', '.join(map(str, saved))}")
-        saved = saved[split]
-    return [Input(str(path), 1, saved._fingerprint, saved)]
+    try:
+        saved = datasets.load_from_disk(str(path))
+        if not isinstance(saved, datasets.DatasetDict):
+            return [Input(str(path), 1, saved._fingerprint, saved)]
+        if split in saved:
+            return [Input(str(path), 1, saved[split]._fingerprint, saved[split])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, RecursionError) as error:
+        raise InputError(
+            f"{path}: a saved dataset that cannot be read ({type(error).__name__}: {error}); save it again"
+        ) from error
+    raise InputError(f"{path}: got split '{split}'; need one of {', '.join(map(str, saved))}")
 
 
 def _hub_dataset(name: str, split: str) -> list[Input]:

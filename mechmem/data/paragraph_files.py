@@ -12,11 +12,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from mechmem.data.decompress import BrokenFileError
 from mechmem.data.errors import InputError
+from mechmem.data.id_arrays import mapped_ids
+from mechmem.data.parquet_text import damage_named
 from mechmem.data.progress import batches
 
 PREFIX_LEN_KEY, TOKENIZER_KEY = "mechmem.prefix_len", "mechmem.tokenizer"
 PREFIX_LEN = 50
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+# Columns that are computed with.
+NUMBERS = ("count", "em", "nll", "match_fraction", "edit_distance")
 # Rows of a chunk when saving: its lists' offsets are 32-bit numbers.
 ROWS = 2**18
 
@@ -38,9 +44,11 @@ def read_parts(
     for path in parts:
         try:
             # `read_table` would take a column from folder names like `x=1`.
-            table = pq.ParquetFile(path).read()
-        except (pa.ArrowException, OSError) as error:
+            with damage_named():
+                table = pq.ParquetFile(path).read()
+        except (BrokenFileError, OSError) as error:
             raise InputError(f"{path}: not a readable parquet file ({error}); write or download it again") from error
+        _check_columns(table, path)
         if "tokens" not in table.column_names:
             raise InputError(f"{path}: got columns {table.column_names}; need 'tokens', a list of ids in each row")
         tokens.append(_flat_tokens(table["tokens"], path))
@@ -59,13 +67,39 @@ def read_parts(
     except pa.ArrowInvalid as error:
         raise InputError(f"{parts[0].parent}: the parts' columns differ ({error}); need the same in each") from error
     if prefix_len is None:
-        prefix_len = int(next(iter(stored)) or PREFIX_LEN)
+        prefix_len = _stored_prefix_len(next(iter(stored)), parts[0])
     if not lengths:
         lengths = {max(part.shape[1] for part in tokens) or prefix_len + 1}
     rows = [part.reshape(-1, max(lengths)) for part in tokens]
     mark = next(iter(marks))
-    table = datasets.Dataset(rest) if rest.num_columns else None
-    return np.concatenate(rows), prefix_len, table, None if mark is None else mark.decode()
+    try:
+        table = datasets.Dataset(rest) if rest.num_columns else None
+    except (ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:
+        raise InputError(f"{parts[0]}: columns that cannot be used ({error}); need numbers and texts") from error
+    return np.concatenate(rows), prefix_len, table, None if mark is None else mark.decode(errors="backslashreplace")
+
+
+def _check_columns(table: pa.Table, path: Path) -> None:
+    """Refuse names that occur twice, and columns of the wrong kind that are read by their names."""
+    names = table.column_names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path}: got the column '{twice}' {names.count(twice)} times; need it once: rename one")
+    for name in names:
+        kind = table.schema.field(name).type
+        if name in NUMBERS and not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+            raise InputError(f"{path}: got '{name}' as {kind}; need numbers: rename the column, or write it again")
+        if name == "id" and (pa.types.is_nested(kind) or table[name].null_count):
+            raise InputError(
+                f"{path}: got '{name}' as {kind} with {table[name].null_count} nulls; need one id in each row"
+            )
+
+
+def _stored_prefix_len(stored: bytes | None, path: Path) -> int:
+    if stored is None:
+        return PREFIX_LEN
+    if not stored.isdigit() or len(stored) > 9:
+        raise InputError(f"{path}: says that its prefix_len is {stored!r}; need a number of tokens: name it")
+    return int(stored)
 
 
 def metadata(prefix_len: int, tokenizer: str | None) -> dict[str, str]:
@@ -79,19 +113,8 @@ def read_array(path: Path) -> Int64[np.ndarray, "paragraph pos"]:
     Raises:
         InputError: not an array of integers in two dimensions.
     """
-    try:
-        tokens = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path}: not an array of numbers, or rows of unequal length ({error}); need integer ids "
-            "[paragraph, pos]: save one row of ids for each paragraph, all of one length"
-        ) from error
-    if tokens.dtype.kind not in "iu" or tokens.ndim != 2:
-        raise InputError(
-            f"{path}: got an array of {tokens.dtype} with shape {list(tokens.shape)}; need integer ids "
-            "[paragraph, pos]: save one row of ids for each paragraph, all of one length"
-        )
-    return tokens.astype(np.int64)
+    need = "need integer ids [paragraph, pos]: save one row of ids for each paragraph, all of one length"
+    return mapped_ids(path, INTEGERS, need).astype(np.int64)
 
 
 def _flat_tokens(column: Any, path: Path) -> Int64[np.ndarray, "paragraph pos"]:

@@ -15,6 +15,7 @@ from jaxtyping import Int, Integer, Shaped
 
 from mechmem.data.files import replacing
 from mechmem.data.inputs import open_ids
+from mechmem.data.own_files import own_file, read_json
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Corpus:
     @staticmethod
     def load(folder: Path) -> Corpus:
         """A corpus that `open_corpus` finished, as it lies in its folder; only read, by any number of processes."""
-        return Corpus.of(folder, json.loads((folder / "manifest.json").read_text()))
+        return Corpus.of(folder, read_json(folder / "manifest.json", ("files", "total")))
 
     @property
     def tokenizer(self) -> str | None:
@@ -125,7 +126,7 @@ def save_shard(path: Path, documents: list[np.ndarray], sources: list[str]) -> N
 
 def load_shard(path: Path, numbers: Int[np.ndarray, " document"]) -> Documents:
     """Read what `save_shard` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
+    with own_file(path), np.load(path, allow_pickle=False) as stored:
         names = np.array(json.loads(stored["names"].tobytes()), dtype=object)
         return Documents(stored["tokens"], stored["starts"], numbers, names[stored["codes"]])
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from mechmem.data.inputs import check_hub_name, is_readable, is_saved_dataset
+from mechmem.data.inputs import check_hub_name, is_readable, is_saved_dataset, visible_files
 
 
 def source_digest(source: str | Path | None) -> str | None:
@@ -47,10 +48,11 @@ def _file_digest(path: Path) -> str:
 def _folder_digest(folder: Path) -> str:
     every = is_saved_dataset(folder)
     total = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        name = file.relative_to(folder)
-        if every or (is_readable(file) and not any(part.startswith(".") for part in name.parts)):
-            total.update(f"{name.as_posix()}\0{file.stat().st_size}\0{_file_digest(file)}\n".encode())
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if every else visible_files(folder)
+    for file in files:
+        if every or is_readable(file):
+            name = file.relative_to(folder).as_posix()
+            total.update(os.fsencode(f"{name}\0{file.stat().st_size}\0{_file_digest(file)}\n"))
     return total.hexdigest()
 
 

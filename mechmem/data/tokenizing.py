@@ -14,6 +14,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.inputs import Input, file_input, open_ids
 from mechmem.data.long_texts import encoded, is_long
+from mechmem.data.own_files import read_json
 from mechmem.data.progress import Progress
 from mechmem.data.records import Record, Tally
 from mechmem.data.shards import save_shard, shard_path
@@ -54,7 +55,7 @@ def input_account(
     """
     path = folder / "accounts" / f"{number:06d}.json"
     if path.is_file():
-        account = json.loads(path.read_text())
+        account = read_json(path, ("skipped", "examples", "shards", "documents"))
         if tally.strict and account["skipped"]:
             raise InputError(f"{account['examples'][0]}; need only records that can be read: mend it, or drop strict")
         return account

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from mechmem.data.distinct import CutWindows, chosen_ids, count_in_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.filters import distinct_enough, without_keywords
+from mechmem.data.own_files import own_file, read_json
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, ProgressLike, as_callback, part_of
 from mechmem.data.settings_match import refuse_other_settings
@@ -200,8 +199,6 @@ def index_windows(
         _agree(folder, described)
         return _opened(corpus, settings, folder)
     report = as_callback(progress, "choosing windows")
-    for left in folder.parent.glob(f".{escape(folder.stem)}.*.partial*"):
-        shutil.rmtree(left)  # by a killed run; other files beside the folder are not ours
     with replacing(folder) as temporary:
         temporary.mkdir()
         cut, manifest, before = _cut_all(corpus, settings, tokenizer, temporary, part_of(report, 0, 2))
@@ -221,14 +218,15 @@ def _agree(folder: Path, described: dict[str, Any]) -> None:
     path = folder / "index.json"
     if not path.is_file():
         raise InputError(f"{folder}: holds files of something else; need an empty folder for the index: choose another")
-    stored = json.loads(path.read_text())["described"]
+    stored = read_json(path, ("described", "manifest"))["described"]
     refuse_other_settings(folder, stored, described, advice="choose another folder, or remove this one")
 
 
 def _opened(corpus: Corpus, settings: WindowSettings, folder: Path) -> WindowIndex:
-    ids, counts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "counts"))
-    manifest = json.loads((folder / "index.json").read_text())["manifest"]
-    return WindowIndex(corpus, settings, manifest, ids, counts, np.load(folder / "windows_before.npy"))
+    with own_file(folder / "index.json"):
+        ids, counts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "counts"))
+        before = np.load(folder / "windows_before.npy")
+    return WindowIndex(corpus, settings, read_json(folder / "index.json")["manifest"], ids, counts, before)
 
 
 def _cut_all(

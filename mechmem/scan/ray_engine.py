@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from mechmem.data.errors import InputError
+from mechmem.data.own_files import read_json
 from mechmem.scan.scan_parts import PartScorer, account_path
 from mechmem.scan.scan_rows import DocumentRows, Report, ScanRows
 from mechmem.scan.scan_settings import ScanSettings
@@ -79,7 +79,7 @@ def score_parts(
             f"{folder}: {len(missing)} of {rows.parts} parts were scored and are not here; need a folder that all "
             "workers share: put the output on a shared file system"
         )
-    return [json.loads(account_path(folder, number).read_text()) for number in range(rows.parts)]
+    return [read_json(account_path(folder, number)) for number in range(rows.parts)]
 
 
 def _missing(folder: Path, rows: ScanRows | DocumentRows) -> list[int]:

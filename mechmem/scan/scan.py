@@ -6,8 +6,8 @@ import gc
 import importlib.metadata
 import json
 import os
-import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
-from mechmem.data.files import check_output, foreign_entries, remove_partials, replacing
+from mechmem.data.files import check_output, replacing
 from mechmem.data.folder_lock import only_writer
 from mechmem.data.full_disk import FullDisk, full_disk_named
-from mechmem.data.settings_match import refuse_other_settings
-from mechmem.data.stored_json import read_object
+from mechmem.data.own_files import read_json
+from mechmem.data.stored_json import check_types, read_object
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.scan.scan_model import Engine, scan_model
@@ -28,10 +28,10 @@ from mechmem.scan.scan_output import write_output
 from mechmem.scan.scan_parts import PartScorer, account_path
 from mechmem.scan.scan_rows import DocumentRows, Report, ScanRows, open_rows, source_inputs
 from mechmem.scan.scan_settings import ScanSettings
+from mechmem.scan.work_folder import ADVICE, PLAN, begin, refuse_other_rows, remove_work
 
 PACKAGES = ("mechmem", "torch", "transformer-lens", "transformers")
 FORMAT = 1
-ADVICE = "choose another output, or remove this one"
 
 
 @public("refuse")
@@ -50,8 +50,9 @@ def scan(
 
     The work lies in a folder beside the output (`paragraphs.parquet` -> `paragraphs.scan/`) until the output is
     written: token shards, the windows' index, one file of rows per part. After a kill at any point the same call goes
-    on and ends with the same output. Memory grows with a part and a few numbers per row of the output, not with the
-    corpus.
+    on and ends with the same output, also with another batch size, device, engine or number of threads: EM does not
+    depend on them, nor the other scores beyond the rounding of float32. One process at a time works there. Memory grows
+    with a few numbers per row of the output and with the longest document, not with the corpus.
 
     Args:
         settings: what decides the rows.
@@ -69,9 +70,10 @@ def scan(
     Returns:
         The manifest, which is also written beside the output (`paragraphs.scan.json`): settings, model, what was read,
         skipped and dropped (`account`; records = documents + skipped, windows = dropped + duplicates + not_sampled +
-        kept), `em` (how many paragraphs have each EM), rows written, tolerance and how many near-ties were settled. In
-        document mode rows are spans (see `find_spans`), and instead of `em` there are `found` (tokens, candidates,
-        windows, spans) and `missed` (what windows at stride 50 and 100 do not see of the spans).
+        kept; `left_out` has the files of which nothing could be read), `em` (how many paragraphs have each EM), rows
+        written, tolerance and how many near-ties were settled. In document mode rows are spans (see `find_spans`), and
+        instead of `em` there are `found` (tokens, candidates, windows, spans) and `missed` (what windows at stride 50
+        and 100 do not see of the spans).
 
     Raises:
         InputError: a corpus or model that cannot be used, an output of another model or other settings or one that
@@ -79,32 +81,27 @@ def scan(
     """
     out, report = Path(out), progress if callable(progress) else (lambda *_: None)
     manifest_path, folder = out.with_suffix(".scan.json"), out.with_suffix(".scan")
-    _check_arguments(out, engine)
-    # `Path.exists` raises for a name that is too long.
-    is_done = os.path.exists(out) and os.path.isfile(manifest_path)  # noqa: PTH110, PTH113
-    if not is_done:
-        check_output(out, "file" if rows_per_file is None else "folder")
-        check_output(manifest_path)
-        check_output(folder, "folder")
+    done = _check_arguments(out, manifest_path, engine, rows_per_file)
     inputs = [entry.identity() for entry in source_inputs(settings)]
     model, name, weights = scan_model(settings, model, device, engine)
     described = {"format": FORMAT, "settings": settings.described() | {"model": name}, "rows_per_file": rows_per_file}
     described = json.loads(json.dumps(described | {"weights": weights, "inputs": inputs}))
-    if is_done:
+    if done:
         return _finished(out, manifest_path, folder, described)
     started = time.monotonic()
     with only_writer(folder), full_disk_named(folder):
         if out.exists() and manifest_path.is_file():
             # Another process has ended meanwhile.
             return _finished(out, manifest_path, folder, described)
-        new = _begin(folder, out, described)
+        new, shard_tokens = begin(folder, out, described)
+        settings = replace(settings, shard_tokens=shard_tokens)
         manifest_path.unlink(missing_ok=True)
         try:
             rows = open_rows(settings, model, folder, report)
         except InputError as error:
             # Nothing is left of a scan that could not begin: a mended corpus would be refused as another one.
             if new and not isinstance(error, FullDisk):
-                shutil.rmtree(folder)
+                remove_work(folder)
             raise
         scoring, left = time.monotonic(), rows.total - _done(folder, rows.parts)
         accounts = _score(settings, folder, rows, model, engine, workers, report)
@@ -118,19 +115,25 @@ def scan(
         manifest |= _speed(left, seconds, time.monotonic() - started)
         with replacing(manifest_path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-        shutil.rmtree(folder)
+        remove_work(folder)
     return manifest
 
 
 def _finished(out: Path, manifest_path: Path, folder: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of an output that is there, made with the same settings."""
+    """The manifest of a scan that is done, if this call would write the same rows."""
     manifest = read_object(manifest_path, advice=ADVICE)
-    was = manifest.get("described")
-    refuse_other_settings(out, was if isinstance(was, dict) else {}, described, advice=ADVICE)
+    check_types(manifest, {"described": dict, "account": dict}, manifest_path, advice=ADVICE)
+    refuse_other_rows(out, manifest["described"], described)
+    skipped = manifest["account"].get("corpus", {}).get("skipped", {})
+    if skipped and described["settings"]["strict"]:
+        raise InputError(
+            f"{out}: was written without {sum(skipped.values())} records that cannot be read ({', '.join(skipped)}); "
+            f"need all with strict: mend the corpus and {ADVICE}"
+        )
     # Left where a process was killed between writing the manifest and removing its work.
-    if (folder / "scan.json").is_file() and not folder.is_symlink():
+    if (folder / PLAN).is_file() and not folder.is_symlink():
         with only_writer(folder):
-            shutil.rmtree(folder)
+            remove_work(folder)
     return manifest
 
 
@@ -162,14 +165,14 @@ def _score(
 def _done(folder: Path, parts: int) -> int:
     """Paragraphs or tokens that an earlier run scored."""
     paths = (account_path(folder, number) for number in range(parts))
-    return sum(json.loads(path.read_text())["size"] for path in paths if path.is_file())
+    return sum(read_json(path, ("size",))["size"] for path in paths if path.is_file())
 
 
 def _speed(scored: int, scoring: float, whole: float) -> dict[str, Any]:
     """How long it took, in seconds, and with which versions."""
     return {
         "seconds": {"scoring": round(scoring, 2), "all": round(whole, 2)},
-        "per_second": round(scored / scoring, 1),
+        "per_second": round(scored / max(scoring, 1e-9), 1),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
@@ -189,31 +192,15 @@ def _total(accounts: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_arguments(out: Path, engine: str) -> None:
+def _check_arguments(out: Path, manifest_path: Path, engine: str, rows_per_file: int | None) -> bool:
+    """Refuse what cannot be done, before any work; -> whether a scan has written the output already."""
     if out.suffix != ".parquet":
         raise InputError(f"got the output {out}; need a name that ends in .parquet")
     check_choice("engine", engine, Engine)
-
-
-def _begin(folder: Path, out: Path, described: dict[str, Any]) -> bool:
-    """Begin the work folder (-> True), or find in it what was begun with the same settings."""
-    path = folder / "scan.json"
-    if folder.is_symlink():
-        raise InputError(f"{folder}: is a link, and a scan keeps its work there; choose another output")
-    if path.is_file():
-        refuse_other_settings(folder, read_object(path, advice=ADVICE), described, advice=ADVICE)
-    elif out.exists():
-        raise InputError(f"{out}: exists and was written by something else; choose another output, or remove it")
-    elif foreign_entries(folder):
-        raise InputError(
-            f"{folder}: holds files of something else, and a scan keeps its work there; choose another output"
-        )
-    # Looked at first: nothing is removed from a folder of something else.
-    remove_partials(folder)
-    new = not path.is_file()
-    if new:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(described))
-    (folder / "parts").mkdir(exist_ok=True)
-    remove_partials(folder / "parts")
-    return new
+    # Unlike `Path.exists`, this answers for a name that is too long as well.
+    done = os.path.exists(out) and os.path.isfile(manifest_path)  # noqa: PTH110, PTH113
+    if not done:
+        check_output(out, "file" if rows_per_file is None else "folder")
+        check_output(manifest_path)
+        check_output(out.with_suffix(".scan"), "folder")
+    return done

@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from mechmem.data.decoding import decoded
 from mechmem.data.files import replacing
+from mechmem.data.own_files import read_json
 from mechmem.data.paragraph_files import metadata
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
@@ -72,7 +73,7 @@ class PartScorer:
         """
         done = account_path(self._folder, number)
         if done.is_file():
-            return json.loads(done.read_text())
+            return read_json(done, ("size", "settled", "tolerance"))
         before, rows = dict(self._scorer.settled), self._rows
         with replacing(rows_path(self._folder, number)) as temporary, closing(RowsFile(temporary)) as file:
             if isinstance(rows, ScanRows):

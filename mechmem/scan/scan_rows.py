@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from mechmem.data.assets import PARAGRAPHS_FILE, bundled_paragraphs
-from mechmem.data.corpora import holds_table, open_corpus
+from mechmem.data.corpora import open_corpus
 from mechmem.data.distinct import random_numbers
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import row_hashes
 from mechmem.data.inputs import Input, file_input, list_inputs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.shards import Corpus
+from mechmem.data.token_tables import holds_table
 from mechmem.data.windows import Cuts, WindowIndex, WindowSettings, gathered, index_windows
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer

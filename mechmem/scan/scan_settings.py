@@ -14,7 +14,11 @@ from mechmem.scan.spans import SpanSettings
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """Everything that decides the rows of a scan; work begun with other settings is refused.
+    """Everything that decides the rows of a scan, and how the work is done.
+
+    Work that was begun with other settings is refused, except for `strict`, `shard_tokens` and `batch_size`, which no
+    row depends on: EM is exact, and the other scores are the same to the rounding of float32. So a scan that ran out of
+    memory goes on with smaller batches.
 
     Attributes:
         model: hub name, folder or "bundled".
@@ -32,7 +36,8 @@ class ScanSettings:
         strict: stop at the first record that cannot be read.
         column: the field that holds the text.
         split: of a dataset.
-        shard_tokens: tokens of one part of the work: what a kill can lose, and what one worker takes at a time.
+        shard_tokens: tokens of one part of the work: what a kill can lose, and what one worker takes at a time. Work
+            that was begun goes on in the parts that it has.
         batch_size: paragraphs of one forward; None: what stays near the cache.
 
     Raises:

@@ -176,10 +176,10 @@ def test_parts_with_two_prefixes_are_refused_unless_one_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("array", "sentence"),
     [
-        (np.zeros((2, 100)), r"float64 with shape \[2, 100\]; need integer ids"),
+        (np.zeros((2, 100)), r"float64 of shape \[2, 100\]; need integer ids"),
         (np.array([[1], [1, 2]], dtype=object), "rows of unequal length .*; need integer ids"),
-        (np.array([["a", "b"]]), "got an array of <U1 with shape .* need integer ids"),
-        (np.zeros(100, dtype=np.int32), r"with shape \[100\]; need integer ids"),
+        (np.array([["a", "b"]]), "got <U1 of shape .* need integer ids"),
+        (np.zeros(100, dtype=np.int32), r"of shape \[100\]; need integer ids"),
     ],
 )
 def test_arrays_that_are_no_paragraphs_are_refused(tmp_path, array, sentence):
