@@ -136,8 +136,8 @@ class PartScorer:
         if tokenizer is not None:
             reproduced = [ids[settings.prefix_len :] for ids in spans["tokens"].to_pylist()]
             spans = spans.append_column("text", pa.array(decoded(tokenizer, reproduced), pa.string()))
-        lengths = {"prefix_len": settings.prefix_len, "continuation_len": settings.continuation_len}
-        missed = {f"stride {stride}": missed_by_stride(spans, stride, **lengths) for stride in STRIDES}
+        length = settings.continuation_len
+        missed = {f"stride {each}": missed_by_stride(spans, each, continuation_len=length) for each in STRIDES}
         file.write(spans.replace_schema_metadata(metadata(settings.prefix_len, tokenizer_mark)))
         return {"found": found, "missed": missed}
 

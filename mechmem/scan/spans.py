@@ -20,7 +20,7 @@ from torch.nn import functional
 from mechmem.data.bounds import Count, check_fields, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress
+from mechmem.data.progress import Progress, batches
 from mechmem.data.shards import Documents
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.margins import margins
@@ -29,6 +29,8 @@ from mechmem.measure.margins import margins
 TOKENS_AT_ONCE = {"cpu": 2**11}
 OTHERWISE = 2**16
 CONTEXT = 512
+# Windows that are confirmed at once; equal ones among them are scored once.
+CANDIDATES = 2**14
 # Columns whose logits are asked for: first every eighth, in the end those that are left.
 STEPS = (8, 4, 2, 1)
 
@@ -108,7 +110,7 @@ def find_spans(
     Raises:
         InputError: ids beyond the model's vocabulary, or a context that is not fit.
     """
-    tokens = np.asarray(documents.tokens).astype(np.int64)
+    tokens = np.asarray(documents.tokens)
     if len(tokens) and int(tokens.max()) >= scorer.lean.d_vocab:
         raise InputError(
             f"got the token id {tokens.max()} for a model with a vocabulary of {scorer.lean.d_vocab} tokens; need ids "
@@ -206,7 +208,8 @@ def _candidates(
 ) -> Int[np.ndarray, " candidate"]:
     """Places where a continuation may begin: enough is predicted, and prefix and continuation are in one document."""
     length = settings.continuation_len
-    sums = np.concatenate([[0], np.cumsum(predicted)])
+    sums = np.zeros(len(predicted) + 1, dtype=np.int32)
+    np.cumsum(predicted, out=sums[1:])
     places = np.flatnonzero(sums[length:] - sums[:-length] >= settings.min_match)
     document = np.searchsorted(starts, places, side="right") - 1
     fits = (places - settings.prefix_len >= starts[document]) & (places + length <= starts[document + 1])
@@ -219,12 +222,15 @@ def _memorized(
     candidates: Int[np.ndarray, " candidate"],
     settings: SpanSettings,
 ) -> Bool[np.ndarray, " candidate"]:
-    if not len(candidates):
-        return np.zeros(0, dtype=bool)
     offsets = np.arange(-settings.prefix_len, settings.continuation_len)
-    rows, inverse = np.unique(tokens[candidates[:, None] + offsets], axis=0, return_inverse=True)
-    scores = scorer.score(Paragraphs(torch.from_numpy(rows), settings.prefix_len))
-    return (scores.em == settings.continuation_len)[inverse.reshape(-1)]
+    memorized = np.zeros(len(candidates), dtype=bool)
+    # In a document that is memorized throughout, nearly every offset is a candidate.
+    for some in batches(len(candidates), CANDIDATES):
+        windows = tokens[candidates[some][:, None] + offsets].astype(np.int64)
+        rows, inverse = np.unique(windows, axis=0, return_inverse=True)
+        scores = scorer.score(Paragraphs(torch.from_numpy(rows), settings.prefix_len))
+        memorized[some] = (scores.em == settings.continuation_len)[inverse.reshape(-1)]
+    return memorized
 
 
 def _spans(
@@ -257,9 +263,7 @@ def _spans(
     return rows
 
 
-def missed_by_stride(
-    spans: pa.Table, stride: int, *, prefix_len: int = 50, continuation_len: int = 50
-) -> dict[str, Any]:
+def missed_by_stride(spans: pa.Table, stride: int, *, continuation_len: int = 50) -> dict[str, Any]:
     """What a scan of windows at this stride, from each document's start, does not see of some spans.
 
     Returns:
@@ -279,12 +283,18 @@ def missed_by_stride(
         "windows": 0,
         "windows_missed": 0,
     }
-    for windows in spans["windows"].to_pylist():
-        seen = [w for w in windows if w % stride == 0]
-        reproduced = [{w + prefix_len + i for w in some for i in range(continuation_len)} for some in (windows, seen)]
-        result["spans_missed"] += not seen
-        result["tokens"] += len(reproduced[0])
-        result["tokens_missed"] += len(reproduced[0]) - len(reproduced[1])
+    for row in spans["windows"]:
+        windows = row.values.to_numpy()
+        seen = windows[windows % stride == 0]
+        tokens, tokens_seen = (_covered(some, continuation_len) for some in (windows, seen))
+        result["spans_missed"] += not len(seen)
+        result["tokens"] += tokens
+        result["tokens_missed"] += tokens - tokens_seen
         result["windows"] += len(windows)
         result["windows_missed"] += len(windows) - len(seen)
     return result
+
+
+def _covered(windows: Int[np.ndarray, " window"], length: int) -> int:
+    """How many tokens some continuations of this length hold together; their windows are in order."""
+    return length + int(np.minimum(np.diff(windows), length).sum()) if len(windows) else 0

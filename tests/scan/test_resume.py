@@ -165,7 +165,7 @@ def test_damaged_work_is_a_sentence(corpus, tmp_path, monkeypatch, damage, conte
     out, settings = tmp_path / "o.parquet", ScanSettings(corpus=str(corpus), **PARTS)
     begin(settings, out, monkeypatch)
     (out.with_suffix(".scan") / damage).write_text(content)
-    with pytest.raises(InputError, match="; (remove .* run the same command again|choose another output)"):
+    with pytest.raises(InputError, match="(remove .* run the same command again|choose another output)"):
         scan(settings, out)
 
 
@@ -174,9 +174,7 @@ def test_a_damaged_manifest_is_a_sentence(corpus, tmp_path, content):
     out, settings = tmp_path / "o.parquet", ScanSettings(corpus=str(corpus), **PARTS)
     scan(settings, out)
     out.with_suffix(".scan.json").write_text(content)
-    with pytest.raises(
-        InputError, match="scan.json: (not readable as JSON|holds a list|'described' is a int).*choose another output"
-    ):
+    with pytest.raises(InputError, match="scan.json: (not readable|holds a|'described' is a).*choose another output"):
         scan(settings, out)
 
 
