@@ -19,6 +19,7 @@ ROOM = 16 << 10
 # Command, words, what it writes and which is removed before, from the disk's root.
 WRITING = {
     "patch": (["patch", "--out", "study"], "study/patching.nc"),
+    "head": (["head", "L0H1", "--out", "study", "--sample", "2"], "study/head-L0H1.nc"),
     "report": (["report", "study"], "study/report.html"),
     "run": (["run", "--out", "study"], "study/unlearn.nc"),
     "localize": (["localize", "--out", "study", "--method", "gradient", "--sample", "2"], "study/neurons-gradient.nc"),
@@ -89,7 +90,17 @@ def test_on_a_full_disk_every_command_leaves_what_was_there_and_goes_on_later(sm
 
 
 def commands_with_an_output(out: str) -> list[list[str]]:
-    of_a_study = [["run"], ["heads"], ["patch"], ["gradients"], ["localize"], ["unlearn"], ["edit"], ["memorize"]]
+    of_a_study = [
+        ["run"],
+        ["head"],
+        ["heads"],
+        ["patch"],
+        ["gradients"],
+        ["localize"],
+        ["unlearn"],
+        ["edit"],
+        ["memorize"],
+    ]
     return [
         *([*words, "--out", out] for words in of_a_study),
         ["evaluate", "x", "--out", out],

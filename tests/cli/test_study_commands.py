@@ -141,3 +141,21 @@ def test_the_options_choices_are_the_library_s():
     assert set(get_args(choices.Localizer)) == set(LOCALIZERS)
     assert choices.Scope == perturb.Scope and choices.Replacement == replacements.Replacement
     assert choices.ScanMethod == exact.Method and choices.Precision == exact.Precision
+
+
+def test_head_reports_on_one_head_and_names_what_was_not_shown(folder):
+    said = call("head", "L0H1", "--out", folder, "--sample", 4)
+    found = xr.load_dataset(folder / "head-L0H1.nc", engine="h5netcdf")
+    assert " ".join(found.attrs["verdict"].split()) in said and found.attrs["head"] == "L0H1"
+    assert found.sizes["test"] == 5 and np.isfinite(found.nll_change).all()
+    said = call("head", "--out", folder, "--sample", 4)
+    assert "Wrote" in said and "nats per token" in said
+
+
+@pytest.mark.parametrize("name", ["L9H9", "1,2,3", "L1", "any"])
+def test_a_head_that_does_not_exist_is_one_line(folder, tmp_path, name):
+    said = call("head", name, "--out", folder, code=2)
+    assert said.startswith("error: got") and "need" in said
+    if name != "L9H9":  # which needs the model's size
+        call("head", name, "--out", tmp_path / "new", code=2)
+        assert not (tmp_path / "new").exists()

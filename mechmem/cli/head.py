@@ -1,0 +1,67 @@
+"""`mechmem head`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mechmem.cli.commands import command, console, wrote
+from mechmem.cli.display import live_progress
+from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
+from mechmem.cli.studies import opened_study, study_settings
+from mechmem.data.bounds import Count
+
+
+@command()
+def head(
+    name: Annotated[str, typer.Argument(metavar="HEAD", help="A head such as L1H2, or all: the strongest.")] = "all",
+    sample: Annotated[Count, typer.Option(help="Memorized paragraphs, and others, to look at.")] = 64,
+    device: Device = None,
+    model: StudyModel = None,
+    corpus: StudyCorpus = None,
+    out: Out = Path("study"),
+    seed: StudySeed = None,
+    limit: StudyLimit = None,
+    assignments: Set = None,
+) -> None:
+    """Report on one attention head: does it attend to rare tokens, and does it matter; writes OUT/head-HEAD.nc.
+
+    With HEAD all, every head is screened, and the report is on the one that attends to rare tokens and matters most.
+    Runs the scan of the study in OUT first, if it has none.
+    """
+    from mechmem.data.errors import InputError
+
+    if name != "all" and not re.fullmatch(r"L\d+H\d+", name):
+        raise InputError(f"got the head {name!r}; need a name such as L1H2 (layer 1, head 2, both from zero), or all")
+    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
+    study = opened_study(out, settings, device=device)
+    with console.status("loading"):
+        from mechmem.data.netcdf import save_netcdf
+        from mechmem.localize.head_report import head_report
+        from mechmem.study.stages import token_frequencies
+    with live_progress() as progress:
+        found = head_report(
+            study.model,
+            study.subset("memorized", sample),
+            study.subset("other", sample),
+            head=name,
+            counts=token_frequencies(study),
+            seed=settings.seed,
+            progress=lambda done, total: progress("looking at heads", done, total),
+        )
+    target = out / f"head-{found.attrs['head']}.nc"
+    with study.writing(target.name):
+        save_netcdf(found, target)
+    table = Table("without", "NLL change", "95 %", "EM change", title=found.attrs["head"])
+    for test in found.test.values:
+        row = found.sel(test=test)
+        interval = f"{float(row.nll_low):+.3f} to {float(row.nll_high):+.3f}"
+        table.add_row(f"its {test}", f"{float(row.nll_mean):+.3f}", interval, f"{float(row.em_change.mean()):+.2f}")
+    console.print(table)
+    console.print(f"Ranks among {found.attrs['heads']} heads: {', '.join(found.attrs['ranks'])}", highlight=False)
+    console.print(found.attrs["verdict"], highlight=False)
+    wrote(target)
