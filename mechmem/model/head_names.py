@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from transformer_lens import HookedTransformer
 
@@ -34,7 +35,7 @@ def heads_of(model: HookedTransformer, heads: Sequence[tuple[int, int] | str]) -
     return [pair for pair in found if pair is not None]
 
 
-def _pair(head: tuple[int, int] | str) -> tuple[int, int] | None:
+def _pair(head: Any) -> tuple[int, int] | None:
     if isinstance(head, str):
         match = NAME.fullmatch(head)
         return None if match is None else (int(match[1]), int(match[2]))

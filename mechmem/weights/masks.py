@@ -215,7 +215,7 @@ class Mask:
         return mask
 
 
-def _check_places(places: list[tuple[int, int]], what: str, layers: int, width: int) -> None:
+def _check_places(places: list[Any], what: str, layers: int, width: int) -> None:
     places = [(check_bounds("layer", layer, int), check_bounds(what, number, int)) for layer, number in places]
     wrong = [place for place in places if not (0 <= place[0] < layers and 0 <= place[1] < width)]
     if wrong or not places:

@@ -1,5 +1,7 @@
+import inspect
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from mechmem.data.errors import InputError
@@ -37,3 +39,13 @@ def test_heads_are_pairs_or_names(tiny_model):
 def test_batch_sizes_are_the_callers_or_fit_the_device():
     assert chosen_batch_size(None, "cpu", 16) == 16 and chosen_batch_size(None, "cuda", 16) == 128
     assert chosen_batch_size(3, "cuda", 16) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [(1.5, 0), (True, 0), (0, float("nan")), ("0", 0), (0,), (0, 0, 0), (2**70, 0), None, 3]
+)
+def test_heads_are_pairs_of_whole_numbers(tiny_model, wrong):
+    with pytest.raises(InputError, match=r"got heads .*; need \(layer, head\) pairs or names"):
+        # Without the checks of annotations that tests switch on, as a user meets it.
+        inspect.unwrap(heads_of)(tiny_model, [wrong])
+    assert inspect.unwrap(heads_of)(tiny_model, [(np.int64(1), np.int8(2))]) == [(1, 2)]  # pyright: ignore[reportArgumentType]

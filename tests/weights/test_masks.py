@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -236,3 +238,11 @@ def test_bad_masks_are_refused(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="holds the tensor 'weight', which is none of indices.NAME, shape.NAME"):
         Mask.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "1", None, float("nan")])
+def test_neurons_and_heads_are_pairs_of_whole_numbers(tiny_model, wrong):
+    for make in (Mask.neurons, Mask.heads):
+        with pytest.raises(InputError, match="as layer; need a whole number"):
+            # Without the checks of annotations that tests switch on, as a user meets it.
+            inspect.unwrap(make)(tiny_model, [(wrong, 0)])  # pyright: ignore[reportArgumentType]
