@@ -18,19 +18,7 @@ import mechmem as mm
 from mechmem.data.bounds import annotations_of
 from mechmem.data.errors import InputError
 
-# Pairs such as (layer, head) are looked up in the model, by functions that say which there are.
-LOOKED_UP = {
-    ("Mask", "shapes"),
-    ("Mask.heads", "heads"),
-    ("Mask.neurons", "neurons"),
-    ("Mask.top", "heads"),
-    ("Stop.exceeded", "row"),
-    ("ablate_heads", "heads"),
-    ("edit_weights", "changes"),
-    ("edit_weights", "heads"),
-    ("head_report", "head"),
-    ("logit_lens", "without"),
-}
+LOOKED_UP = {("Mask", "shapes"), ("Stop.exceeded", "row"), ("edit_weights", "changes")}
 SEVERAL = (tuple, list, Sequence, Iterable)
 
 
@@ -58,6 +46,9 @@ def numbers_in(annotation: Any) -> list[tuple[type, Interval | None]]:
         return [(parts[0], next((part for part in parts[1:] if isinstance(part, Interval)), None))]
     # Functions that are given are called with numbers that nobody typed.
     if origin in (Literal, Callable):
+        return []
+    # Heads and neurons, (layer, head), are looked up in the model, by functions that say which there are.
+    if origin is tuple and parts == (int, int):
         return []
     return [found for part in parts for found in numbers_in(part)]
 
