@@ -21,6 +21,7 @@ from mechmem.data.records import Record, Tally
 
 LOG = logging.getLogger(__name__)
 SUFFIXES = (*TEXT_SUFFIXES, ".npy")
+ROWS = 256
 ID_TYPES = ("uint16", "uint32", "int32", "int64")
 
 
@@ -52,8 +53,17 @@ class Input:
     def records(self, tally: Tally, column: str) -> Iterator[Record]:
         """Its text records in order; see `readers.read_text`."""
         if self.rows is not None:
-            return read_rows(self.rows, self.name, tally, column=column)
+            saved = isinstance(self.rows, datasets.Dataset)
+            return read_rows(_checked_rows(self.rows) if saved else self.rows, self.name, tally, column=column)
         return read_text(Path(self.name), tally, column=column)
+
+
+def _checked_rows(saved: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """A saved dataset's rows; Arrow would follow any offset in its files, also one that leads outside them."""
+    for batch in saved.with_format("arrow").iter(batch_size=ROWS):
+        table: Any = batch
+        table.validate(full=True)
+        yield from table.to_pylist()
 
 
 def list_inputs(source: str | Path, *, split: str = "train") -> list[Input]:

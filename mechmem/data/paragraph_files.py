@@ -82,16 +82,15 @@ def read_parts(
 def _check_columns(table: pa.Table, path: Path) -> None:
     """Refuse names that occur twice, and columns of the wrong kind that are read by their names."""
     names = table.column_names
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    # Not a truth value: a name may be empty.
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise InputError(f"{path}: got the column '{twice}' {names.count(twice)} times; need it once: rename one")
-    for name in names:
-        kind = table.schema.field(name).type
+    for place, name in enumerate(names):
+        kind, column = table.schema.field(place).type, table.column(place)
         if name in NUMBERS and not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
             raise InputError(f"{path}: got '{name}' as {kind}; need numbers: rename the column, or write it again")
-        if name == "id" and (pa.types.is_nested(kind) or table[name].null_count):
-            raise InputError(
-                f"{path}: got '{name}' as {kind} with {table[name].null_count} nulls; need one id in each row"
-            )
+        if name == "id" and (pa.types.is_nested(kind) or column.null_count):
+            raise InputError(f"{path}: got '{name}' as {kind} with {column.null_count} nulls; need one id in each row")
 
 
 def _stored_prefix_len(stored: bytes | None, path: Path) -> int:

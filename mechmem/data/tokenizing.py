@@ -14,13 +14,16 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.inputs import Input, file_input, open_ids
 from mechmem.data.long_texts import encoded, is_long
-from mechmem.data.own_files import read_json
+from mechmem.data.own_files import own_file, read_json
 from mechmem.data.progress import Progress
 from mechmem.data.records import Record, Tally
 from mechmem.data.shards import save_shard, shard_path
+from mechmem.data.stored_json import check_types
 
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1000
+ACCOUNT: dict[str, type | tuple[type, ...]] = {"path": str, "skipped": dict, "examples": list, "shards": list}
+ACCOUNT |= {"records": int, "documents": int, "tokens": int}
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -55,7 +58,7 @@ def input_account(
     """
     path = folder / "accounts" / f"{number:06d}.json"
     if path.is_file():
-        account = read_json(path, ("skipped", "examples", "shards", "documents"))
+        account = _stored_account(path)
         if tally.strict and account["skipped"]:
             raise InputError(f"{account['examples'][0]}; need only records that can be read: mend it, or drop strict")
         return account
@@ -75,6 +78,15 @@ def input_account(
     account["shards"] = [list(shard) for shard in shards]  # as JSON will give them back
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(account))
+    return account
+
+
+def _stored_account(path: Path) -> dict[str, Any]:
+    with own_file(path):
+        account = read_json(path)
+        check_types(account, ACCOUNT, path, advice=f"remove {path.parent} and run the same command again")
+        if account["records"] != account["documents"] + sum(account["skipped"].values()):
+            raise ValueError("its counts do not add up")
     return account
 
 

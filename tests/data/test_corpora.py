@@ -16,7 +16,9 @@ from mechmem.data import tokenizing
 from mechmem.data.corpora import open_corpus, read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.fingerprint import fingerprint
+from mechmem.data.inputs import list_inputs
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.records import Tally
 from mechmem.data.shards import Corpus
 
 TEXTS = ["".join(f"{word} {number} of {number * 7 % 31}, " for number in range(120)) for word in ("alpha", "beta")]
@@ -316,3 +318,25 @@ def test_read_refuses_bad_corpora(tmp_path, tokenizer):
     np.save(tmp_path / "empty.npy", np.zeros((0, 100), dtype=np.int32))
     with pytest.raises(InputError, match="got 0 paragraphs of 100 tokens"):
         read_corpus(tmp_path / "empty.npy", None)
+
+
+@pytest.mark.parametrize("damage", [{"tokens": "x"}, {"records": 7}, {"skipped": {"no text": "x"}}])
+def test_a_damaged_account_is_refused_with_what_to_do(tokenizer, tmp_path, damage):
+    source, folder = tmp_path / "a.txt", tmp_path / "corpus"
+    source.write_text("the boat left the harbour " * 20)
+    open_corpus(source, tokenizer, folder)
+    account = folder / "accounts" / "000000.json"
+    account.write_text(json.dumps(json.loads(account.read_text()) | damage))
+    with pytest.raises(InputError, match=r"000000\.json.*remove .* and run the same command again"):
+        open_corpus(source, tokenizer, folder)
+
+
+def test_a_saved_dataset_whose_offsets_lead_outside_is_not_followed(tmp_path):
+    datasets.Dataset.from_dict({"text": ["the boat left", "the harbour"]}).save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    offsets = np.array([0, 13, 24], dtype=np.int32).tobytes()
+    assert file.read_bytes().count(offsets) == 1
+    file.write_bytes(file.read_bytes().replace(offsets, np.array([0, 13, 2**30], dtype=np.int32).tobytes()))
+    tally = Tally()
+    (found,) = list_inputs(tmp_path / "saved")
+    assert list(found.records(tally, "text")) == [] and tally.skipped == {"broken file": 1}

@@ -1,4 +1,6 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -255,3 +257,12 @@ def test_the_tokenizers_fingerprint_is_kept(tmp_path):
 def test_no_columns_added_leaves_paragraphs_as_they_are():
     paragraphs = Paragraphs(torch.zeros(3, 4, dtype=torch.long), 2)
     assert paragraphs.with_columns() is paragraphs
+
+
+def test_an_empty_name_of_a_column_is_a_name(tmp_path, name=""):
+    table = pa.table({"tokens": [[1, 2, 3]] * 2, "id": [4, 5]}).append_column(name, pa.array([6, 7]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert Paragraphs.load(tmp_path / "a.parquet", prefix_len=1).column(name).tolist() == [6, 7]
+    pq.write_table(table.append_column(name, pa.array([6, 7])), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="2 times; need it once"):
+        Paragraphs.load(tmp_path / "b.parquet", prefix_len=1)

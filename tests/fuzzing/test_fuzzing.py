@@ -12,6 +12,17 @@ from tests.fuzzing.cases import Case
 from tests.fuzzing.kinds import KINDS
 
 REGRESSIONS = Path(__file__).parent / "regressions"
+BUDGET, CASES = 120, 10_000
+
+
+def test_ten_thousand_damaged_inputs(python, tmp_path):
+    """As many as the time allows on a busy machine; on a quiet core they are all done in it."""
+    done = python(
+        "-m", "tests.fuzz", "--cases", str(CASES), "--seconds", str(BUDGET), "--json", str(tmp_path / "a.json")
+    )
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert done.returncode == 0 and not figures["findings"], done.stdout
+    assert figures["cases"] > 500, done.stdout
 
 
 def test_inputs_that_failed_once(python, tmp_path):

@@ -27,17 +27,19 @@ class Command:
         name: of the command.
         arguments: what follows `mechmem`; the command works in the folder.
         prepare: fills the folder before the command is run for the first time.
+        program: what is started; of a test, another one.
     """
 
     name: str
     arguments: tuple[str, ...]
     prepare: Callable[[Path], None]
+    program: tuple[str, ...] = (sys.executable, "-m", "mechmem.cli")
 
     def start(self, folder: Path) -> subprocess.Popen[str]:
         """Start it in a folder, in a process group of its own."""
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
         return subprocess.Popen(
-            [sys.executable, "-m", "mechmem.cli", *self.arguments],
+            [*self.program, *self.arguments],
             cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mechmem.data.netcdf import load_netcdf
+
 # What says when and how fast something was done, and not what came out.
 TIMES = {"timings", "created", "finished", "seconds", "cpu_seconds", "peak_mb", "per_second", "resumed"}
 
@@ -13,10 +15,11 @@ TIMES = {"timings", "created", "finished", "seconds", "cpu_seconds", "peak_mb", 
 def differences(reference: Path, folder: Path) -> list[str]:
     """What differs, one sentence each: files there and not there, and contents.
 
-    Every file is compared byte by byte, with four exceptions. JSON is compared without its times. The report shows
-    those times and is written anew from the reference's manifest before it is compared. The head of a safetensors
-    file is compared as JSON, because the library writes its metadata in an order that changes; the tensors' bytes are
-    compared. For the same reason checksums of such files are left out of the list of checksums.
+    Every file is compared byte by byte, with these exceptions. JSON is compared without its times, and the result of
+    an attack without the seconds it took. The report shows the manifest's times and is written anew from the
+    reference's manifest before it is compared. The head of a safetensors file is compared as JSON, because the library
+    writes its metadata in an order that changes; the tensors' bytes are compared. For the same reasons the checksums of
+    these files are left out of the list of checksums.
     """
     ours, theirs = _files(reference), _files(folder)
     found = [f"{name} is missing" for name in sorted(ours.keys() - theirs.keys())]
@@ -26,6 +29,12 @@ def differences(reference: Path, folder: Path) -> list[str]:
             same = _timeless(ours[name]) == _timeless(theirs[name])
         elif name.endswith(".safetensors"):
             same = _tensors(ours[name]) == _tensors(theirs[name])
+        elif name.endswith("attacks.nc"):
+            same = (
+                load_netcdf(ours[name])
+                .drop_vars("seconds", errors="ignore")
+                .identical(load_netcdf(theirs[name]).drop_vars("seconds", errors="ignore"))
+            )
         elif name == "study/SHA256SUMS":
             same = _sums(ours[name]) == _sums(theirs[name])
         elif name.endswith("report.html"):
@@ -57,7 +66,7 @@ def _tensors(path: Path) -> tuple[Any, bytes]:
 
 
 def _sums(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if not line.endswith(".safetensors")]
+    return [line for line in path.read_text().splitlines() if not line.endswith((".safetensors", "attacks.nc"))]
 
 
 def _rewritten(reference: Path, study: Path) -> bytes:

@@ -118,7 +118,8 @@ def full_disk(reference: Reference, shares: tuple[float, ...], work: Path) -> Ou
                 outcome.notes.append(_last_line(said).replace(str(folder), "OUT"))
                 if code != 2 or not _is_sentence(said):
                     outcome.faults.append(f"exit code {code} on a full disk: {said.strip()[-300:]}")
-                resize(4 * needed + 2**26)
+                # More than the results have: the checkpoints of an edit are gone when it ends.
+                resize(4 * needed + 2**30)
                 code, said, seconds = reference.command.finish(folder)
                 outcome.seconds += seconds
                 if code:
