@@ -1,4 +1,4 @@
-"""JSON objects that mechmem stored itself, and that anybody may have changed since."""
+"""JSON objects in files that anybody may have written or changed: bounded, and an object at the top."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ LARGEST = 64 << 20
 DEEPEST = 50
 
 
-def read_object(path: Path, *, advice: str) -> dict[str, Any]:
+def read_object(path: Path, *, advice: str, largest: int = LARGEST) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
         path: an existing file.
         advice: what to do if it cannot be used, for the end of the sentence.
+        largest: bytes; a larger file is refused before it is read, since parsing takes many times its size.
 
     Raises:
         InputError: it cannot be read, is too large, is no JSON or none with an object on top, or is nested too deeply.
     """
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise InputError(f"{path}: has {size:,} bytes; need at most {LARGEST:,}: {advice}")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise InputError(f"{path}: has {path.stat().st_size:,} bytes; need at most {largest:,}: {advice}")
+        found = json.loads(content.decode("utf-8"))
     except InputError:
         raise
     except RecursionError:
         raise InputError(f"{path}: is nested too deeply; {advice}") from None
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); {advice}") from error
+        raise InputError(f"{path}: not readable as JSON ({error}); {advice}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds a {type(found).__name__}; need a JSON object: {advice}")
     if _is_deeper(found, DEEPEST):
