@@ -22,7 +22,7 @@ CHUNK = 2**18
 PRESENT_BITS = 24
 
 
-def new_array(path: Path, dtype: type, count: int) -> np.ndarray:
+def new_array(path: Path, dtype: type, count: int) -> np.memmap:
     """A new array of zeros in a file, [count]; with the suffix `.npy` in that format.
 
     The disk gives its room at once: a write through the map to a full disk would end the process without a word.

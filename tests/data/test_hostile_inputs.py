@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -123,7 +124,7 @@ def test_arrays_of_any_bytes_are_ids_or_one_line(tmp_path, data):
 @FEW
 @given(data=st.data())
 def test_tables_of_any_bytes_are_paragraphs_or_one_line(tmp_path, data):
-    Paragraphs(np.arange(60).reshape(6, 10), 3).with_columns(id=range(6), em=range(6)).save(tmp_path / "sound.parquet")
+    Paragraphs(torch.arange(60).view(6, 10), 3).with_columns(id=range(6), em=range(6)).save(tmp_path / "sound.parquet")
     path = tmp_path / "c.parquet"
     path.write_bytes(data.draw(damaged((tmp_path / "sound.parquet").read_bytes())))
     outcome(lambda: holds_table(path))
@@ -328,7 +329,7 @@ def test_one_text_that_all_rows_share_is_not_held_for_each(tmp_path):
 @pytest.mark.parametrize("other", ["text.jsonl", "text.parquet", "more/tokens.parquet", "ids.npy", "cut.parquet"])
 def test_a_folder_of_paragraphs_and_something_else_is_refused(tmp_path, other):
     (tmp_path / "more").mkdir()
-    Paragraphs(np.arange(200).reshape(2, 100), 50).save(tmp_path / "p.parquet")
+    Paragraphs(torch.arange(200).view(2, 100), 50).save(tmp_path / "p.parquet")
     assert holds_table(tmp_path) and len(read_corpus(tmp_path, None)) == 2
     (tmp_path / "README.md").write_text("no input, and no reason to refuse")
     (tmp_path / ".hidden.jsonl").write_bytes(LINES)

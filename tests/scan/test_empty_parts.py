@@ -1,6 +1,7 @@
 """A part may hold nothing: a short document, a duplicate, windows that the sample leaves, text without any span."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def jsonl(path: Path, rows: list[str]) -> str:
     return str(path)
 
 
-PLACES = {
+PLACES: dict[str, Callable[..., list[str]]] = {
     "first": lambda a, b, empty: [empty, a, b],
     "middle": lambda a, b, empty: [a, empty, b],
     "last": lambda a, b, empty: [a, b, empty],
