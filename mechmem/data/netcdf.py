@@ -65,7 +65,7 @@ def load_netcdf(
     path = Path(path)
     _check_seal(path, advice, needed=sealed)
     try:
-        _check_sizes(path, advice)
+        _check_structure(path, advice)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = restored(opened.load())
     except InputError:
@@ -114,24 +114,44 @@ def _check_seal(path: Path, advice: str, *, needed: bool) -> None:
         raise InputError(f"{path}: was damaged or changed after it was written; {advice}")
 
 
-def _check_sizes(path: Path, advice: str) -> None:
-    """Refuse a file that names more numbers than it can hold: reading would fill the memory.
+def _check_structure(path: Path, advice: str) -> None:
+    """Refuse a file whose reading would fill the memory or write beyond it.
 
-    Arrays are written whole and not compressed, so none is larger than the file.
+    Arrays are written whole and not compressed, so none is larger than the file. HDF5 takes the attributes that tie
+    dimensions to arrays for what they should be, without looking at their types.
     """
     size = path.stat().st_size
     with h5py.File(path, "r") as file:
 
         def check(name: str, entry: Any) -> None:
-            if isinstance(entry, h5py.Dataset):
-                length = math.prod(entry.shape or ()) * entry.dtype.itemsize
-                # A netCDF dimension without values of its own is an array that is never written or read.
-                if length > size and "netCDF dimension" not in str(entry.attrs.get("NAME", "")):
-                    raise InputError(
-                        f"{path}: is damaged: '{name}' has {length:,} bytes in a file of {size:,}; {advice}"
-                    )
+            if not isinstance(entry, h5py.Dataset):
+                return
+            length = math.prod(entry.shape or ()) * entry.dtype.itemsize
+            # A netCDF dimension without values of its own is an array that is never written or read.
+            if length > size and "netCDF dimension" not in str(entry.attrs.get("NAME", "")):
+                raise InputError(f"{path}: is damaged: '{name}' has {length:,} bytes in a file of {size:,}; {advice}")
+            if not _ties_are_sound(entry):
+                raise InputError(f"{path}: is damaged: the dimensions of '{name}' are of another kind; {advice}")
 
         file.visititems(check)
+
+
+def _ties_are_sound(entry: h5py.Dataset) -> bool:
+    """Whether the references between an array and its dimensions have the types that HDF5 reads them as."""
+    types = h5py.h5t
+    if "DIMENSION_LIST" in entry.attrs:
+        held = h5py.h5a.open(entry.id, b"DIMENSION_LIST")
+        kind = held.get_type()
+        lists = isinstance(kind, types.TypeVlenID) and isinstance(kind.get_super(), types.TypeReferenceID)
+        if not lists or held.shape != (entry.ndim,):
+            return False
+    if "REFERENCE_LIST" in entry.attrs:
+        held = h5py.h5a.open(entry.id, b"REFERENCE_LIST")
+        kind = held.get_type()
+        if not isinstance(kind, types.TypeCompoundID) or kind.get_nmembers() != 2 or len(held.shape) != 1:
+            return False
+        return isinstance(kind.get_member_type(0), types.TypeReferenceID)
+    return True
 
 
 def _as_dataset(result: xr.Dataset | xr.DataArray) -> xr.Dataset:

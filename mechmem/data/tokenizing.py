@@ -23,7 +23,7 @@ from mechmem.data.stored_json import check_types
 BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1000
 ACCOUNT: dict[str, type | tuple[type, ...]] = {"path": str, "skipped": dict, "examples": list, "shards": list}
-ACCOUNT |= {"records": int, "documents": int, "tokens": int}
+ACCOUNT |= {"ids": bool, "records": int, "documents": int, "tokens": int}
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -87,6 +87,9 @@ def _stored_account(path: Path) -> dict[str, Any]:
         check_types(account, ACCOUNT, path, advice=f"remove {path.parent} and run the same command again")
         if account["records"] != account["documents"] + sum(account["skipped"].values()):
             raise ValueError("its counts do not add up")
+        ends = [0, *(int(last) for _, last in account["shards"])]
+        if [[first, last] for first, last in zip(ends, ends[1:], strict=False)] != account["shards"]:
+            raise ValueError("its shards do not follow each other")
     return account
 
 

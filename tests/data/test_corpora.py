@@ -320,7 +320,9 @@ def test_read_refuses_bad_corpora(tmp_path, tokenizer):
         read_corpus(tmp_path / "empty.npy", None)
 
 
-@pytest.mark.parametrize("damage", [{"tokens": "x"}, {"records": 7}, {"skipped": {"no text": "x"}}])
+@pytest.mark.parametrize(
+    "damage", [{"tokens": "x"}, {"records": 7}, {"skipped": {"no text": "x"}}, {"shards": [[0, "1"]]}]
+)
 def test_a_damaged_account_is_refused_with_what_to_do(tokenizer, tmp_path, damage):
     source, folder = tmp_path / "a.txt", tmp_path / "corpus"
     source.write_text("the boat left the harbour " * 20)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mechmem
 from mechmem.data.errors import InputError
-from mechmem.data.netcdf import load_netcdf, load_netcdf_array, save_netcdf
+from mechmem.data.netcdf import SEALED, load_netcdf, load_netcdf_array, save_netcdf
 
 ODD = ["", "\0", "a\0b\0", "\ud800", "x\udfff", "\\", "\\x00", "\\ud800\0", "\\\\\0", "é\n\r\t", "𝕏"]
 
@@ -168,3 +168,19 @@ def test_where_a_checksum_is_needed_a_cut_file_is_refused_unopened(tmp_path, kee
     monkeypatch.setattr(h5py, "File", None)
     with pytest.raises(InputError, match=r"r\.nc: has no checksum at its end.*; remove it, write it again"):
         load_netcdf(path, sealed=True)
+
+
+@pytest.mark.parametrize("name", ["DIMENSION_LIST", "REFERENCE_LIST"])
+@pytest.mark.parametrize("value", [-1, [1, 2], "x"])
+def test_ties_of_dimensions_of_another_kind_are_refused(tmp_path, name, value):
+    """HDF5 writes beyond its memory when it reads them."""
+    path = tmp_path / "r.nc"
+    save_netcdf(xr.Dataset({"a": (("x", "y"), np.zeros((2, 3)))}, {"x": [1, 2], "y": [1, 2, 3]}), path)
+    with h5py.File(path, "r+") as file:
+        for entry in (file["a"], file["x"]):
+            if name in entry.attrs:
+                del entry.attrs[name]
+                entry.attrs[name] = value
+    path.write_bytes(SEALED.sub(b"", path.read_bytes()))
+    with pytest.raises(InputError, match="are of another kind; write it again"):
+        load_netcdf(path)
