@@ -113,7 +113,10 @@ def read_paragraphs(folder: Path) -> Paragraphs:
     """
     advice = _again(folder, "scan")
     refuse_damaged(folder, SCORES, advice=advice)
-    paragraphs = Paragraphs.load(folder / SCORES)
+    try:
+        paragraphs = Paragraphs.load(folder / SCORES)
+    except InputError as error:
+        raise InputError(f"{error}; {advice}") from error
     for name, kinds in {"em": "iu", "nll": "f", "match_fraction": "f", "edit_distance": "iuf", "cluster": "iu"}.items():
         if paragraphs.has(name) and (kind := paragraphs.column(name).dtype).kind not in kinds:
             raise InputError(f"{folder / SCORES}: column '{name}' holds {kind}; need numbers: {advice}")

@@ -92,8 +92,15 @@ def _clusters(folder: Path, parts: int, run: int | None, report: Report) -> np.n
 
 
 def _schema(folder: Path, parts: int) -> pa.Schema:
-    """The columns of all parts, with their types: a column without a value in one part has no type there."""
+    """The columns of all parts, with their types.
+
+    A column without a value in one part has no type there, and tokens of no rows have that of lists of one length,
+    which says how long they would be: where any part has rows, their types count.
+    """
     schemas = [pq.read_schema(rows_path(folder, number)) for number in range(parts)]
+    tokens = [schema.field("tokens") for schema in schemas]
+    own = next((field for field in tokens if not pa.types.is_fixed_size_list(field.type)), tokens[0])
+    schemas = [schema.set(schema.get_field_index("tokens"), own) for schema in schemas]
     return pa.unify_schemas(schemas).with_metadata(schemas[0].metadata)
 
 

@@ -14,7 +14,8 @@ from mechmem.data.files import LOCK_NAME, foreign_entries, remove_partials, repl
 from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.stored_json import check_types, read_object
 
-ADVICE = "choose another output, or remove this one"
+ELSEWHERE = "choose another output"
+ADVICE = f"{ELSEWHERE}, or remove this one"
 PLAN, PARTS = "scan.json", "parts"
 # What a scan makes in its folder, in the order in which it is removed: while the plan is there, the rest is ours.
 ENTRIES = ("corpus", "windows", "runs", PARTS, PLAN)
@@ -32,14 +33,15 @@ def begin(folder: Path, out: Path, described: dict[str, Any]) -> tuple[bool, int
     Raises:
         InputError: the folder holds files of something else or work of other settings, or the output is not a scan's.
     """
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a link, and a scan keeps its work there; remove the link, or {ELSEWHERE}")
     path = folder / PLAN
     new = not path.is_file()
     if new and out.exists():
         raise InputError(f"{out}: exists and was written by something else; choose another output, or remove it")
     if new and (foreign := foreign_entries(folder)):
         raise InputError(
-            f"{folder}: holds files of something else ({foreign[0].name}), and a scan keeps its work there; choose "
-            "another output"
+            f"{folder}: holds files of something else ({foreign[0].name}), and a scan keeps its work there; {ELSEWHERE}"
         )
     wanted = described["settings"]["shard_tokens"]
     tokens = wanted if new else _agreed(folder, described)

@@ -94,7 +94,7 @@ def test_perturb_writes_the_numbers_and_the_pairs(tmp_path):
     answer = runner.invoke(app, ["perturb", *robust])
     assert answer.exit_code == 0 and "No pairs: got no replacement" in " ".join(answer.output.split())
     assert (tmp_path / "robust.nc").exists() and not (tmp_path / "robust-clean.parquet").exists()
-    for wrong, sentence in ((["--limit", "0"], "got limit 0"), (["--out", "x.txt"], "ends in .nc")):
+    for wrong, sentence in ((["--limit", "0"], "got 0 as --limit"), (["--out", "x.txt"], "ends in .nc")):
         answer = runner.invoke(app, ["perturb", *options, *wrong])
         assert answer.exit_code == 2 and sentence in answer.output
 

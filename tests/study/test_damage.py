@@ -144,12 +144,12 @@ def test_a_result_of_another_stage_is_refused(study, name):
 @pytest.mark.parametrize(
     ("column", "values", "sentence"),
     [
-        ("em", lambda n: ["many"] * n, "'em' holds <U4; need numbers"),
-        ("em", lambda n: np.full(n, 51), "'em' holds 51 to 51; need 0 to 50"),
-        ("em", lambda n: np.full(n, -1), "'em' holds -1 to -1; need 0 to 50"),
-        ("nll", lambda n: ["low"] * n, "'nll' holds <U3; need numbers"),
-        ("set", lambda n: np.arange(n), "'set' does not hold text"),
-        ("cluster", lambda n: [None] * n, "'cluster' holds object; need numbers"),
+        ("em", lambda n: ["many"] * n, "got 'em' as string; need numbers"),
+        ("em", lambda n: np.full(n, 51), "column 'em' holds 51 to 51; need 0 to 50"),
+        ("em", lambda n: np.full(n, -1), "column 'em' holds -1 to -1; need 0 to 50"),
+        ("nll", lambda n: ["low"] * n, "got 'nll' as string; need numbers"),
+        ("set", lambda n: np.arange(n), "column 'set' does not hold text"),
+        ("cluster", lambda n: [None] * n, "column 'cluster' holds object; need numbers"),
     ],
 )
 def test_paragraphs_with_text_where_numbers_belong_name_the_scan(study, column, values, sentence):
@@ -157,7 +157,7 @@ def test_paragraphs_with_text_where_numbers_belong_name_the_scan(study, column, 
     paragraphs.with_columns(**{column: values(len(paragraphs))}).save(study / "paragraphs.parquet")
     (study / SUMS).unlink()
     for read in (lambda: open_study(study).paragraphs, lambda: write_report(study)):
-        with pytest.raises(InputError, match=rf"paragraphs\.parquet: column {sentence}.* run stage 'scan' again"):
+        with pytest.raises(InputError, match=rf"paragraphs\.parquet: {sentence}.* run stage 'scan' again"):
             read()
 
 
