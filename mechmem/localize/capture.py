@@ -54,8 +54,9 @@ def capture(
 ) -> xr.Dataset:
     """Record activations, with paragraphs, layers, heads, positions and tokens as labels.
 
-    Equal to `HookedTransformer.run_with_cache`, whose axes are put in one order, and at least twice as fast where no
-    hook is on the model. How large the answer will be is logged (logger "mechmem.localize.capture", level INFO).
+    Equal to `HookedTransformer.run_with_cache`, whose axes are put in one order, and faster where no hook is on the
+    model: nothing after the last layer asked for runs, and no logits are computed. How large the answer will be is
+    logged (logger "mechmem.localize.capture", level INFO).
 
     Args:
         model: left as it is; hooks on it act as usual.
