@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import signal
 import sys
@@ -125,23 +126,24 @@ def _noting_interrupts() -> Iterator[Callable[[], bool]]:
 def command(*, goes_on: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command of its name; numbers are checked before it begins.
 
+    A parameter annotated with a dataclass stands for that class's fields: options that several commands share.
+
     Args:
         goes_on: whether the same command, after it was stopped, finds what it had done.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        known = annotations_of(function)
+        groups, options = _flattened(function)
 
         def run(**values: Any) -> None:
-            for name, value in values.items():
-                values[name] = check_bounds(_flag(name, known[name]), value, known[name])
+            for name, option in options.items():
+                values[name] = check_bounds(_flag(name, option.annotation), values[name], option.annotation)
+            for group, kind in groups.items():
+                values[group] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
             function(**values)
 
         # Typer gets plain kinds: its own checks would let infinity pass, and say the others in other words.
-        plain = [
-            parameter.replace(annotation=_plain(known[parameter.name]))
-            for parameter in inspect.signature(function).parameters.values()
-        ]
+        plain = [option.replace(annotation=_plain(option.annotation)) for option in options.values()]
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         run.__signature__ = inspect.Signature(plain)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in plain}
@@ -151,6 +153,22 @@ def command(*, goes_on: bool = False) -> Callable[[Callable[..., None]], Callabl
         return run
 
     return register
+
+
+def _flattened(function: Callable[..., None]) -> tuple[dict[str, Any], dict[str, inspect.Parameter]]:
+    """The groups among a command's parameters, and every option by name, those of groups included."""
+    known = annotations_of(function)
+    groups = {name: kind for name, kind in known.items() if dataclasses.is_dataclass(kind)}
+    options: dict[str, inspect.Parameter] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name not in groups:
+            options[parameter.name] = parameter.replace(annotation=known[parameter.name])
+            continue
+        kinds = annotations_of(groups[parameter.name])
+        for field in dataclasses.fields(groups[parameter.name]):
+            annotation, default = kinds[field.name], field.default
+            options[field.name] = parameter.replace(name=field.name, annotation=annotation, default=default)
+    return groups, options
 
 
 def wrote(*paths: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,13 +12,10 @@ from rich.table import Table
 from mechmem.cli.choices import EditWeights
 from mechmem.cli.commands import console, wrote
 from mechmem.cli.display import live_progress
-from mechmem.cli.studies import opened_study
+from mechmem.cli.studies import StudyOptions, opened_study
 from mechmem.data import bounds
 from mechmem.data.bounds import Amount, Count, Share, check_bounds
 from mechmem.data.errors import InputError
-
-if TYPE_CHECKING:
-    from mechmem.study.settings import StudySettings
 
 WHICH, TRAINING = "Which weights may change", "Training"
 Name = Annotated[str, typer.Option("--name", help="What to call it; it is written to OUT/edits/NAME.")]
@@ -78,12 +76,38 @@ def learning_rate(text: str) -> float | None:
         raise InputError(f"got {text!r} as --learning-rate; need a number or auto") from None
 
 
-def make(out: Path, study_settings: StudySettings, name: str, *, device: str | None, **values: Any) -> None:
+@dataclass(frozen=True)
+class EditOptions:
+    """Which weights an edit may change, and how they are trained."""
+
+    weights: Weights = "top"
+    mask: MaskFile = None
+    fraction: Fraction = 0.001
+    rate: Rate = "auto"
+    batch_size: BatchSize = None
+    weight_decay: Decay = None
+    max_norm: MaxNorm = None
+    keep_weight: KeepWeight = None
+    resume: Resume = False
+
+    def values(self) -> dict[str, Any]:
+        """These options as `EditSettings` takes them.
+
+        Raises:
+            InputError: a learning rate that is no number.
+        """
+        same = ("weights", "fraction", "batch_size", "weight_decay", "max_norm", "keep_weight")
+        mask = None if self.mask is None else str(self.mask)
+        return {name: getattr(self, name) for name in same} | {"mask": mask, "learning_rate": learning_rate(self.rate)}
+
+
+def make(options: StudyOptions, name: str, **values: Any) -> None:
     """Make an edit and say what it did, or that it did nothing."""
     # Refused before anything is loaded, scored or written.
     from mechmem.data.files import check_output
     from mechmem.study.edit_settings import EditSettings, check_edit_name
 
+    study_settings, out = options.settings(), options.out
     settings = EditSettings(**values, seed=study_settings.seed)
     check_edit_name(name)
     check_output(out / "edits" / name, "folder")
@@ -91,7 +115,7 @@ def make(out: Path, study_settings: StudySettings, name: str, *, device: str | N
         from mechmem.study.edit_making import check_files, edit_folder, make_edit
         from mechmem.study.edits import outcome
     check_files(settings)
-    study = opened_study(out, study_settings, device=device)
+    study = opened_study(out, study_settings, device=options.device)
 
     with live_progress() as progress:
         history = make_edit(

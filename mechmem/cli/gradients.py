@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mechmem.cli.commands import command, wrote
-from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
-from mechmem.cli.studies import print_findings, run_until, study_settings
+from mechmem.cli.studies import StudyOptions, print_findings
 
 
 @command(goes_on=True)
-def gradients(
-    model: StudyModel = None,
-    corpus: StudyCorpus = None,
-    out: Out = Path("study"),
-    seed: StudySeed = None,
-    limit: StudyLimit = None,
-    device: Device = None,
-    assignments: Set = None,
-) -> None:
+def gradients(study: StudyOptions) -> None:
     """Compute parameter gradients by component; writes OUT/gradients.nc.
 
     Stages that it needs run first.
     """
-    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-    print_findings(run_until(out, settings, "gradients", device=device))
-    wrote(out / "gradients.nc")
+    print_findings(study.run_until("gradients"))
+    wrote(study.out / "gradients.nc")

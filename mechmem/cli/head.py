@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,22 +10,15 @@ from rich.table import Table
 
 from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
-from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
-from mechmem.cli.studies import opened_study, study_settings
+from mechmem.cli.studies import StudyOptions, opened_study
 from mechmem.data.bounds import Count
 
 
 @command()
 def head(
+    options: StudyOptions,
     name: Annotated[str, typer.Argument(metavar="HEAD", help="A head such as L1H2, or all: the strongest.")] = "all",
     sample: Annotated[Count, typer.Option(help="Memorized paragraphs, and others, to look at.")] = 64,
-    device: Device = None,
-    model: StudyModel = None,
-    corpus: StudyCorpus = None,
-    out: Out = Path("study"),
-    seed: StudySeed = None,
-    limit: StudyLimit = None,
-    assignments: Set = None,
 ) -> None:
     """Report on one attention head: does it attend to rare tokens, and does it matter; writes OUT/head-HEAD.nc.
 
@@ -37,8 +29,8 @@ def head(
 
     if name != "all" and not re.fullmatch(r"L\d+H\d+", name):
         raise InputError(f"got the head {name!r}; need a name such as L1H2 (layer 1, head 2, both from zero), or all")
-    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-    study = opened_study(out, settings, device=device)
+    settings, out = options.settings(), options.out
+    study = opened_study(out, settings, device=options.device)
     with console.status("loading"):
         from mechmem.data.netcdf import save_netcdf
         from mechmem.localize.head_report import head_report

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mechmem.cli.commands import command, wrote
-from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
-from mechmem.cli.studies import print_findings, run_until, study_settings
+from mechmem.cli.studies import StudyOptions, print_findings
 
 
 @command(goes_on=True)
-def heads(
-    model: StudyModel = None,
-    corpus: StudyCorpus = None,
-    out: Out = Path("study"),
-    seed: StudySeed = None,
-    limit: StudyLimit = None,
-    device: Device = None,
-    assignments: Set = None,
-) -> None:
+def heads(study: StudyOptions) -> None:
     """Ablate heads and measure attention to rare tokens; writes OUT/heads.nc, rare.nc and attention.nc.
 
     Stages that it needs run first.
     """
-    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-    print_findings(run_until(out, settings, "attention", device=device))
-    wrote(out / "heads.nc", out / "rare.nc", out / "attention.nc")
+    print_findings(study.run_until("attention"))
+    wrote(study.out / "heads.nc", study.out / "rare.nc", study.out / "attention.nc")

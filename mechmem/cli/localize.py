@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,26 +10,19 @@ from rich.table import Table
 from mechmem.cli.choices import Localizer
 from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
-from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
-from mechmem.cli.studies import run_until, study_settings
+from mechmem.cli.studies import StudyOptions, run_until
 from mechmem.data.bounds import Count, Share
 
 
 @command()
 def localize(
+    options: StudyOptions,
     method: Annotated[Localizer, typer.Option(help="How to find the neurons.")] = "integrated",
     paragraph: Annotated[
         str | None, typer.Option(help="Id of one paragraph; by default memorized ones, one of each cluster.")
     ] = None,
     sample: Annotated[Count, typer.Option(help="Memorized paragraphs, and others, to compute it on.")] = 16,
     fraction: Annotated[Share, typer.Option(help="Share of the neurons that the mask holds.")] = 0.01,
-    device: Device = None,
-    model: StudyModel = None,
-    corpus: StudyCorpus = None,
-    out: Out = Path("study"),
-    seed: StudySeed = None,
-    limit: StudyLimit = None,
-    assignments: Set = None,
 ) -> None:
     """Find the MLP neurons that memorized paragraphs depend on most.
 
@@ -40,8 +32,8 @@ def localize(
     """
     from mechmem.data.errors import InputError
 
-    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
-    run_until(out, settings, "scan", device=device)
+    settings, out = options.settings(), options.out
+    run_until(out, settings, "scan", device=options.device)
     with console.status("loading"):
         import numpy as np
 
@@ -50,7 +42,7 @@ def localize(
         from mechmem.study.folder import StudyFolder
         from mechmem.weights.masks import Mask
 
-        study = StudyFolder(out, settings, device)
+        study = StudyFolder(out, settings, options.device)
     if paragraph is None:
         chosen = study.subset("memorized", sample, distinct=True)
     else:

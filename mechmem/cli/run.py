@@ -8,23 +8,16 @@ from typing import Annotated
 import typer
 
 from mechmem.cli.commands import command, console, wrote
-from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
-from mechmem.cli.studies import print_findings, run_until, study_settings
+from mechmem.cli.studies import StudyOptions, print_findings, run_until
 
 
 @command(goes_on=True)
 def run(
-    model: StudyModel = None,
-    corpus: StudyCorpus = None,
-    out: Out = Path("study"),
-    seed: StudySeed = None,
-    limit: StudyLimit = None,
-    device: Device = None,
+    study: StudyOptions,
     config: Annotated[
         Path | None,
         typer.Option(help="Settings from a TOML file (`mechmem config` prints one) or another study's study.json."),
     ] = None,
-    assignments: Set = None,
     full: Annotated[
         bool, typer.Option("--full", help="Larger samples and more edits: for reports, not for a first look.")
     ] = False,
@@ -35,19 +28,10 @@ def run(
     """
     from mechmem.study.manifest import missing_stages, read_manifest
 
-    settings = study_settings(
-        out,
-        model=model,
-        corpus=corpus,
-        seed=seed,
-        limit=limit,
-        assignments=assignments,
-        config=config,
-        full_size=full,
-    )
+    settings, out = study.settings(config=config, full_size=full), study.out
     manifest = read_manifest(out)
     if manifest is not None and not missing_stages(out, manifest):
         console.print(f"{out} holds this study, finished {manifest['finished']}; nothing to run", highlight=False)
-    manifest = run_until(out, settings, "report", device=device)
+    manifest = run_until(out, settings, "report", device=study.device)
     print_findings(manifest)
     wrote(out / "report.html")

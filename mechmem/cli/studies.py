@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,41 @@ from rich.table import Table
 
 from mechmem.cli.commands import console
 from mechmem.cli.display import watch_study
+from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
 
 if TYPE_CHECKING:
     from mechmem.study.folder import StudyFolder
     from mechmem.study.settings import StudySettings
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The options of commands that work in a study's folder."""
+
+    model: StudyModel = None
+    corpus: StudyCorpus = None
+    out: Out = Path("study")
+    seed: StudySeed = None
+    limit: StudyLimit = None
+    device: Device = None
+    assignments: Set = None
+
+    def settings(self, *, config: Path | None = None, full_size: bool = False) -> StudySettings:
+        """As `study_settings`."""
+        return study_settings(
+            self.out,
+            model=self.model,
+            corpus=self.corpus,
+            seed=self.seed,
+            limit=self.limit,
+            assignments=self.assignments,
+            config=config,
+            full_size=full_size,
+        )
+
+    def run_until(self, stage: str) -> dict[str, Any]:
+        """As `run_until`, with these settings."""
+        return run_until(self.out, self.settings(), stage, device=self.device)
 
 
 def study_settings(

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mechmem.cli.choices import UnlearnMethod
 from mechmem.cli.commands import command, wrote
-from mechmem.cli.editing import (
-    BatchSize,
-    Decay,
-    Fraction,
-    KeepWeight,
-    MaskFile,
-    MaxNorm,
-    Rate,
-    Resume,
-    Steps,
-    Weights,
-    learning_rate,
-    make,
-)
-from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
-from mechmem.cli.studies import print_findings, run_until, study_settings
+from mechmem.cli.editing import EditOptions, Steps, make
+from mechmem.cli.studies import StudyOptions, print_findings
 from mechmem.data.bounds import Amount
 from mechmem.data.errors import InputError
 from mechmem.study.edit_settings import EditSettings
@@ -32,6 +17,8 @@ from mechmem.study.edit_settings import EditSettings
 
 @command(goes_on=True)
 def unlearn(
+    study: StudyOptions,
+    options: EditOptions,
     name: Annotated[
         str | None, typer.Option(help="Make one edit in OUT/edits/NAME; without it, run the study's own edits.")
     ] = None,
@@ -40,46 +27,16 @@ def unlearn(
     keep_kl: Annotated[
         Amount | None, typer.Option(help="End before KL on kept text passes this, in nats per token.")
     ] = None,
-    device: Device = None,
-    model: StudyModel = None,
-    corpus: StudyCorpus = None,
-    out: Out = Path("study"),
-    seed: StudySeed = None,
-    limit: StudyLimit = None,
-    assignments: Set = None,
-    weights: Weights = "top",
-    mask: MaskFile = None,
-    fraction: Fraction = 0.001,
     steps: Steps = 100,
-    rate: Rate = "auto",
-    batch_size: BatchSize = None,
-    weight_decay: Decay = None,
-    max_norm: MaxNorm = None,
-    keep_weight: KeepWeight = None,
-    resume: Resume = False,  # noqa: ARG001
 ) -> None:
     """Remove memories and measure the cost; writes OUT/unlearn.nc and OUT/edited, or with --name OUT/edits/NAME."""
-    options = {
-        "method": method,
-        "weights": weights,
-        "mask": None if mask is None else str(mask),
-        "fraction": fraction,
-        "steps": steps,
-        "learning_rate": learning_rate(rate),
-        "batch_size": batch_size,
-        "weight_decay": weight_decay,
-        "max_norm": max_norm,
-        "keep_weight": keep_weight,
-        "target_em": target_em,
-        "keep_kl": keep_kl,
-    }
-    settings = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit, assignments=assignments)
+    values = {"method": method, "steps": steps, "target_em": target_em, "keep_kl": keep_kl} | options.values()
     if name is not None:
-        make(out, settings, name, device=device, **options)
+        make(study, name, **values)
         return
-    _check_unused(options)
-    print_findings(run_until(out, settings, "unlearn", device=device))
-    wrote(out / "unlearn.nc")
+    _check_unused(values)
+    print_findings(study.run_until("unlearn"))
+    wrote(study.out / "unlearn.nc")
 
 
 def _check_unused(options: dict[str, Any]) -> None:
