@@ -1,0 +1,14 @@
+"""The items of the study, in the order in which they are measured and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.items.sets import sets_item
+from mechmem.study.paper.rows import Finding
+
+# What measures each item; it raises NotPossibleError, with the reason in words, where the corpus does not allow it.
+ITEMS: dict[str, Callable[[PaperFolder], Finding]] = {
+    "sets": sets_item,
+}
