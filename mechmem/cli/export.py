@@ -21,7 +21,7 @@ def export(
     corpus: StudyCorpus = None,
     device: Device = None,
 ) -> None:
-    """Write an edited GPT-Neo as a Hugging Face folder with a model card; transformers loads it."""
+    """Write an edited model as a Hugging Face folder with a model card; transformers loads it."""
     study = opened_study(out, study_settings(out, model=model, corpus=corpus), device=device)
     from mechmem.study.edits import export_edit
 

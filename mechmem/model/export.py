@@ -1,4 +1,4 @@
-"""A GPT-Neo HookedTransformer back to a folder that transformers loads."""
+"""A GPT-Neo, GPT-2 or GPT-NeoX HookedTransformer back to a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from einops import rearrange
-from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import GPTNeoConfig
+from transformers import PreTrainedConfig
 
 from mechmem.data.errors import InputError
 from mechmem.data.files import check_output, foreign_entries, replacing
+from mechmem.model.architectures import ARCHITECTURES, hooked_settings
 from mechmem.model.checkpoint import all_finite
 from mechmem.model.config_file import read_settings
+from mechmem.model.exported_families import EXPORTED
 from mechmem.model.hooks import refuse_hooks
 from mechmem.model.load import HookedTransformer, Provenance
 from mechmem.model.public import public
@@ -34,25 +32,26 @@ def export(model: HookedTransformer, folder: str | Path, *, card: str | None = N
     embedding that is padded beyond the tokenizer is written with its padding.
 
     Args:
-        model: GPT-Neo with raw weights, such as `load_model` gives and the interventions return.
+        model: of one of the three families with raw weights, such as `load_model` gives and the interventions return.
         folder: where to write; new or empty.
         card: text of a `README.md` beside the weights, such as `edit_card` writes.
 
     Raises:
-        InputError: hooks on the model, another family, folded weights, a bias that GPT-Neo does not have, a weight
+        InputError: hooks on the model, another family, folded weights, a bias that the family does not have, a weight
             that is NaN or infinite, or a folder that has files in it or cannot be written. `check_exportable` says so
             before an edit. Nothing was written then.
     """
     check_exportable(model, folder)
     source = _source(model)
-    tensors = _neo_tensors(model)
+    family = EXPORTED[str(model.cfg.original_architecture)]
+    tensors = family.tensors(model)
     for name, tensor in tensors.items():
         if not all_finite(tensor):
             raise InputError(
                 f"'{name}' holds NaN or infinite weights, or some that float32 cannot hold; need finite ones: the edit "
                 "diverged, redo it"
             )
-    config = _config(model, source, tied="lm_head.weight" not in tensors)
+    config = _config(model, source, tied=family.unembedding not in tensors)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     # Where a link leads, its target is replaced and not the link.
     with replacing(Path(folder).resolve(), size=size) as temporary:
@@ -77,27 +76,43 @@ def check_exportable(model: HookedTransformer, folder: str | Path | None = None)
     """
     refuse_hooks(model, "export")
     source = _source(model)
-    if model.cfg.original_architecture != "GPTNeoForCausalLM":
+    family = EXPORTED.get(str(model.cfg.original_architecture))
+    if family is None:
         raise InputError(
-            f"the model's family is {model.cfg.original_architecture}; need GPTNeoForCausalLM, the only one that can "
-            "be exported: save other models as TransformerLens' state_dict"
+            f"the model's family is {model.cfg.original_architecture}; need one of {', '.join(EXPORTED)}, which can be "
+            "exported: save other models as TransformerLens' state_dict"
         )
     if model.cfg.normalization_type != "LN" or (source is not None and source.processing != "raw"):
         raise InputError(
             "the weights are folded, which cannot be undone: LayerNorm's own weights are gone; need raw ones: load "
             "with processing='raw', edit and export that"
         )
-    absent = ["unembed.b_U", *(f"blocks.{i}.attn.b_{x}" for i in range(model.cfg.n_layers) for x in "QKV")]
+    absent = ["unembed.b_U", *(f"blocks.{i}.{name}" for i in range(model.cfg.n_layers) for name in family.absent)]
     for name in absent:
         # Surplus ids have a bias here that keeps them from being chosen; it stays out of the checkpoint.
         parameter = model.get_parameter(name)
         if bool((parameter[: vocabulary(model)] if name == "unembed.b_U" else parameter).any()):
             raise InputError(
-                f"'{name}' is not zero and GPT-Neo has no such bias, so transformers could not compute the same; leave "
-                "this parameter out of the edit"
+                f"'{name}' is not zero and {family.title} has no such bias, so transformers could not compute the "
+                "same; leave this parameter out of the edit"
             )
+    _check_same_computation(model, family.title, _config(model, source, tied=True))
     if folder is not None:
         check_target(folder)
+
+
+def _check_same_computation(model: HookedTransformer, title: str, config: PreTrainedConfig) -> None:
+    """Refuse settings of a model that was built by hand, if the family has no such setting or another value of it."""
+    try:
+        wanted = hooked_settings(config)
+    except ValueError as error:
+        raise InputError(f"{title} cannot hold this model: {error}; need a model as load_model gives") from None
+    for name, value in wanted.items():
+        if getattr(model.cfg, name) != value:
+            raise InputError(
+                f"the model's {name} is {getattr(model.cfg, name)} and transformers' {title} of the same sizes has "
+                f"{value}; need a model as load_model gives"
+            )
 
 
 def check_target(folder: str | Path) -> None:
@@ -123,66 +138,24 @@ def _source(model: HookedTransformer) -> Provenance | None:
     return known if isinstance(known, Provenance) else None
 
 
-def _neo_tensors(model: HookedTransformer) -> dict[str, Float[Tensor, " ..."]]:
-    """The inverse of TransformerLens' `convert_neo_weights`."""
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    tensors = {
-        "transformer.wte.weight": state["embed.W_E"],
-        "transformer.wpe.weight": state["pos_embed.W_pos"],
-        "transformer.ln_f.weight": state["ln_final.w"],
-        "transformer.ln_f.bias": state["ln_final.b"],
-    }
-    if not torch.equal(state["unembed.W_U"].T, state["embed.W_E"]):
-        tensors["lm_head.weight"] = state["unembed.W_U"].T
-    for layer in range(model.cfg.n_layers):
-        block = {n.removeprefix(f"blocks.{layer}."): t for n, t in state.items() if n.startswith(f"blocks.{layer}.")}
-        tensors |= {f"transformer.h.{layer}.{name}": tensor for name, tensor in _neo_layer(block).items()}
-    return {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
-
-
-def _neo_layer(block: dict[str, Float[Tensor, " ..."]]) -> dict[str, Float[Tensor, " ..."]]:
-    tensors = {
-        f"attn.attention.{letter.lower()}_proj.weight": rearrange(
-            block[f"attn.W_{letter}"], "head d_model d_head -> (head d_head) d_model"
-        )
-        for letter in "QKV"
-    }
-    tensors["attn.attention.out_proj.weight"] = rearrange(
-        block["attn.W_O"], "head d_head d_model -> d_model (head d_head)"
-    )
-    tensors["attn.attention.out_proj.bias"] = block["attn.b_O"]
-    for theirs, ours in {"ln_1": "ln1", "ln_2": "ln2"}.items():
-        tensors |= {f"{theirs}.weight": block[f"{ours}.w"], f"{theirs}.bias": block[f"{ours}.b"]}
-    for theirs, ours in {"c_fc": "in", "c_proj": "out"}.items():
-        tensors |= {f"mlp.{theirs}.weight": block[f"mlp.W_{ours}"].T, f"mlp.{theirs}.bias": block[f"mlp.b_{ours}"]}
-    return tensors
-
-
-def _config(model: HookedTransformer, source: Provenance | None, *, tied: bool) -> GPTNeoConfig:
+def _config(model: HookedTransformer, source: Provenance | None, *, tied: bool) -> PreTrainedConfig:
     """The source's configuration, with everything the model knows itself written anew."""
-    cfg = model.cfg
+    written = EXPORTED[str(model.cfg.original_architecture)]
     settings: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
     if source is not None and source.folder is not None and (source.folder / "config.json").is_file():
         family, found = read_settings(source.folder)
-        settings = found if family == "gpt_neo" else settings
-    return GPTNeoConfig.from_dict(
-        settings
+        settings = found if family == written.family else settings
+    kept = {name: value for name, value in settings.items() if name not in written.replaced}
+    architecture = ARCHITECTURES[written.family]
+    return architecture.config_class.from_dict(
+        kept
         | {
-            "architectures": ["GPTNeoForCausalLM"],
+            "architectures": [architecture.causal_class],
             "dtype": "float32",
-            "vocab_size": cfg.d_vocab,
-            "max_position_embeddings": cfg.n_ctx,
-            "hidden_size": cfg.d_model,
-            "num_layers": cfg.n_layers,
-            "num_heads": cfg.n_heads,
-            "intermediate_size": cfg.d_mlp,
-            "attention_types": [[list(cfg.attn_types or []), 1]],
-            "attention_layers": list(cfg.attn_types or []),
-            "window_size": cfg.window_size,
-            "activation_function": cfg.act_fn,
-            "layer_norm_epsilon": cfg.eps,
+            "vocab_size": model.cfg.d_vocab,
             "tie_word_embeddings": tied,
         }
+        | written.settings(model, settings)
     )
 
 

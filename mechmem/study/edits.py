@@ -14,7 +14,6 @@ from mechmem.intervene.attack import AttackSizes, attack
 from mechmem.intervene.card import edit_card
 from mechmem.intervene.evaluate import evaluate
 from mechmem.model.export import check_exportable, check_target, export
-from mechmem.model.load import HookedTransformer
 from mechmem.study.edit_making import edit_folder
 from mechmem.study.folder import StudyFolder
 from mechmem.study.saved_edit import SavedEdit
@@ -96,15 +95,6 @@ def export_edit(study: StudyFolder, name: str, out: str | Path) -> None:
         study.model, edited, saved.targets, settings=saved.settings, history=saved.history, costs=saved.costs
     )
     export(edited, out, card=card)
-
-
-def cannot_export(model: HookedTransformer) -> str | None:
-    """Why edits of a model cannot be exported, or None if they can."""
-    try:
-        check_exportable(model)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 def can_attack(study: StudyFolder, saved: SavedEdit) -> bool:

@@ -22,7 +22,6 @@ from mechmem.model.load import provenance
 from mechmem.report.study_report import write_report
 from mechmem.study.config import described
 from mechmem.study.damage import prepare
-from mechmem.study.edits import cannot_export
 from mechmem.study.folder import StudyFolder
 from mechmem.study.manifest import (
     FORMAT,
@@ -91,8 +90,7 @@ def run_study(
 
     Returns:
         What `study.json` holds: model, corpus, settings, versions; `findings`, a sentence for each stage; `timings`,
-        seconds, CPU seconds and peak memory (MB) of each stage; `skipped`, why a stage, or the export of
-        the first edit, was left out.
+        seconds, CPU seconds and peak memory (MB) of each stage; `skipped`, why a stage was left out.
 
     Raises:
         InputError: the folder holds another study or other files, another process works in it, it cannot be written,
@@ -141,19 +139,8 @@ def _run_missing(
     missing = missing_stages(study.folder, manifest, until)
     for stage, files in prepare(study.folder, study.settings, missing).items():
         reporter.say(stage, f"computing it again, since {', '.join(files)} was damaged or changed after it was written")
-    if any(stage.name == "unlearn" for stage in missing):
-        _say_what_cannot_be_exported(study, manifest, reporter)
     for stage in missing:
         _run_stage(study, stage, manifest, reporter)
-
-
-def _say_what_cannot_be_exported(study: StudyFolder, manifest: dict[str, Any], reporter: _Reporter) -> None:
-    """At the beginning and not after an hour of unlearning, which goes on without the export."""
-    reason = cannot_export(study.model)
-    if reason is not None:
-        manifest["skipped"]["export"] = reason
-        write_manifest(study.folder, manifest)
-        reporter.say("unlearn", f"the edited model will not be exported: {reason}")
 
 
 def _run_stage(study: StudyFolder, stage: Stage, manifest: dict[str, Any], reporter: _Reporter) -> None:

@@ -98,7 +98,7 @@ class StudySettings:
         evaluated: paragraphs in the keep set and in every other set that an edit is evaluated on.
         edits: what to try, each as "METHOD WEIGHTS" or "METHOD WEIGHTS RATE". WEIGHTS is all, top (largest gradient),
             fisher or random; RATE is a learning rate or auto. Without a rate, the bundled model uses rates chosen for
-            it, and for other models a rate is searched. The first edit is exported if the model is a GPT-Neo.
+            it, and for other models a rate is searched. The first edit is exported.
         fraction: share of the attention and MLP weights that a sparse edit may change.
         steps: most updates of an edit.
         target_em: an edit stops when the targets' mean EM, in tokens, is as low as this.

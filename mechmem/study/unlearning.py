@@ -13,7 +13,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters, reduce_by_component
 from mechmem.study.edit_making import make_edit
 from mechmem.study.edit_settings import EditSettings
-from mechmem.study.edits import attack_edit, cannot_export, evaluate_edit, export_edit
+from mechmem.study.edits import attack_edit, evaluate_edit, export_edit
 from mechmem.study.folder import StudyFolder
 from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.sets import TARGETS
@@ -30,7 +30,7 @@ def unlearn_stage(study: StudyFolder) -> str:
     2. The keep set and the `other` that is evaluated are halved by cluster as well.
     3. The edits have the same targets, keep set and stopping rule; they differ in method and in which weights may
        change. An edit that is in its folder already is not made again.
-    4. The first is exported, if the model can be.
+    4. The first is exported.
     """
     planned = study.settings.planned_edits()
     titles = [edit.title(study.settings.fraction) for edit in planned]
@@ -43,9 +43,8 @@ def unlearn_stage(study: StudyFolder) -> str:
         if study.edits[edit.name].costs is None:
             evaluate_edit(study, edit.name, progress=parts[f"evaluating {title}"])
     edits = {title: study.edits[edit.name] for edit, title in zip(planned, titles, strict=True)}
-    if cannot_export(study.model) is None:
-        shutil.rmtree(study.folder / "edited", ignore_errors=True)
-        export_edit(study, planned[0].name, study.folder / "edited")
+    shutil.rmtree(study.folder / "edited", ignore_errors=True)
+    export_edit(study, planned[0].name, study.folder / "edited")
     result = removal_results(study.model, edits)
     study.save(result, "unlearn.nc")
     before, after = (float(result.em.sel(set=TARGETS, edit=name)) for name in (ORIGINAL, titles[0]))

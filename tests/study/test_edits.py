@@ -145,8 +145,8 @@ def test_what_cannot_be_exported_is_refused_before_the_edit_is_applied(run, tmp_
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists and is not empty"):
         export_edit(run, "forget", tmp_path)
-    monkeypatch.setattr(run.model.cfg, "original_architecture", "GPT2LMHeadModel")
-    with pytest.raises(InputError, match="family is GPT2LMHeadModel; need GPTNeoForCausalLM"):
+    monkeypatch.setattr(run.model.cfg, "original_architecture", "LlamaForCausalLM")
+    with pytest.raises(InputError, match="family is LlamaForCausalLM; need one of GPTNeoForCausalLM"):
         export_edit(run, "forget", tmp_path / "new")
 
 

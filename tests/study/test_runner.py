@@ -220,7 +220,7 @@ def test_a_corpus_that_was_not_memorized_still_gives_a_report_and_says_what_is_l
     assert any((one.finding or "").startswith("left out: the corpus has fewer than two clusters") for one in news)
 
 
-def test_another_family_without_a_tokenizer_goes_through_every_stage_but_export(tmp_path):
+def test_another_family_without_a_tokenizer_goes_through_every_stage(tmp_path):
     """A random Pythia is made to have memorized: some paragraphs are its own greedy continuations."""
     import torch
     import transformers
@@ -241,11 +241,10 @@ def test_another_family_without_a_tokenizer_goes_through_every_stage_but_export(
     news: list[StageNews] = []
     with pytest.warns(UserWarning, match="tokenizer"):
         manifest = run_study(tmp_path / "s", settings, watch=news.append)
-    assert news[0].stage == "unlearn" and news[0].finding is not None and news[0].whole == 0
-    assert "will not be exported: the model's family is GPTNeoXForCausalLM; need GPTNeo" in news[0].finding
-    assert list(manifest["skipped"]) == ["export"] and manifest["skipped"]["export"] in news[0].finding
+    assert manifest["skipped"] == {}
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    assert names == {"study.json", "paragraphs.parquet", "edits", "report.html", "SHA256SUMS", *NUMBERS}
+    assert names == {"study.json", "paragraphs.parquet", "edits", "edited", "report.html", "SHA256SUMS", *NUMBERS}
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "s/edited").config.model_type == "gpt_neox"
     result = xr.load_dataset(tmp_path / "s" / "unlearn.nc", engine="h5netcdf")
     assert float(result.em.sel(edit="original", set="targets")) == 50.0
 
