@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mechmem.data.checksums import damaged
 from mechmem.data.errors import InputError
 from mechmem.data.files import check_output, foreign_entries, remove_partials, replacing
 from mechmem.data.folder_lock import only_writer
@@ -25,6 +26,7 @@ from mechmem.study.manifest import now
 from mechmem.study.paper.folder import NotPossibleError, PaperFolder
 from mechmem.study.paper.inputs import read_sets
 from mechmem.study.paper.items import ITEMS
+from mechmem.study.paper.page import PAGE, write_paper_page
 from mechmem.study.paper.settings import PaperSettings
 from mechmem.study.runner import PACKAGES
 
@@ -67,8 +69,13 @@ def run_paper(
         for name, measure in ITEMS.items():
             if not paper.done(name):
                 said = _measure(paper, name, measure, manifest)
+                (folder / PAGE).unlink(missing_ok=True)
                 if told is not None:
                     told(name, said)
+        if not (folder / PAGE).is_file() or PAGE in damaged(folder):
+            problem = write_paper_page(paper)
+            if told is not None:
+                told("page", problem or "written, with one SVG file of each figure")
     return paper
 
 
