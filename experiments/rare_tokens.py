@@ -10,6 +10,7 @@ clusters and measured on the other. Spearman, Kendall and Pearson (with log(1 + 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,18 +20,27 @@ import xarray as xr
 from inputs import Inputs, open_inputs, token_counts, token_texts
 from outputs import save
 from samples import by_em
-from scipy.stats import kendalltau, pearsonr, spearmanr
 
 import mechmem as mm
 from mechmem.data.bounds import Count, Seed
-from mechmem.localize.heads import head_patterns
+from mechmem.localize.token_attention import (
+    COEFFICIENTS,
+    attention_at_continuation,
+    by_token,
+    elsewhere,
+    token_correlation,
+)
 from mechmem.model.load import HookedTransformer
 from mechmem.report.heatmaps import head_heatmap
 from mechmem.report.theme import COLOURS, empty_figure, plotly_text
 from mechmem.study.stages import top_heads
 
-COEFFICIENTS = {"spearman": spearmanr, "kendall": kendalltau, "pearson": pearsonr}
 TABLE = ["excess", "p_value", "spearman", "kendall", "pearson"]
+
+
+def correlations(tokens: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Every coefficient between a token's mean value and its corpus count, over distinct tokens, [coefficient]."""
+    return np.array([token_correlation(tokens, values, counts, cast(Any, name)) for name in COEFFICIENTS])
 
 
 @dataclass(frozen=True)
@@ -52,21 +62,6 @@ class Settings(Inputs):
     permutations: Count = 1000
     resamples: Count = 300
     out: Path = Path("results/rare_tokens")
-
-
-def by_token(tokens: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct tokens, in how many places each stands, and the mean of `values` over these places."""
-    types, member = np.unique(tokens, return_inverse=True)
-    places = np.bincount(member.ravel())
-    return types, places, np.bincount(member.ravel(), values.ravel()) / places
-
-
-def correlations(tokens: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Every coefficient between a token's mean value and its corpus count, over distinct tokens, [coefficient]."""
-    types, _, mean = by_token(tokens, values)
-    # The logarithm changes Pearson's coefficient alone: ranks stay.
-    frequency = np.log1p(counts[types])
-    return np.array([float(function(mean, frequency)[0]) for function in COEFFICIENTS.values()])
 
 
 def scatter(result: xr.Dataset) -> go.Figure:
@@ -121,15 +116,13 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     ]
     half = len(paragraphs) // 2
     searched, measured = paragraphs.select(range(half)), paragraphs.select(range(half, len(paragraphs)))
-    counts, query = token_counts(settings, model, shipped), paragraphs.prefix_len
+    counts = token_counts(settings, model, shipped)
     rare = mm.rare_token_attention(
         model, searched, torch.as_tensor(counts), permutations=settings.permutations, seed=settings.seed
     )
     layer, head = top_heads(rare.excess, 1)[0]
-    pattern = head_patterns(model, measured.tokens[:, : query + 1], [(layer, head)])
-    attention = pattern[:, 0, query, :query].double().numpy()  # [paragraph, key_pos]
-    # What the other paragraphs give to the same position, without the paragraph's own share.
-    expected = (attention.sum(0) - attention) / (len(attention) - 1)
+    attention = attention_at_continuation(model, measured, [(layer, head)])[:, 0]  # [paragraph, key_pos]
+    expected = elsewhere(attention)
     tokens = measured.prefix.numpy()
     quantities = {"attention": attention, "expected": expected, "excess": attention - expected}
     found = np.array([correlations(tokens, values, counts) for values in quantities.values()])

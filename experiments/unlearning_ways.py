@@ -1,18 +1,12 @@
 """The rows of the unlearning leaderboard: methods, masks and controls, and the paper's own recipe."""
 
-import copy
 import time
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
-from torch.nn import functional
-
 import mechmem as mm
-from mechmem.model.forward import continuation_logits
-from mechmem.model.hooks import frozen
+from mechmem.intervene.published_recipe import Recipe, published_recipe
 from mechmem.model.load import HookedTransformer
-from mechmem.model.sites import editable_parameters
 
 Sets = dict[str, mm.Paragraphs]
 
@@ -83,7 +77,9 @@ def run(
     common: dict[str, Any] = {"mask": mask, "training": training, "seed": seed}
     started = time.perf_counter()
     if row.method.startswith("recipe"):
-        edited, steps = recipe(model, sets, mask, everywhere=row.method != "recipe"), 10
+        recipe = Recipe(decay_everywhere=row.method != "recipe")
+        edited = published_recipe(model, sets["targets"], sets["keep"], mask=mask, recipe=recipe)
+        steps = recipe.steps
     elif row.method == "edit":
         clean, corrupt = rewritten(model, sets["targets"], seed)
         # `edit` ends by itself when the model produces the new text; EM of the old text is then near zero.
@@ -106,44 +102,3 @@ def run(
 def rewritten(model: HookedTransformer, targets: mm.Paragraphs, seed: int) -> tuple[mm.Paragraphs, mm.Paragraphs]:
     """Targets, and the same prefixes with the model's continuation after the worst single-token perturbation."""
     return mm.worst_perturbations(model, targets, mm.perturb_prefix(model, targets, seed=seed))
-
-
-def recipe(model: HookedTransformer, sets: Sets, mask: mm.Mask | None, *, everywhere: bool) -> HookedTransformer:
-    """Ten steps of Adam, rate 1e-5, coupled weight decay 1.0; the paper's code also decays unmasked weights."""
-
-    def adam(values: list[torch.Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(values, lr=1e-5, weight_decay=1.0)
-
-    if not everywhere:
-        return mm.unlearn(
-            model,
-            sets["targets"],
-            sets["keep"],
-            method="contrastive",
-            mask=mask,
-            training=mm.Training(steps=10, batch_size=64, optimizer=adam),
-            stop=mm.Stop(),
-        )[0]
-    assert mask is not None
-    edited = copy.deepcopy(model)
-    parameters = editable_parameters(edited)
-    allowed = {name: torch.zeros(parameter.numel()) for name, parameter in parameters.items()}
-    for name, index in mask.indices.items():
-        allowed[name][index] = 1
-    optimizer = adam(list(parameters.values()))
-    columns = sets["keep"].prefix_len
-    with torch.no_grad():
-        reference = continuation_logits(model, sets["keep"].tokens, columns).log_softmax(-1)
-    with frozen(edited):
-        for _ in range(10):
-            for parameter in parameters.values():
-                parameter.requires_grad_()
-            logits = continuation_logits(edited, sets["targets"].tokens, columns)
-            nll = functional.cross_entropy(logits.flatten(0, 1), sets["targets"].continuation.flatten())
-            held = continuation_logits(edited, sets["keep"].tokens, columns).log_softmax(-1)
-            kl = functional.kl_div(held, reference, log_target=True, reduction="none").sum(-1).mean()
-            gradients = torch.autograd.grad(kl - nll, list(parameters.values()))
-            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-                parameter.grad = gradient * allowed[name].view(gradient.shape)
-            optimizer.step()
-    return edited
