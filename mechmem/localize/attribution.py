@@ -19,9 +19,9 @@ from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.data.ranking import largest, share_of
-from mechmem.localize.metrics import Metric, MetricName, Scored, metric_name, metric_of
-from mechmem.localize.patch_effects import EffectOptions, check_options, effect_array, grid_of
-from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs
+from mechmem.localize.metrics import Metric, MetricName, Scored, kl, metric_name, metric_of
+from mechmem.localize.patch_effects import EffectOptions, Positions, check_options, effect_array, grid_of
+from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs, check_perturbed
 from mechmem.model.activation_sites import Site, site_of
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import residual_before, unembed_columns
@@ -38,10 +38,12 @@ STEPS = 5
 class AttributeOptions(EffectOptions, total=False):
     """What `attribute` takes beside its main arguments.
 
+    pos: as `patch`; for "all", to first order, the sum over positions.
     steps: of "integrated" alone: points between base and source, at the middles of as many equal parts; None: 5.
     batch_size: pairs of one forward and backward; None: chosen for the machine.
     """
 
+    pos: Positions
     steps: Count | None
     batch_size: Count | None
 
@@ -73,11 +75,11 @@ def attribute(
         corrupt: as `patch`.
         site: as `patch`.
         direction: as `patch`.
-        metric: as `patch`; it needs a gradient, which `em` has not.
+        metric: as `patch`; it needs a gradient, which `em` has not, nor `kl` at the base run.
         method: which gradient.
         normalize: as `patch`.
         progress: called with (pairs done, pairs).
-        **options: scored, groups, average, steps, batch_size, see `AttributeOptions`.
+        **options: pos, scored, groups, average, steps, batch_size, see `AttributeOptions`.
 
     Returns:
         DataArray of the shape, unit and sign of `patch`.
@@ -90,20 +92,27 @@ def attribute(
     scored, metric = options.get("scored", "continuation"), metric_of(metric)
     site = site_of(model, site)
     pairs = check_pairs(model, clean, corrupt, direction, scored)
-    grid = grid_of(model, site, clean.tokens.shape[1], options.get("groups"))
+    pos = options.get("pos", "each")
+    check_perturbed(clean, corrupt, pos)
+    grid = grid_of(model, site, clean.tokens.shape[1], options.get("groups"), pos)
     points, attrs = _points(method, options.get("steps"))
+    if metric is kl and method == "gradient":
+        raise InputError(
+            "the gradient of kl is zero at the unpatched run, whatever is patched; use method='integrated', or another "
+            "metric: nll for example"
+        )
     size = chosen_batch_size(options.get("batch_size"), model.W_E.device, 4)
     parts, ends = [], []
     with frozen(model), fast_float32(model.W_E.device):
         for rows in batches(len(clean), size, progress):
             found, both = _batch(model, pairs.select(rows), site, metric, points)
-            parts.append(_cells(found, site, grid.groups))
+            parts.append(_at(_cells(found, site, grid.groups), pairs.select(rows), pos))
             ends.append(both)
     effects = np.concatenate(parts, 0)
     if not np.isfinite(effects).all():
         raise NotFiniteError("a gradient is not finite; look at the weights and the metric")
     both, average = np.concatenate(ends, 1), options.get("average", True)
-    attrs |= {"scored": str(scored), "pos": "each"}
+    attrs |= {"scored": str(scored), "pos": pos}
     return effect_array(effects, both, pairs, grid, metric, attrs, normalize=normalize, average=average)
 
 
@@ -185,6 +194,18 @@ def _cells(found: dict[int, Tensor], site: str, groups: Tensor) -> Float[np.ndar
             cell = reduce(product, "pair pos d_model -> pair 1 pos", "sum")
         rows.append(cell.double().cpu().numpy())
     return np.stack(rows, 1)
+
+
+def _at(
+    cells: Float[np.ndarray, "pair layer part pos"], pairs: Pairs, pos: Positions
+) -> Float[np.ndarray, "pair layer part place"]:
+    """The cells that `pos` asks for: all, the one at each pair's perturbed token, or the sum over positions."""
+    if pos == "each":
+        return cells
+    if pos == "all":
+        return cells.sum(-1, keepdims=True)
+    perturbed = (pairs.clean != pairs.corrupt).long().argmax(-1).cpu().numpy()
+    return np.take_along_axis(cells, perturbed[:, None, None, None], -1)
 
 
 @checked

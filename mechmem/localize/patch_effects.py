@@ -19,7 +19,7 @@ from mechmem.localize.patch_pairs import Direction, Pairs, ScoredAt
 from mechmem.model.lean.trace import HEAD_SITES, NEURON_SITES
 from mechmem.model.load import HookedTransformer
 
-Positions = Literal["each", "all"]
+Positions = Literal["each", "perturbed", "all"]
 GROUPS = 16
 
 
@@ -65,9 +65,9 @@ class Grid:
     Attributes:
         site: of every cell.
         parts: heads or groups of a layer; 1 where the site has neither.
-        positions: 1 where all positions are replaced together.
+        positions: 1 where a pair has one position, or all together.
         groups: the group of each neuron.
-        each: whether every position is a cell of its own.
+        pos: "each": every position is a cell of its own; "perturbed": each pair has one; "all": all together.
     """
 
     site: str
@@ -75,7 +75,12 @@ class Grid:
     parts: int
     positions: int
     groups: Int[Tensor, " d_mlp"]
-    each: bool
+    pos: Positions
+
+    @property
+    def each(self) -> bool:
+        """Whether every position is a cell of its own."""
+        return self.pos == "each"
 
     @property
     def dims(self) -> list[str]:
@@ -109,7 +114,7 @@ class Grid:
         return cells.transpose(*self.dims).values.reshape(whole)
 
 
-def grid_of(model: HookedTransformer, site: str, length: int, groups: int | None, pos: str = "each") -> Grid:
+def grid_of(model: HookedTransformer, site: str, length: int, groups: int | None, pos: Positions = "each") -> Grid:
     """The cells that a site has.
 
     Raises:
@@ -124,7 +129,7 @@ def grid_of(model: HookedTransformer, site: str, length: int, groups: int | None
         raise InputError(f"got groups {groups}; need 1 to {model.cfg.d_mlp}, the neurons of a layer")
     parts = model.cfg.n_heads if site in HEAD_SITES else count if site in NEURON_SITES else 1
     group = torch.arange(neurons) * count // neurons
-    return Grid(site, model.cfg.n_layers, parts, length if pos == "each" else 1, group, pos == "each")
+    return Grid(site, model.cfg.n_layers, parts, length if pos == "each" else 1, group, pos)
 
 
 def check_metric(metric: Metric, base: Float[np.ndarray, " pair"], source: Float[np.ndarray, " pair"]) -> None:

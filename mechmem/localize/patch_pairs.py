@@ -14,6 +14,7 @@ from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.metrics import columns_of
+from mechmem.measure.worst_pairs import compare_pairs
 from mechmem.model.forward import check_fit
 from mechmem.model.lean.weights import unsupported
 from mechmem.model.load import HookedTransformer
@@ -92,6 +93,16 @@ def check_pairs(
     _check_scored(clean, corrupt, scored)
     columns = columns_of(clean.tokens, corrupt.tokens, clean.prefix_len, scored)
     return Pairs(clean.tokens, corrupt.tokens, columns, direction, clean.ids)
+
+
+def check_perturbed(clean: Paragraphs, corrupt: Paragraphs, pos: str) -> None:
+    """Refuse pairs without a perturbed token where that is what is patched.
+
+    Raises:
+        InputError: `pos` is "perturbed", and a pair's prefixes do not differ in exactly one token.
+    """
+    if pos == "perturbed":
+        compare_pairs(clean, corrupt)
 
 
 def _check_scored(clean: Paragraphs, corrupt: Paragraphs, scored: ScoredAt) -> None:

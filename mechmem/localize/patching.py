@@ -15,7 +15,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.localize.metrics import Metric, MetricName, metric_of
 from mechmem.localize.patch_effects import Grid, PatchOptions, Positions, check_options, effect_array, grid_of
-from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs
+from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs, check_perturbed
 from mechmem.localize.patch_scores import PatchScores
 from mechmem.localize.patched_streams import ALWAYS, NEEDED, Cells, entry, entry_everywhere
 from mechmem.model.activation_sites import Site, site_of
@@ -62,7 +62,8 @@ def patch(
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out (one cell per position); q, k, v, z, pattern (one per
             head and position; of a pattern the row of the query at that position); mlp_post (one per group of neurons
             and position). TransformerLens' names (hook_z, attn.hook_z) are known too.
-        pos: "each": every position is a cell of its own; "all": all positions of a head (group, stream) together.
+        pos: "each": every position is a cell of its own; "perturbed": of each pair the one prefix token that differs,
+            the study's choice; "all": all positions of a head (group, stream) together.
         direction: which run is patched.
         metric: of the scored columns' logits: the name of one of `metrics`, or a function like these; targets are the
             clean tokens in both directions.
@@ -72,13 +73,14 @@ def patch(
         **options: scored, cells, groups, average, see `PatchOptions`.
 
     Returns:
-        DataArray [layer, head | group, pos] (without the middle one for streams, without pos for pos="all") of
+        DataArray [layer, head | group, pos] (without the middle one for streams, with pos for pos="each" alone) of
         metric(patched run) minus metric(base run), in the metric's unit: for NLL and noising above zero: the cell
         carries what makes the clean text likely; for denoising below zero. `attrs` hold the mean metric of both runs,
         and what higher means.
 
     Raises:
-        InputError: pairs of unequal length or that are equal, a site that the model does not have, positions that
+        InputError: pairs of unequal length or that are equal, a pair without a single perturbed token where `pos` needs
+            it, a site that the model does not have, positions that
             cannot be scored, `cells` of another shape, an unknown metric, one that is the same for both runs or not a
             number, or a model with hooks on it.
     """
@@ -86,6 +88,7 @@ def patch(
     scored, metric = options.get("scored", "continuation"), metric_of(metric)
     site = site_of(model, site)
     pairs = check_pairs(model, clean, corrupt, direction, scored)
+    check_perturbed(clean, corrupt, pos)
     grid = grid_of(model, site, clean.tokens.shape[1], options.get("groups"), pos)
     effects, ends = _effects(LeanModel(model), pairs, grid, metric, grid.chosen(options.get("cells")), progress)
     average = options.get("average", True)
@@ -119,7 +122,8 @@ def _effects(
             effects[chosen][:, need] = 0.0
             limits = first_different[chosen].numpy(), last[chosen].numpy()
             for batch in _batches(limits, need, device, AT_ONCE.get(device.type, OTHERWISE), each=grid.each):
-                row = (first + batch.pair.cpu()).numpy(), batch.layer, batch.part.cpu().numpy(), batch.pos.cpu().numpy()
+                pos = batch.pos.cpu().numpy() if grid.each else np.zeros(len(batch.pos), dtype=int)
+                row = (first + batch.pair.cpu()).numpy(), batch.layer, batch.part.cpu().numpy(), pos
                 effects[row] = (runs.measure(batch) - ends[-1][0, batch.pair]).double().cpu().numpy()
                 done += len(batch.pair)
                 if report is not None:
@@ -145,7 +149,7 @@ class _Runs:
 
     def measure(self, cells: Cells) -> Float[Tensor, " row"]:
         """The metric of the patched runs."""
-        replaced = entry if self._grid.each else entry_everywhere
+        replaced = entry_everywhere if self._grid.pos == "all" else entry
         residual, layer = replaced(self._lean, self._grid.site, self._base, self._source, cells, self._groups)
         start = max(cells.start, self._first)
         final = resume(self._lean, residual, layer, cells.start, self._base, cells.pair, start)
@@ -167,7 +171,7 @@ def _batches(
         need: which cells.
         device: where the indices go.
         at_once: positions of all rows.
-        each: whether a cell is one position; otherwise all of a pair's positions are replaced together.
+        each: whether every position is a cell; otherwise a pair has one, which begins at its first different position.
     """
     begin, end = limits
     stop = int(end.max()) + 1
@@ -175,7 +179,7 @@ def _batches(
         part, pos = np.nonzero(need[layer])
         pair = np.repeat(np.arange(len(begin)), len(part))
         part, pos = np.tile(part, len(begin)), np.tile(pos, len(begin))
-        # Replaced together, positions before the first different one are the base run's.
+        # Before the first different position the runs are one; the only token perturbed is that position itself.
         pos = pos if each else begin[pair]
         inside = (pos >= begin[pair]) & (pos <= end[pair])
         # Neighbouring positions go together: a forward begins at the first of them.
@@ -185,7 +189,6 @@ def _batches(
         while first < len(pos):
             start = int(pos[first])
             rows = slice(first, first + max(1, at_once // (stop - start)))
-            place = pos if each else np.zeros_like(pos)
-            chosen = (torch.from_numpy(x[rows]).to(device) for x in (pair, part, place))
+            chosen = (torch.from_numpy(x[rows]).to(device) for x in (pair, part, pos))
             yield Cells(layer, start, stop, *chosen)
             first = rows.stop

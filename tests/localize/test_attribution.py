@@ -71,6 +71,33 @@ def test_it_is_the_slope_of_a_small_patch(tiny_model, pairs, site, direction):
     assert not any(point.fwd_hooks or point.bwd_hooks for point in tiny_model.hook_dict.values())
 
 
+@pytest.mark.parametrize("site", ["z", "resid_pre", "mlp_post"])
+def test_one_position_of_a_pair_and_all_together(tiny_model, site):
+    clean = Paragraphs(torch.randint(0, 61, (2, 14), generator=torch.Generator().manual_seed(17)), 8)
+    changed = clean.tokens.clone()
+    changed[[0, 1], [3, 6]] += 1
+    changed[:, 9] += 2
+    corrupt = Paragraphs(changed % 61, 8)
+    whole = attribute(tiny_model, clean, corrupt, site=site, average=False)
+    one = attribute(tiny_model, clean, corrupt, site=site, average=False, pos="perturbed", batch_size=1)
+    np.testing.assert_allclose(one, np.stack([whole.values[0, ..., 3], whole.values[1, ..., 6]]), atol=1e-6)
+    together = attribute(tiny_model, clean, corrupt, site=site, average=False, pos="all")
+    np.testing.assert_allclose(together, whole.sum("pos"), atol=1e-5)
+    assert "pos" not in together.dims and (one.attrs["pos"], together.attrs["pos"]) == ("perturbed", "all")
+    # What it gives is what `patch` takes.
+    patch(tiny_model, clean, corrupt, site=site, pos="perturbed", cells=top_cells(one, 0.1))
+    with pytest.raises(InputError, match="got pair 0 with 0 prefix tokens that differ"):
+        attribute(
+            tiny_model, clean, clean.replace_tokens((clean.tokens + torch.eye(14).long()[9]) % 61), pos="perturbed"
+        )
+
+
+def test_the_slope_of_kl_is_nothing_at_the_unpatched_run(tiny_model, pairs):
+    with pytest.raises(InputError, match="the gradient of kl is zero at the unpatched run, whatever is patched"):
+        attribute(tiny_model, *pairs, metric="kl")
+    assert abs(attribute(tiny_model, *pairs, metric="kl", method="integrated")).max() > 0
+
+
 def test_integrated_gradients_of_the_first_stream_add_up_to_the_whole_difference(tiny_model, pairs):
     """Completeness: along the embeddings' path, the parts sum to what replacing everything does."""
     for row in range(3):

@@ -156,6 +156,30 @@ def test_cells_without_positions_choose_heads(tiny_model, pairs):
         patch(tiny_model, *pairs, cells=need)
 
 
+@pytest.mark.parametrize("site", ["k", "z", "mlp_post", "resid_pre"])
+def test_the_perturbed_token_is_one_of_all_positions(tiny_model, pairs, site, monkeypatch):
+    clean, corrupt = (side.select(np.arange(2)) for side in pairs)
+    options: dict[str, Any] = {"site": site, "average": False, "direction": "denoising"}
+    whole = patch(tiny_model, clean, corrupt, **options)
+    expected = np.stack([whole.values[0, ..., 3], whole.values[1, ..., 5]])
+    for at_once in (1, 10**6):
+        monkeypatch.setitem(patching.AT_ONCE, "cpu", at_once)
+        seen = []
+        found = patch(
+            tiny_model,
+            clean,
+            corrupt,
+            pos="perturbed",
+            progress=lambda *state, seen=seen: seen.append(state),
+            **options,
+        )
+        np.testing.assert_allclose(found.values, expected, atol=2e-5)
+        assert seen[-1] == (expected.size, expected.size) and "pos" not in found.dims
+    assert found.attrs["pos"] == "perturbed" and np.abs(expected).max() > 1e-3
+    with pytest.raises(InputError, match="got pair 2 with 8 prefix tokens that differ; need exactly 1"):
+        patch(tiny_model, *pairs, pos="perturbed")
+
+
 def test_what_normalized_effects_say_of_themselves_holds(tiny_model, pairs):
     alike = Paragraphs(torch.cat([pairs[1].prefix, pairs[0].continuation], 1), 8)
     options: dict[str, Any] = {"site": "resid_post", "pos": "all", "normalize": True}
