@@ -40,15 +40,12 @@ class Recipe:
         decay_everywhere: True: the optimizer holds every attention and MLP weight and only the gradient is masked, as
             in the public code, so that decay moves the weights outside the mask too. False: it holds the masked weights
             alone.
-        skip_first: score columns prefix_len ... n - 2, as the public code does: the first continuation token is left
-            out. False: the whole continuation.
     """
 
     steps: Count = 10
     learning_rate: Rate = 1e-5
     weight_decay: Amount = 1.0
     decay_everywhere: bool = True
-    skip_first: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,10 +105,10 @@ def published_recipe(
         weights = MaskedWeights(edited, None if dense else mask, Training(steps=recipe.steps, optimizer=make))
         reference = Reference(model)
         for step in range(recipe.steps):
-            _accumulate(weights, reference, targets, *target, recipe.skip_first, "target")
+            _accumulate(weights, reference, targets, *target, "target")
             # At the starting weights KL(p_0 || p) is zero, and so is its gradient.
             if step > 0:
-                _accumulate(weights, reference, keep, hold_kl, keep.continuation, recipe.skip_first, "keep")
+                _accumulate(weights, reference, keep, hold_kl, keep.continuation, "keep")
             weights.step()
             if report is not None:
                 report(step + 1, recipe.steps)
@@ -154,19 +151,15 @@ def _accumulate(
     paragraphs: Paragraphs,
     term: Callable[[Tensor, Tensor, Tensor], Tensor],
     true: Int[Tensor, "paragraph continuation_pos"],
-    skip_first: bool,
     kind: str,
 ) -> None:
     """Add the gradients of a term's mean over a set."""
-    first = int(skip_first)
     for start, part in _parts(paragraphs):
-        labels = true[start : start + len(part), first:].to(reference.device)
-        known = torch.empty(len(part), 0)
-        if term is hold_kl:
-            known = reference((kind, 0, start), part)[:, first:]
+        labels = true[start : start + len(part)].to(reference.device)
+        known = reference((kind, 0, start), part) if term is hold_kl else torch.empty(len(part), 0)
 
         def loss(logits: Tensor, rows: slice, labels: Tensor = labels, known: Tensor = known) -> Tensor:
-            return term(logits[:, first:].log_softmax(-1), labels[rows], known[rows]).sum() / len(paragraphs)
+            return term(logits.log_softmax(-1), labels[rows], known[rows]).sum() / len(paragraphs)
 
         weights.accumulate(part.tokens, part.prefix_len, loss)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -45,6 +47,40 @@ def weight_gradients(
     Raises:
         InputError: the paragraphs do not fit the model, or its layers are not those that `editable_parameters` knows.
     """
+    return mean_gradients(model, paragraphs, _nll_sum, batch_size=batch_size, progress=progress)
+
+
+def kl_gradients(
+    model: HookedTransformer,
+    reference: HookedTransformer,
+    paragraphs: Paragraphs,
+    *,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
+) -> dict[str, Float[Tensor, " *weight"]]:
+    """Gradient of the mean KL(p_reference || p) on the continuations; all zero, but for rounding, from equal weights.
+
+    Arguments and result are those of `weight_gradients`; `reference` is the model that predictions are held to.
+    """
+
+    def held(model: HookedTransformer, tokens: Tensor, prefix_len: int) -> Float[Tensor, ""]:
+        with torch.no_grad():
+            known = continuation_logits(reference, tokens, prefix_len).log_softmax(-1)
+        log_probs = continuation_logits(model, tokens, prefix_len).log_softmax(-1)
+        return (known.exp() * (known - log_probs)).sum(-1).mean(-1).sum()
+
+    return mean_gradients(model, paragraphs, held, batch_size=batch_size, progress=progress)
+
+
+def mean_gradients(
+    model: HookedTransformer,
+    paragraphs: Paragraphs,
+    loss: Callable[[HookedTransformer, Tensor, int], Float[Tensor, ""]],
+    *,
+    batch_size: int | None,
+    progress: ProgressLike,
+) -> dict[str, Float[Tensor, " *weight"]]:
+    """Gradient of a mean over paragraphs; `loss` gives the sum over some: (model, their tokens, prefix_len)."""
     check_fit(model, paragraphs)
     size = chosen_batch_size(batch_size, model.W_E.device, 16)
     parameters = editable_parameters(model)
@@ -53,8 +89,8 @@ def weight_gradients(
         for parameter in parameters.values():
             parameter.requires_grad_()
         for batch in batches(len(paragraphs), size, progress):
-            loss = _nll_sum(model, paragraphs.tokens[batch], paragraphs.prefix_len) / len(paragraphs)
-            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            value = loss(model, paragraphs.tokens[batch], paragraphs.prefix_len) / len(paragraphs)
+            gradients = torch.autograd.grad(value, list(parameters.values()))
             for name, gradient in zip(parameters, gradients, strict=True):
                 total[name] += gradient
     return {name: gradient.detach() for name, gradient in total.items()}
