@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mechmem.data.bounds import Amount, Count, Index, Seed, Size, check_fields
 from mechmem.data.errors import InputError
@@ -36,6 +37,15 @@ class PlantedSettings:
     continuation_len: Count = 50
     noise: Amount = 0.05
     seed: Seed = 0
+
+    @classmethod
+    def gpt_neo_125m(cls, **changed: Any) -> PlantedSettings:
+        """The shape of GPT-Neo 125M: 12 layers of 12 heads, 768 wide, 50,257 tokens, a context of 2,048.
+
+        Args:
+            **changed: any other setting; up to 675 memories fit.
+        """
+        return cls(n_layers=12, n_heads=12, d_model=768, d_mlp=3072, d_vocab=50257, n_ctx=2048, **changed)
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot hold the memories.

@@ -153,5 +153,5 @@ def test_memories_that_interfere_are_refused():
 
 
 def test_the_shape_of_the_reference_model():
-    truth = planted(PlantedSettings(12, 12, 768, 3072, 50257, 256, layer=1, head=2, memories=5, others=5))
+    truth = planted(PlantedSettings.gpt_neo_125m(memories=5, others=5))
     assert (score(truth.model, truth.memorized).em == 50).all() and (score(truth.model, truth.other).em == 0).all()
