@@ -60,7 +60,8 @@ WORDING: dict[str, Wording] = {
             "The gradient of the mean NLL over a group; the score of a component is its largest absolute entry. A "
             "layer has four components for each head (Q, K, V, O) and two of the MLP.",
             "As published: folded weights, columns from 50 on, and the model's own text for the groups below EM 50. "
-            "Corrected: true text and all 50 columns; weights folded, as the scores are defined for these.",
+            "Corrected: the checkpoint's weights, true text and all 50 columns.",
+            "Intervals: a jackknife over blocks of clusters.",
             "Memorized gradients are smaller in every layer; what is larger is the share of the lower layers.",
         ),
     ),

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.items.activation_gradients import activation_gradients_item
+from mechmem.study.paper.items.parameter_gradients import parameter_gradients_item
+from mechmem.study.paper.items.patching import patching_item
+from mechmem.study.paper.items.perturbation import perturbation_item
 from mechmem.study.paper.items.sets import sets_item
 from mechmem.study.paper.rows import Finding
 
 # What measures each item; it raises NotPossibleError, with the reason in words, where the corpus does not allow it.
 ITEMS: dict[str, Callable[[PaperFolder], Finding]] = {
     "sets": sets_item,
+    "perturbation": perturbation_item,
+    "patching": patching_item,
+    "parameter_gradients": parameter_gradients_item,
+    "activation_gradients": activation_gradients_item,
 }
