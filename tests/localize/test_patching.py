@@ -17,6 +17,7 @@ from mechmem.localize.patching import patch
 from mechmem.model.hooks import with_hooks
 from mechmem.model.lean.trace import HEAD_SITES, HOOKS, SITES
 from mechmem.truth.planted import planted
+from mechmem.truth.planted_settings import PlantedSettings
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,7 @@ def test_only_the_cells_asked_for_are_computed(tiny_model, pairs):
 
 
 def test_the_planted_head_is_found_at_the_trigger_and_no_decoy_is():
-    truth = planted()
+    truth = planted(PlantedSettings(prefix_len=20, continuation_len=10))
     clean = truth.memorized
     swapped = clean.tokens.clone()
     rows = torch.arange(len(clean))
@@ -273,19 +274,19 @@ def test_the_planted_head_is_found_at_the_trigger_and_no_decoy_is():
     swapped[rows, torch.from_numpy(truth.triggers)] = truth.other.prefix[: len(clean)].amax(-1)
     corrupt = Paragraphs(swapped, clean.prefix_len)
     effect = patch(truth.model, clean, corrupt, site="z", normalize=True)
-    # From the last prefix token on every query reads the trigger; one patched position costs one token of fifty.
-    found = effect.sel(pos=slice(49, 98)).mean("pos")
-    assert found.sel(layer=truth.head[0], head=truth.head[1]).item() == pytest.approx(1 / 50, rel=0.05)
+    # From the last prefix token on every query reads the trigger; one patched position costs one token of ten.
+    found = effect.sel(pos=slice(19, 28)).mean("pos")
+    assert found.sel(layer=truth.head[0], head=truth.head[1]).item() == pytest.approx(1 / 10, rel=0.05)
     assert np.abs(found.values).argmax() == truth.head[0] * 4 + truth.head[1]
     others = np.delete(np.abs(found.values).ravel(), truth.head[0] * 4 + truth.head[1])
     assert others.max() < 1e-4
     values = patch(truth.model, clean, corrupt, site="v", normalize=True, average=False)
     at_trigger = values.values[np.arange(8), truth.head[0], truth.head[1], truth.triggers]
-    np.testing.assert_allclose(at_trigger, 1, atol=0.03)
+    np.testing.assert_allclose(at_trigger, 1, atol=0.1)
     values.values[np.arange(8), truth.head[0], truth.head[1], truth.triggers] = 0
     assert np.abs(values.values).max() < 0.01
     back = patch(truth.model, clean, corrupt, site="v", direction="denoising", normalize=True, average=False)
-    np.testing.assert_allclose(back.values[np.arange(8), *truth.head, truth.triggers], 1, atol=0.03)
+    np.testing.assert_allclose(back.values[np.arange(8), *truth.head, truth.triggers], 1, atol=0.1)
 
 
 def test_bad_input_is_refused_in_words(tiny_model, small_model, pairs):
