@@ -9,11 +9,18 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mechmem.data.bounds import annotations_of, check_bounds
 from mechmem.data.errors import InputError
 from mechmem.study.settings import StudySettings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Settings = TypeVar("Settings", bound=DataclassInstance)
+else:
+    Settings = TypeVar("Settings")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -58,13 +65,13 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def apply_settings(base: StudySettings, values: Mapping[str, Any]) -> StudySettings:
-    """The settings with other values; each is checked against its field.
+def apply_settings(base: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings, a dataclass, with other values; each is checked against its field.
 
     Raises:
         InputError: an unknown name, a value of another type, or one that is out of range.
     """
-    known = annotations_of(StudySettings)
+    known = annotations_of(type(base))
     checked = {}
     for name, value in values.items():
         if name not in known:

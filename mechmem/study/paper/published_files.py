@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mechmem.data.corpora import RUN
+from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_files import read_array
 from mechmem.data.paragraphs import Paragraphs
@@ -111,5 +113,5 @@ def _pairs(folder: Path) -> tuple[Paragraphs, Paragraphs] | None:
         place, impact = compare_pairs(clean, corrupt)
     except InputError as error:
         raise InputError(f"{folder / PAIRS[1]}: {error}; {ADVICE}") from error
-    columns = {"perturbed_pos": place, "impact_pos": impact}
-    return clean.with_columns(**columns), corrupt.replace_tokens(corrupt.tokens).with_columns(**columns)
+    columns = {"perturbed_pos": place, "impact_pos": impact, "cluster": cluster(clean, run=RUN)}
+    return clean.with_columns(**columns), corrupt.with_columns(**columns)

@@ -7,9 +7,16 @@ from collections.abc import Callable
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
+from mechmem.report.paper.drawings.gradients import draw_activation_gradients, draw_parameter_gradients
+from mechmem.report.paper.drawings.patching import draw_patching
+from mechmem.report.paper.drawings.perturbation import draw_perturbation
 from mechmem.report.paper.drawings.sets import draw_sets
 
 # By the item's name, as in `study.paper.items.ITEMS`; an item without an entry has no figure.
 DRAWINGS: dict[str, Callable[[xr.Dataset], list[Drawing]]] = {
     "sets": draw_sets,
+    "perturbation": draw_perturbation,
+    "patching": draw_patching,
+    "parameter_gradients": draw_parameter_gradients,
+    "activation_gradients": draw_activation_gradients,
 }
