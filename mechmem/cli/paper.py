@@ -73,15 +73,16 @@ def paper(
 def _print(found: PaperFolder) -> None:
     """The published numbers beside the measured ones, without the sums by layer."""
     from mechmem.study.paper.page import paper_rows
-    from mechmem.study.paper.rows import verdict
-    from mechmem.study.paper.tables import interval, said
+    from mechmem.study.paper.tables import table_rows
 
     check = found.sets.check
-    table = Table("item", "quantity", "published", "reading", "measured", "95 %", "verdict")
-    for row in paper_rows(found):
-        if row.published is not None and not row.quantity.startswith("sum of layer"):
-            cells = row.item, row.quantity, said(row.published), row.reading, said(row.measured), interval(row)
-            table.add_row(*cells, verdict(row, check.applies))
+    rows = [row for row in paper_rows(found) if row.published is not None and "of layer" not in row.quantity]
+    # A verdict that is the same everywhere is said once.
+    shown = (0, 1, 2, 3, 4, 5) if check.applies else (0, 1, 2, 4)
+    columns = ("quantity", "published", "as published", "verdict", "corrected", "verdict")
+    table = Table(*(columns[place] for place in shown))
+    for line in table_rows(rows, applies=check.applies):
+        table.add_row(*(str(line[place]) for place in shown))
     console.print(table)
     for sentence in check.sentences:
         console.print(sentence, highlight=False, soft_wrap=True)

@@ -15,8 +15,10 @@ class Drawing:
         name: of its file in `figures/`, ASCII letters and hyphens.
         figure: with a title that says what is shown and what higher means.
         reading: how to read it, and what the study's figure shows.
+        wide: whether it gets the page's full width.
     """
 
     name: str
     figure: go.Figure
     reading: str
+    wide: bool = True

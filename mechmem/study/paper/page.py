@@ -15,6 +15,8 @@ from mechmem.study.paper.tables import COLUMNS, TRAP_COLUMNS, table_rows, trap_r
 from mechmem.study.paper.wording import WORDING
 
 PAGE, FIGURES = "paper.html", "figures"
+# In the quantities that have a table of their own.
+LAYER = "sum of layer"
 TERMS = (
     ("published", "the value in Stoehr et al. (2024, arXiv 2403.19851v1)"),
     ("as published", "measured with the recipe of the study's public code, slips included"),
@@ -82,6 +84,7 @@ def _cards(rows: list[Row], traps: list[Trap], *, applies: bool) -> list[Card]:
     for reading in readings:
         found = verdicts(rows, applies=applies, reading=reading)
         note = f"{found[DIFFERS]} differ, {found[CANNOT_BE_SAID]} cannot be said"
+        note = note if applies else "the published numbers do not apply to this model"
         cards.append(Card(f"Reproduced, {reading}", f"{found[REPRODUCED]} of {found.total()}", note))
     return [*cards, Card("Traps measured", f"{len(traps)} of 14", "the last section shows what each changes")]
 
@@ -104,8 +107,13 @@ def _item_section(paper: PaperFolder, name: str, drawings: list[Drawing]) -> Sec
         return Section(name, words.title, words.question, (), (), words.reading, (f"Not measured: {reason}.",))
     rows, _ = paper.account(name)
     applies = paper.sets.check.applies
-    table = Table("Published and measured", COLUMNS, table_rows(rows, applies=applies), opened=True)
-    blocks: list[Block] = [table, *(Figure(drawing.figure, drawing.reading) for drawing in drawings)]
+    parts = [row for row in rows if LAYER in row.quantity], [row for row in rows if LAYER not in row.quantity]
+    details = table_rows(parts[0], applies=applies)
+    blocks: list[Block] = [
+        Table("Published and measured", COLUMNS, table_rows(parts[1], applies=applies), opened=True),
+        *([Table("By layer", COLUMNS, details)] if details else []),
+        *(Figure(d.figure, d.reading, d.wide) for d in drawings),
+    ]
     said = paper.data(name).attrs.get("finding", "")
     return Section(name, words.title, words.question, [said] if said else [], blocks, words.reading)
 

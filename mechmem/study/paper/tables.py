@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from typing import get_args
 
 from mechmem.report.page import Cell
-from mechmem.study.paper.rows import Row, Trap, verdict
+from mechmem.study.paper.rows import Reading, Row, Trap, verdict
 from mechmem.study.paper.wording import TRAPS
 
-COLUMNS = (
-    "quantity",
-    "units",
-    "published",
-    "as published",
-    "95 %",
-    "verdict",
-    "corrected",
-    "95 % ",
-    "verdict ",
-    "note",
-)
+COLUMNS = ("quantity", "published", "as published", "verdict", "corrected", "verdict ", "note")
 TRAP_COLUMNS = ("no.", "trap", "with the slip", "corrected", "units", "what it changes")
 
 
 def table_rows(rows: Sequence[Row], *, applies: bool) -> list[list[Cell]]:
     """One line for each quantity, both readings side by side."""
-    quantities = dict.fromkeys((row.quantity, row.units) for row in rows)
     lines: list[list[Cell]] = []
-    for quantity, units in quantities:
+    for quantity, units in dict.fromkeys((row.quantity, row.units) for row in rows):
         found = {row.reading: row for row in rows if (row.quantity, row.units) == (quantity, units)}
         published = next((row.published for row in found.values() if row.published is not None), None)
-        notes = " ".join(dict.fromkeys(row.note for row in found.values() if row.note))
         sides: list[Cell] = []
-        for reading in ("as published", "corrected"):
-            row = found.get(reading)  # pyright: ignore[reportArgumentType]
-            sides += ["–", "", ""] if row is None else [said(row.measured), interval(row), verdict(row, applies)]
-        lines.append([quantity, units, "–" if published is None else said(published), *sides, notes])
+        for reading in get_args(Reading):
+            row = found.get(reading)
+            sides += ["–", ""] if row is None else [measured(row), verdict(row, applies)]
+        notes = "; ".join(dict.fromkeys(row.note for row in found.values() if row.note))
+        lines.append([_named(quantity, units), "–" if published is None else said(published), *sides, notes])
     return lines
 
 
@@ -55,9 +45,16 @@ def trap_rows(traps: Sequence[Trap], left_out: dict[str, str]) -> list[list[Cell
     return lines
 
 
-def interval(row: Row) -> str:
-    """The interval, or nothing."""
-    return "" if row.low is None or row.high is None else f"{said(row.low)} to {said(row.high)}"
+def _named(quantity: str, units: str) -> str:
+    """A quantity with its units, where it does not say them itself, and spans of EM with a dash."""
+    shown = quantity if units == "1" or units in quantity else f"{quantity} ({units})"
+    return re.sub(r"(\d)-(\d)", r"\1–\2", shown)
+
+
+def measured(row: Row) -> str:
+    """The value with its interval, if it has one."""
+    ends = "" if row.low is None or row.high is None else f" [{said(row.low)}, {said(row.high)}]"
+    return f"{said(row.measured)}{ends}"
 
 
 def said(value: float) -> str:

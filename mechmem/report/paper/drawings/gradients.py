@@ -89,5 +89,5 @@ def draw_activation_gradients(data: xr.Dataset) -> list[Drawing]:
             f"Mean over {data.sizes['paragraph']} memorized paragraphs of the largest |gradient| at a head's values, "
             "over d_head and positions; the five largest are framed, with their rank."
         )
-        drawings.append(Drawing(f"activation-gradients-{reading.replace(' ', '-')}", figure, words))
+        drawings.append(Drawing(f"activation-gradients-{reading.replace(' ', '-')}", figure, words, wide=False))
     return drawings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -61,7 +63,7 @@ def _pairs(paper: PaperFolder) -> tuple[Paragraphs, Paragraphs, str]:
     return clean, corrupt, "the worst replacement of one prefix token"
 
 
-def _scale_rows(data: xr.Dataset, panel: str, place: dict[str, object]) -> list[Row]:
+def _scale_rows(data: xr.Dataset, panel: str, place: dict[str, Any]) -> list[Row]:
     """The largest mean effect of a head; both readings are one run."""
     mean, *ends = (float(data[name].sel(place)) for name in ("effect_mean", "effect_low", "effect_high"))
     low, high = sorted(float(np.sign(mean)) * end for end in ends)
@@ -70,12 +72,12 @@ def _scale_rows(data: xr.Dataset, panel: str, place: dict[str, object]) -> list[
     return [Row(ITEM, quantity, reading, abs(mean), low, high, STATED[panel], UNITS, note) for reading in READINGS]
 
 
-def _strongest(data: xr.Dataset, panel: str) -> dict[str, object]:
+def _strongest(data: xr.Dataset, panel: str) -> dict[str, Any]:
     """Where a panel's largest mean effect is."""
     size = np.abs(data.effect_mean.sel(reading=panel))
     found = {str(dim): size[dim].values[int(index)] for dim, index in size.argmax(size.dims).items()}  # pyright: ignore
     return {"reading": panel} | found
 
 
-def _named(place: dict[str, object]) -> str:
+def _named(place: dict[str, Any]) -> str:
     return f"L{place['layer']}H{place['head']} ({place['site']})"
