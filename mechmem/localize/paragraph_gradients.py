@@ -135,6 +135,18 @@ def contrastive_gradients(
     if method == "difference":
         other = weight_gradients(model, keep, batch_size=batch_size, progress=progress)
         return {name: (gradient - other[name]).abs() for name, gradient in found.items()}
+    scale = fisher_scale(model, keep, batch_size=batch_size)
+    return {name: gradient.abs() / scale[name] for name, gradient in found.items()}
+
+
+def fisher_scale(
+    model: HookedTransformer, keep: Paragraphs, *, batch_size: int | None = None
+) -> dict[str, Float[Tensor, " *weight"]]:
+    """What "fisher" divides by: the root of the keep set's mean squared gradient, plus that root's mean.
+
+    Raises:
+        InputError: it is zero everywhere.
+    """
     roots = {name: value.sqrt() for name, value in squared_gradients(model, keep, batch_size=batch_size).items()}
     count = sum(root.numel() for root in roots.values())
     mean = sum(float(root.sum(dtype=torch.float64)) for root in roots.values()) / count
@@ -142,7 +154,7 @@ def contrastive_gradients(
         raise InputError(
             "the keep set's gradient is zero everywhere; need paragraphs that the model predicts by its weights"
         )
-    return {name: gradient.abs() / (roots[name] + mean) for name, gradient in found.items()}
+    return {name: root.add_(mean) for name, root in roots.items()}
 
 
 # Weight -> (activation that goes in, activation that comes out, shapes as einsum words).

@@ -42,6 +42,17 @@ def changed_weights(model: HookedTransformer, edited: HookedTransformer) -> int:
     return sum(int(moved(before, after).sum()) for _, before, after in tensor_pairs(model, edited))
 
 
+def moved_outside(model: HookedTransformer, edited: HookedTransformer, mask: Mask) -> int:
+    """How many single weights that the mask did not choose differ in at least one bit."""
+    count = 0
+    for name, before, after in tensor_pairs(model, edited):
+        differ = moved(before, after)
+        if name in mask.indices:
+            differ[mask.indices[name].to(differ.device)] = False
+        count += int(differ.sum())
+    return count
+
+
 def tensor_pairs(model: HookedTransformer, edited: HookedTransformer) -> list[tuple[str, Tensor, Tensor]]:
     """Name, tensor before and tensor after, for every parameter and buffer.
 

@@ -68,12 +68,27 @@ WORDING: dict[str, Wording] = {
     "contrastive": Wording(
         "4. Contrastive objective",
         "Which weights lower the memory of some paragraphs while others are held?",
-        (),
+        (
+            "The objective raises the NLL of memorized paragraphs and holds KL(p_0 || p) on others. At the starting "
+            "weights that KL has no gradient, so that the objective's gradient is that of the memorized NLL alone.",
+            "As published: the largest absolute entry of that gradient in a component, folded weights. Corrected: the "
+            "gradient over the root of the other set's mean squared gradient (Fisher information), raw weights. "
+            "Intervals of ranks: groups of clusters drawn with replacement.",
+        ),
     ),
     "finetuning": Wording(
         "5. Sparse fine-tuning",
         "Does tuning 0.1 % of the weights unlearn or edit a paragraph, and what does it cost others?",
-        (),
+        (
+            "Memorized: EM of the targets' own text; lower: more of it is gone. Other: EM of paragraphs that the run "
+            "was not given, against what the model wrote before; higher: they are changed less.",
+            "As published: folded weights, Adam with coupled weight decay 1.0 on every weight, half of the named "
+            "share, a random mask by chance, and for edits the perturbed text of another paragraph, wanted of a model "
+            "that reads the memorized one.",
+            "Corrected: raw weights, an optimizer that holds the masked weights alone at a rate that is searched, a "
+            "mask that knows the keep set, random weights with the same count in every tensor, and each paragraph's "
+            "own perturbed text after its own prefix. A run ends when the mean EM is a fifth or the new text is said.",
+        ),
     ),
     "activation_gradients": Wording(
         "6. Activation gradients",
@@ -86,12 +101,23 @@ WORDING: dict[str, Wording] = {
     "head": Wording(
         "7. Attention to rare tokens",
         "Does a head attend to rare tokens of the prefix?",
-        (),
+        (
+            "Attention from the first token of the continuation to every token of the prefix, against how often the "
+            "token occurs in the corpus. Below zero: rare tokens get more. The study names no coefficient.",
+            "As published: attention summed over paragraphs by the dense rank of the token's count in its paragraph, "
+            "the rarest first. Few paragraphs reach high ranks, so that sums can fall whatever a head does: attention "
+            "spread evenly is the control. Corrected: mean attention by token.",
+        ),
     ),
     "noise": Wording(
         "8. Noise on selected weights",
         "How much noise on the selected weights do memories survive?",
-        (),
+        (
+            "Gaussian noise of so many standard deviations of each weight's own component; means over draws.",
+            "As published: folded weights, half of the named share, and the head's weights by their places in the "
+            "head, which in the whole tensor are those of head 0. Corrected: raw weights, the whole share chosen on "
+            "other paragraphs, and the head itself. The note gives the value with noise on as many random weights.",
+        ),
     ),
 }
 

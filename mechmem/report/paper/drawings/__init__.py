@@ -7,7 +7,11 @@ from collections.abc import Callable
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
+from mechmem.report.paper.drawings.contrastive import draw_contrastive
+from mechmem.report.paper.drawings.finetuning import draw_finetuning
 from mechmem.report.paper.drawings.gradients import draw_activation_gradients, draw_parameter_gradients
+from mechmem.report.paper.drawings.head import draw_head
+from mechmem.report.paper.drawings.noise import draw_noise
 from mechmem.report.paper.drawings.patching import draw_patching
 from mechmem.report.paper.drawings.perturbation import draw_perturbation
 from mechmem.report.paper.drawings.sets import draw_sets
@@ -18,5 +22,9 @@ DRAWINGS: dict[str, Callable[[xr.Dataset], list[Drawing]]] = {
     "perturbation": draw_perturbation,
     "patching": draw_patching,
     "parameter_gradients": draw_parameter_gradients,
+    "contrastive": draw_contrastive,
+    "finetuning": draw_finetuning,
     "activation_gradients": draw_activation_gradients,
+    "head": draw_head,
+    "noise": draw_noise,
 }

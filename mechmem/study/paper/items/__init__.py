@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.items.activation_gradients import activation_gradients_item
+from mechmem.study.paper.items.contrastive import contrastive_item
+from mechmem.study.paper.items.finetuning import finetuning_item
+from mechmem.study.paper.items.head import head_item
+from mechmem.study.paper.items.noise import noise_item
 from mechmem.study.paper.items.parameter_gradients import parameter_gradients_item
 from mechmem.study.paper.items.patching import patching_item
 from mechmem.study.paper.items.perturbation import perturbation_item
@@ -18,5 +22,9 @@ ITEMS: dict[str, Callable[[PaperFolder], Finding]] = {
     "perturbation": perturbation_item,
     "patching": patching_item,
     "parameter_gradients": parameter_gradients_item,
+    "contrastive": contrastive_item,
+    "finetuning": finetuning_item,
     "activation_gradients": activation_gradients_item,
+    "head": head_item,
+    "noise": noise_item,
 }
