@@ -37,6 +37,7 @@ from .localize.ablation import ablate_layers as ablate_layers
 from .localize.activation_gradients import activation_gradients as activation_gradients
 from .localize.attribution import attribute as attribute
 from .localize.attribution import top_cells as top_cells
+from .localize.by_parts import by_parts as by_parts
 from .localize.capture import capture as capture
 from .localize.circuits import head_circuits as head_circuits
 from .localize.gradients import parameter_gradients as parameter_gradients

@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mechmem.cli.choices import Replacement, Scope
+from mechmem.cli.choices import Engine, Replacement, Scope
 from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
 from mechmem.cli.options import Corpus, Device, Model, Seed
 from mechmem.data.bounds import Count, Size
 
+# Paragraphs of one part: those of one forward.
+PART = 16
 
-@command()
+
+@command(goes_on=True)
 def perturb(
     model: Model = "bundled",
     corpus: Corpus = None,
@@ -32,16 +35,19 @@ def perturb(
     samples: Annotated[Count, typer.Option(help="Random replacements of each token.")] = 1,
     edit_distance: Annotated[bool, typer.Option(help="Decode, for the edit distance.")] = False,
     device: Device = None,
+    engine: Annotated[Engine, typer.Option(help="ray: workers of the cluster at RAY_ADDRESS.")] = "local",
+    workers: Annotated[Count | None, typer.Option(help="Of Ray; by default one a GPU.")] = None,
 ) -> None:
     """Replace every prefix token in turn and score again; writes OUT (netCDF).
 
     With scope token also OUT-clean.parquet and OUT-corrupt.parquet: each paragraph and its worst single
-    replacement outside the last fifth of the prefix.
+    replacement outside the last fifth of the prefix. Stop it at any time: the same command continues, also with another
+    --engine.
     """
     with console.status("loading"):
         from mechmem.data.errors import InputError
         from mechmem.data.files import check_output
-        from mechmem.data.netcdf import save_netcdf
+        from mechmem.localize.by_parts import by_parts
         from mechmem.measure.memorized_sample import memorized_sample
         from mechmem.measure.perturb import perturb_prefix
         from mechmem.measure.worst_pairs import worst_perturbations
@@ -61,9 +67,14 @@ def perturb(
             seed=seed,
             progress=lambda done, total: progress("scoring paragraphs", done, total),
         )
-        result = perturb_prefix(
+        result = by_parts(
+            perturb_prefix,
             loaded,
             paragraphs,
+            out=out,
+            part=PART,
+            engine=engine,
+            workers=workers,
             replacement=replacement,
             scope=scope,
             samples=samples,
@@ -71,7 +82,6 @@ def perturb(
             seed=seed,
             progress=lambda done, total: progress("perturbing paragraphs", done, total),
         )
-    save_netcdf(result, out)
     written = [out]
     if scope == "token":
         try:

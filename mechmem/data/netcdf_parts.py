@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import xarray as xr
 
 from mechmem.data.files import replacing
 from mechmem.data.full_disk import check_room
-from mechmem.data.netcdf import restored, storable
+from mechmem.data.netcdf import SEAL, restored, storable
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,18 @@ class Declared:
 
 @contextmanager
 def netcdf_in_parts(
-    path: str | Path, skeleton: xr.Dataset, variables: Mapping[str, Declared]
+    path: str | Path, skeleton: xr.Dataset, variables: Mapping[str, Declared], *, sealed: bool = False
 ) -> Iterator[Mapping[str, Any]]:
     """Write a file that appears at `path`, whole, when the block ends without an error.
 
-    It carries no checksum: that would mean to read all of it again. Room for all of it is looked for first: HDF5
+    Room for all of it is looked for first: HDF5
     crashes while it closes a file on a full disk.
 
     Args:
         path: the file.
         skeleton: the coordinates and attributes.
         variables: what is written in the block.
+        sealed: whether to read all of it again, and to add the checksum that `load_netcdf` knows.
 
     Raises:
         InputError: the disk has no room for it.
@@ -68,6 +70,11 @@ def netcdf_in_parts(
                 opened[name] = file.create_variable(name, declared.dims, declared.dtype)
                 opened[name].attrs.update(declared.attrs)
             yield opened
+        if sealed:
+            with temporary.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
+            with temporary.open("ab") as end:
+                end.write(SEAL % digest.encode())
 
 
 def open_netcdf(path: str | Path) -> xr.Dataset:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mechmem.data.code_identity import identity
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.intervene.descent import Descent, Task
@@ -132,15 +132,3 @@ def _digest(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
 def _add(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
     digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-
-
-def identity(value: Any) -> str:
-    """What a function or a rule does, as a text that is the same in another process: code, defaults and closure."""
-    code = getattr(value, "__code__", None)
-    if code is None:
-        # The text of an object without a repr of its own is an address, which differs between processes.
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    enclosed = [identity(cell.cell_contents) for cell in value.__closure__ or ()]
-    constants = [constant for constant in code.co_consts if not hasattr(constant, "co_code")]
-    body = hashlib.sha256(code.co_code + repr((constants, code.co_names)).encode()).hexdigest()
-    return f"{value.__module__}.{value.__qualname__} {body} {enclosed} {value.__defaults__}"

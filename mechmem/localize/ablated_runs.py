@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -62,30 +63,31 @@ class AblatedRuns:
 
     @torch.no_grad()
     def changes(
-        self, cells: Sequence[tuple[int, int]], progress: ProgressLike = None
+        self, cells: Sequence[tuple[int, int]], progress: ProgressLike = None, *, rows: slice | None = None
     ) -> Float[Tensor, "measure cell paragraph"]:
         """EM and NLL of every paragraph with each (layer, part) ablated, minus those of the intact run.
 
         Args:
             cells: which parts, each alone.
             progress: called with (rows done, rows); a row is a part and a paragraph.
+            rows: only these paragraphs; the mean stays that of all.
         """
-        count, report, done = len(self._paragraphs), as_callback(progress, "ablation"), 0
-        result = torch.empty(2, len(cells), count, dtype=torch.float64)
+        rows = slice(0, len(self._paragraphs)) if rows is None else rows
+        report, done, total = as_callback(progress, "ablation"), 0, (rows.stop - rows.start) * len(cells)
+        result = torch.empty(2, len(cells), rows.stop - rows.start, dtype=torch.float64)
         with fast_float32(self._lean.device):
-            mean = self._mean() if self._method == "mean" else None
-            for first in range(0, count, HELD):
-                rows = slice(first, min(first + HELD, count))
-                base, other = self._base(rows), self._other(rows, mean)
-                every = torch.arange(rows.stop - first, device=self._lean.device)
+            for first in range(rows.start, rows.stop, HELD):
+                held = slice(first, min(first + HELD, rows.stop))
+                base, other = self._base(held), self._other(held)
+                every = torch.arange(held.stop - first, device=self._lean.device)
                 intact = self._scores(base.final[:, self._columns], every + first)
                 for number, batch in self._batches(cells, every):
                     final = self._ablated(base, other, batch)
                     change = self._scores(final, batch.pair + first) - intact[:, batch.pair]
-                    result[:, number, (batch.pair + first).cpu()] = change.double().cpu()
+                    result[:, number, (batch.pair + first - rows.start).cpu()] = change.double().cpu()
                     done += len(batch.pair)
                     if report is not None:
-                        report(done, count * len(cells))
+                        report(done, total)
         return result
 
     @property
@@ -103,6 +105,7 @@ class AblatedRuns:
                 part = table[number, 1].to(every.device)
                 yield number, Cells(layer, 0, stop, pair, part, torch.zeros_like(pair))
 
+    @cached_property
     def _mean(self) -> Float[Tensor, "layer 1 ..."]:
         """The mean over all paragraphs of what the site gives at each position."""
         total: Tensor | None = None
@@ -116,11 +119,12 @@ class AblatedRuns:
         around = PARALLEL if self._lean.parallel else SERIAL
         return trace(self._lean, self._paragraphs.tokens[rows], {*around, *KEPT[self._site]})
 
-    def _other(self, rows: slice, mean: Tensor | None) -> Callable[..., Tensor] | None:
+    def _other(self, rows: slice) -> Callable[..., Tensor] | None:
         """A function from layer, pair (and head) to what replaces the site there, [row, ...]; None for zeros."""
         if self._method == "zero":
             return None
-        if mean is not None:
+        if self._method == "mean":
+            mean = self._mean
             return lambda layer, pair, *part: mean[layer][(torch.zeros_like(pair), *part)]
         assert self._stands_in is not None
         run = trace(self._lean, self._paragraphs.tokens[self._stands_in[rows]], (self._stored,))[self._stored]

@@ -39,6 +39,7 @@ def ablate_heads(
     heads: Sequence[tuple[int, int] | str] | None = None,
     method: AblationMethod = "mean",
     site: HeadPart = "z",
+    average: bool = True,
     seed: Seed = 0,
     batch_size: Count | None = None,
     progress: ProgressLike = None,
@@ -58,13 +59,15 @@ def ablate_heads(
             another paragraph, the same one for every head, none its own.
         site: what is replaced: "z", the head's whole output before W_O; "pattern", its attention, the values kept; "v",
             its values, the attention kept.
+        average: mean over paragraphs; False keeps the dimension `paragraph`.
         seed: decides which paragraph stands in ("resample" alone).
         batch_size: (head, paragraph) pairs of one forward; None: chosen for the machine.
         progress: called with (pairs done, pairs).
 
     Returns:
-        Dataset [layer, head], means over paragraphs, after minus before: em_change (tokens; below zero: the head is
-        needed) and nll_change (nats per token; above zero: the head is needed). Heads that were not asked for are NaN.
+        Dataset [layer, head], or [paragraph, layer, head], after minus before: em_change (tokens; below zero: the head
+        is needed) and nll_change (nats per token; above zero: the head is needed). Heads that were not asked for are
+        NaN.
 
     Raises:
         InputError: an unknown method, site or head, fewer than two paragraphs for "mean" or "resample", or paragraphs
@@ -72,14 +75,34 @@ def ablate_heads(
     """
     check_choice("site", site, HeadPart)
     check_ablation(model, paragraphs, method)
-    grid = np.full((2, model.cfg.n_layers, model.cfg.n_heads), np.nan)
-    cells = list(np.ndindex(*grid.shape[1:])) if heads is None else list(dict.fromkeys(heads_of(model, heads)))
+    cells = ablated_cells(model, heads)
     options = {"method": method, "site": site, "seed": seed, "batch_size": batch_size}
     changes = _single(model, paragraphs, cells, progress, options)
-    grid[:, *np.array(cells).T] = changes
-    coords = {"layer": np.arange(grid.shape[1]), "head": np.arange(grid.shape[2])}
-    attrs = {"method": method, "site": site, "seed": seed, "paragraphs": len(paragraphs)}
-    return _dataset(grid, coords, attrs)
+    result = head_changes(model, paragraphs.ids, cells, changes).assign_attrs(
+        method=method, site=site, seed=seed, paragraphs=len(paragraphs)
+    )
+    return result.mean("paragraph", skipna=False, keep_attrs=True) if average else result
+
+
+def ablated_cells(model: HookedTransformer, heads: Sequence[tuple[int, int] | str] | None) -> list[tuple[int, int]]:
+    """The (layer, head) pairs that were asked for, once each; None: all."""
+    if heads is None:
+        return list(np.ndindex(model.cfg.n_layers, model.cfg.n_heads))
+    return list(dict.fromkeys(heads_of(model, heads)))
+
+
+def head_changes(
+    model: HookedTransformer,
+    ids: np.ndarray,
+    cells: Sequence[tuple[int, int]],
+    changes: Float[Tensor, "measure cell paragraph"],
+) -> xr.Dataset:
+    """The changes of some heads as a Dataset [paragraph, layer, head], NaN for the others."""
+    grid = np.full((2, len(ids), model.cfg.n_layers, model.cfg.n_heads), np.nan)
+    layer, head = np.array(cells).T
+    grid[:, :, layer, head] = changes.numpy().swapaxes(1, 2)
+    coords = {"paragraph": ids, "layer": np.arange(grid.shape[2]), "head": np.arange(grid.shape[3])}
+    return _dataset(grid, coords, {})
 
 
 @public("run", renamed={"paras": "paragraphs"})
@@ -116,7 +139,7 @@ def ablate_layers(
     for number, site in enumerate(sites.values()):
         part = None if progress is None else part_of(progress, number, len(sites))
         options = {"method": method, "site": site, "seed": seed, "batch_size": batch_size}
-        columns.append(_single(model, paragraphs, cells, part, options))
+        columns.append(_single(model, paragraphs, cells, part, options).mean(-1).numpy())
     coords = {"layer": np.arange(model.cfg.n_layers), "module": np.array(list(sites))}
     attrs = {"method": method, "seed": seed, "paragraphs": len(paragraphs)}
     return _dataset(np.stack(columns, -1), coords, attrs)
@@ -165,7 +188,7 @@ def ablate_greedily(
         left = (~gone).nonzero()[:, 0]
         sets = gone.repeat(len(left), 1)
         sets[torch.arange(len(left)), left] = True
-        found = _changes(runs, sets.view(-1, layers, heads), None)
+        found = _changes(runs, sets.view(-1, layers, heads), None).mean(-1)
         best = int(found[1].argmax())
         taken.append(int(left[best]))
         changes.append(found[:, best])
@@ -184,24 +207,24 @@ def _single(
     cells: Sequence[tuple[int, int]],
     progress: ProgressLike,
     options: dict[str, Any],
-) -> Float[np.ndarray, "measure cell"]:
-    """Change of EM and NLL, mean over paragraphs, when each (layer, part) is ablated alone."""
+) -> Float[Tensor, "measure cell paragraph"]:
+    """Change of every paragraph's EM and NLL when each (layer, part) is ablated alone."""
     if not hooked_points(model) and not unsupported(model):
-        return AblatedRuns(model, paragraphs, **options).changes(cells, progress).mean(-1).numpy()
+        return AblatedRuns(model, paragraphs, **options).changes(cells, progress)
     site = options["site"]
     hooked: dict[str, Any] = {**options, "site": "z" if site == "attention" else site}
     runs = AblationRuns(model, paragraphs, **hooked)
     sets = torch.zeros(len(cells), *runs.shape, dtype=torch.bool)
     for number, (layer, part) in enumerate(cells):
         sets[number, layer, slice(None) if site == "attention" else part] = True
-    return _changes(runs, sets, progress).numpy()
+    return _changes(runs, sets, progress)
 
 
 def _changes(
     runs: AblationRuns, sets: Bool[Tensor, "set layer part"], progress: ProgressLike
-) -> Float[Tensor, "measure set"]:
-    """EM and NLL minus those of the intact run, mean over paragraphs."""
-    return (runs.scores(sets, progress) - runs.intact[:, None]).mean(-1)
+) -> Float[Tensor, "measure set paragraph"]:
+    """EM and NLL minus those of the intact run."""
+    return runs.scores(sets, progress) - runs.intact[:, None]
 
 
 def _dataset(changes: Float[np.ndarray, ...], coords: dict[str, np.ndarray], attrs: dict[str, str | int]) -> xr.Dataset:

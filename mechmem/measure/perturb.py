@@ -101,40 +101,109 @@ def perturb_prefix(
     Raises:
         InputError: an unknown replacement or scope, no sample, or paragraphs that do not fit the model.
     """
-    check_fit(model, paragraphs)
-    check_choice("scope", scope, Scope)
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"got batch_size {batch_size}; need 1 or more, or None for {BATCH}")
-    drawn = replacements(model, paragraphs, replacement, samples=samples, seed=seed)
-    places = [0] if scope == "prefix" else list(range(paragraphs.prefix_len))
-    open_runs = prefix_runs(model, paragraphs)
-    shape = (samples, len(paragraphs), len(places))
-    names = ["em", "nll", "match_fraction", "impact"] + (["edit_distance"] if edit_distance else [])
-    found = {name: np.zeros(shape) for name in names}
-    clean = {name: np.zeros(len(paragraphs)) for name in ("em", "nll")}
-    profiles = np.zeros((2, len(places), paragraphs.continuation_len))
-    for rows in batches(len(paragraphs), batch_size or BATCH, progress):
+    runs = PerturbedRuns(
+        model,
+        paragraphs,
+        replacement=replacement,
+        scope=scope,
+        samples=samples,
+        edit_distance=edit_distance,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    result = runs.measure(slice(0, len(paragraphs)), progress)
+    return result.assign(mean_changes(result.em_change.values, paragraphs.clusters))
+
+
+class PerturbedRuns:
+    """Runs with one token of the prefix replaced, of any rows of some paragraphs.
+
+    What is drawn and calibrated is that of all paragraphs, so rows measured in parts give what they give together.
+
+    Args:
+        model: as `perturb_prefix`.
+        paragraphs: all of them.
+        **options: as `perturb_prefix`; all are needed.
+
+    Raises:
+        InputError: as `perturb_prefix`.
+    """
+
+    def __init__(self, model: HookedTransformer, paragraphs: Paragraphs, **options: Any) -> None:
+        check_fit(model, paragraphs)
+        self._scope: Scope = options["scope"]
+        check_choice("scope", self._scope, Scope)
+        self._size = BATCH if options["batch_size"] is None else options["batch_size"]
+        if self._size < 1:
+            raise InputError(f"got batch_size {self._size}; need 1 or more, or None for {BATCH}")
+        self._paragraphs, self._samples, self._decodes = paragraphs, options["samples"], options["edit_distance"]
+        how = {name: options[name] for name in ("samples", "seed")}
+        self._drawn = replacements(model, paragraphs, options["replacement"], **how)
+        self._places = [0] if self._scope == "prefix" else list(range(paragraphs.prefix_len))
+        self._open = prefix_runs(model, paragraphs)
+        self._attrs = {"replacement": options["replacement"], "scope": self._scope, "seed": options["seed"]}
+
+    def measure(self, rows: slice, progress: ProgressLike = None) -> xr.Dataset:
+        """What `perturb_prefix` gives of some rows, without `mean_changes`; the profiles are means over these rows.
+
+        Args:
+            rows: which paragraphs, from the first to before the last, as numbers.
+            progress: called with (paragraphs done, paragraphs of these).
+        """
+        chosen, drawn = self._paragraphs[rows], self._drawn[:, rows]
+        shape = (self._samples, len(chosen), len(self._places))
+        names = ["em", "nll", "match_fraction", "impact"] + (["edit_distance"] if self._decodes else [])
+        found = {name: np.zeros(shape) for name in names}
+        clean = {name: np.zeros(len(chosen)) for name in ("em", "nll")}
+        profiles = np.zeros((2, len(self._places), chosen.continuation_len))
+        for batch in batches(len(chosen), self._size, progress):
+            self._measure_batch(chosen, drawn, batch, found, clean, profiles)
+        profiles /= self._samples * len(chosen)
+        result = _dataset(chosen, self._places, drawn[:, :, self._places], found, clean, profiles)
+        return result.assign_attrs(**self._attrs, prefix_len=chosen.prefix_len)
+
+    def _measure_batch(
+        self,
+        paragraphs: Paragraphs,
+        drawn: Int[np.ndarray, "sample paragraph pos"],
+        rows: slice,
+        found: dict[str, np.ndarray],
+        clean: dict[str, np.ndarray],
+        profiles: np.ndarray,
+    ) -> None:
         tokens, true = paragraphs.tokens[rows], paragraphs.continuation[rows]
-        runs = open_runs(tokens)
+        runs = self._open(tokens)
         clean["em"][rows], clean["nll"][rows] = runs.clean.em, runs.clean.token_nll.mean(-1)
         to_decode: list[Decoding] = []
         # From the last place to the first: the tokens before a place are still clean when its turn comes.
-        for column in reversed(range(len(places))):
-            for sample in range(samples):
-                changed = _replaced(tokens, drawn[sample, rows], places[column], paragraphs.prefix_len, scope)
-                run = runs.score(changed, places[column])
+        for column in reversed(range(len(self._places))):
+            for sample in range(self._samples):
+                place = self._places[column]
+                changed = _replaced(tokens, drawn[sample, rows], place, paragraphs.prefix_len, self._scope)
+                run = runs.score(changed, place)
                 here = (sample, rows, column)
                 found["em"][here], found["nll"][here] = run.em, run.token_nll.mean(-1)
                 found["match_fraction"][here] = run.match.float().mean(-1)
                 found["impact"][here] = _first_difference(run, runs.clean, paragraphs.prefix_len)
                 profiles[0, column] += (run.token_nll - runs.clean.token_nll).sum(0).numpy()
                 profiles[1, column] += (run.match.long() - runs.clean.match.long()).sum(0).numpy()
-                if edit_distance:
+                if self._decodes:
                     to_decode.append((here, changed, run))
         if to_decode:
             _decode(runs, to_decode, true.numpy(), found["edit_distance"])
-    result = _dataset(paragraphs, places, drawn[:, :, places], found, clean, profiles / (samples * len(paragraphs)))
-    return result.assign_attrs(replacement=replacement, scope=scope, seed=seed, prefix_len=paragraphs.prefix_len)
+
+
+def mean_changes(
+    em_change: Float[np.ndarray, "paragraph pos"], clusters: Int[np.ndarray, " paragraph"]
+) -> dict[str, xr.Variable]:
+    """The mean EM change of every position, with its interval by cluster: what is known of all paragraphs alone."""
+    intervals = np.array([cluster_bootstrap(values, clusters) for values in em_change.T])
+    values = {
+        "em_change_mean": em_change.mean(0),
+        "em_change_low": intervals[:, 0],
+        "em_change_high": intervals[:, 1],
+    }
+    return {name: xr.Variable("pos", found, _attributes(name)) for name, found in values.items()}
 
 
 def _decode(
@@ -179,7 +248,6 @@ def _dataset(
     each, per_sample = ("paragraph", "pos"), ("sample", "paragraph", "pos")
     mean = {name: values.mean(0) for name, values in found.items() if name != "impact"}
     change = mean["em"] - clean["em"][:, None]
-    intervals = np.array([cluster_bootstrap(values, paragraphs.clusters) for values in change.T])
     variables: dict[str, Any] = {name: (each, values) for name, values in mean.items()}
     variables |= {
         "em_change": (each, change),
@@ -190,9 +258,6 @@ def _dataset(
         "replacement": (per_sample, drawn),
         "clean_em": ("paragraph", clean["em"].astype(np.int64)),
         "clean_nll": ("paragraph", clean["nll"]),
-        "em_change_mean": ("pos", change.mean(0)),
-        "em_change_low": ("pos", intervals[:, 0]),
-        "em_change_high": ("pos", intervals[:, 1]),
         "nll_profile": (("pos", "continuation_pos"), profiles[0]),
         "match_profile": (("pos", "continuation_pos"), profiles[1]),
     }
@@ -200,6 +265,10 @@ def _dataset(
     coords = {"paragraph": paragraphs.ids, "pos": places, "continuation_pos": continuation}
     result = xr.Dataset(variables, coords)
     for name, variable in result.data_vars.items():
-        units, long_name, higher = ATTRIBUTES[str(name)]
-        variable.attrs = {"units": units, "long_name": long_name} | ({"higher": higher} if higher else {})
+        variable.attrs = _attributes(str(name))
     return result
+
+
+def _attributes(name: str) -> dict[str, str]:
+    units, long_name, higher = ATTRIBUTES[name]
+    return {"units": units, "long_name": long_name} | ({"higher": higher} if higher else {})

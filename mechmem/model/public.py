@@ -59,7 +59,10 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
             # Held before hooks are looked for: those of another thread's work are gone when it is done.
             with holding(*_models(given.arguments.values())):
                 for name, value in given.arguments.items():
-                    _check(function, name, signature.parameters[name].annotation, value, hooks)
+                    parameter = signature.parameters[name]
+                    several = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+                    for each in value if several else (value,):
+                        _check(function, name, parameter.annotation, each, hooks)
                     given.arguments[name] = check_bounds(name, value, annotations_of(function).get(name))
                 return function(*given.args, **given.kwargs)
 

@@ -11,13 +11,11 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.own_files import read_json
+from mechmem.scan.ray_cluster import divided, ray_cluster
 from mechmem.scan.scan_parts import PartScorer, account_path
 from mechmem.scan.scan_rows import DocumentRows, Report, ScanRows
 from mechmem.scan.scan_settings import ScanSettings
 
-# Cores of a worker that computes without a GPU: two processes of one thread are little faster than one of two, and
-# hold two models.
-CORES = 2
 # Blocks that Ray Data handles at once; more parts than this share blocks.
 MOST_BLOCKS = 10_000
 
@@ -51,18 +49,9 @@ def score_parts(
     Raises:
         InputError: Ray is not installed, or the workers do not see the folder.
     """
-    try:
-        import ray
+    with ray_cluster():
         import ray.data
-    except ImportError as error:
-        raise InputError(
-            f"got engine 'ray', and Ray is not installed ({error}); need it beside mechmem: "
-            "pip install 'mechmem[ray]', or omit the engine"
-        ) from error
-    begun_here = not ray.is_initialized()
-    if begun_here:
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
+
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         todo = _missing(folder, rows)
@@ -70,9 +59,6 @@ def score_parts(
         for row in _scored(settings, folder, todo, workers, device) if todo else ():
             done += row["size"]
             report(settings.doing, done, rows.total)
-    finally:
-        if begun_here:
-            ray.shutdown()
     missing = _missing(folder, rows)
     if missing:
         raise InputError(
@@ -94,19 +80,19 @@ def _scored(
     import ray
     import ray.data
 
-    cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
-    if device is not None and torch.device(device).type == "cpu":
-        gpus = 0
-    workers = workers or gpus or max(1, cores // CORES)
-    share: dict[str, Any] = {"num_gpus": gpus / workers} if gpus else {"num_cpus": max(1, cores // (workers + 1))}
+    division = divided(ray, workers, device)
+    # One worker's cores are left to Ray Data itself.
+    share: dict[str, Any] = {"num_cpus": max(1, division.cores // (division.workers + 1))}
+    if division.gpus:
+        share = {"num_gpus": division.gpus / division.workers}
     parts = ray.data.from_items([{"part": number} for number in todo], override_num_blocks=min(len(todo), MOST_BLOCKS))
     worker = {
         "settings": settings,
         "folder": str(folder.absolute()),
-        "device": None if gpus else "cpu",
-        "threads": max(1, cores // workers),
+        "device": division.device,
+        "threads": division.threads,
     }
-    compute = ray.data.ActorPoolStrategy(size=workers)
+    compute = ray.data.ActorPoolStrategy(size=division.workers)
     return parts.map_batches(_Worker, batch_size=1, compute=compute, fn_constructor_kwargs=worker, **share).iter_rows()
 
 

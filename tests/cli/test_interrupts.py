@@ -38,7 +38,7 @@ def test_one_line_says_that_the_command_can_be_repeated(seconds, tmp_path):
 
 
 def test_what_does_not_go_on_does_not_say_so(tmp_path):
-    process = begin(tmp_path, "perturb")
+    process = begin(tmp_path, "localize")
     time.sleep(3)
     code, lines = stop(process)
     assert code == 130 and lines[-1] == STARTS_AGAIN and not list(tmp_path.iterdir())
