@@ -15,6 +15,7 @@ from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.study.paper import published
 from mechmem.study.paper.folder import NotPossibleError, PaperFolder
+from mechmem.study.paper.patch_speed import patch_speed
 from mechmem.study.paper.rows import Finding, Reading, Row
 
 ITEM, UNITS = "patching", "nats"
@@ -43,7 +44,7 @@ def patching_item(paper: PaperFolder) -> Finding:
     data.attrs["finding"] = (
         f"On {len(clean)} pairs ({origin}), the heads with the largest mean effects are {' and '.join(named)}."
     )
-    return Finding(tuple(rows), data)
+    return Finding(tuple(rows), data, (patch_speed(paper.model, clean, corrupt, seed=paper.seed),))
 
 
 def _pairs(paper: PaperFolder) -> tuple[Paragraphs, Paragraphs, str]:
