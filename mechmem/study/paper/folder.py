@@ -20,7 +20,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.stored_json import read_object
+from mechmem.data.stored_json import check_types, read_object
 from mechmem.model.devices import check_device
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.study.paper.inputs import PaperSets, read_sets
@@ -81,12 +81,14 @@ class PaperFolder:
         if not (self.folder / SETS_FILE).is_file() or {SETS_FILE, SETS_ACCOUNT} & set(damaged(self.folder)):
             self.store(read_sets(self.settings, self.model, self.at("scoring paragraphs")))
         account = read_object(self.folder / SETS_ACCOUNT, advice=ADVICE)
-        check = ModelCheck(bool(account.get("applies")), tuple(map(str, account.get("sentences", ()))))
+        types = {"applies": bool, "sentences": list, "source": str, "pairs": bool}
+        check_types(account, types, self.folder / SETS_ACCOUNT, advice=ADVICE)
+        check = ModelCheck(account["applies"], tuple(map(str, account["sentences"])))
         scored = Paragraphs.load(self.folder / SETS_FILE)
         pairs = None
-        if account.get("pairs") and self.settings.corpus and holds_published_files(self.settings.corpus):
+        if account["pairs"] and self.settings.corpus and holds_published_files(self.settings.corpus):
             pairs = read_published_files(self.settings.corpus).pairs
-        return PaperSets(scored, pairs, check, str(account.get("source", "")))
+        return PaperSets(scored, pairs, check, account["source"])
 
     def store(self, sets: PaperSets) -> None:
         """Keep the sets in the folder."""

@@ -45,13 +45,18 @@ def check_paper_model(model: HookedTransformer, memorized: Paragraphs | None, em
         memorized: the study's own memorized paragraphs, if they are known; a column `text` is encoded again.
         em: their EM under the model.
     """
+    return compared(model.cfg, model.tokenizer, memorized, em)
+
+
+def compared(config: Any, tokenizer: Any, memorized: Paragraphs | None, em: np.ndarray | None) -> ModelCheck:
+    """As `check_paper_model`, of a model's configuration and tokenizer."""
     wrong: list[str] = []
-    shape = {name: getattr(model.cfg, name) for name in SHAPE}
+    shape = {name: getattr(config, name) for name in SHAPE}
     if different := [f"{name} {shape[name]} instead of {SHAPE[name]}" for name in SHAPE if shape[name] != SHAPE[name]]:
         wrong.append(f"the model has another shape than {NAME}: {', '.join(different)}")
-    if model.cfg.original_architecture not in (ARCHITECTURE, None):
-        wrong.append(f"the model is a {model.cfg.original_architecture}; the study's is a GPT-Neo")
-    if (reason := _other_tokenizer(model, memorized)) is not None:
+    if config.original_architecture not in (ARCHITECTURE, None):
+        wrong.append(f"the model is a {config.original_architecture}; the study's is a GPT-Neo")
+    if (reason := _other_tokenizer(tokenizer, memorized)) is not None:
         wrong.append(reason)
     if memorized is not None and em is not None:
         whole = int((em == memorized.continuation_len).sum())
@@ -71,13 +76,12 @@ def check_paper_model(model: HookedTransformer, memorized: Paragraphs | None, em
     )
 
 
-def _other_tokenizer(model: HookedTransformer, memorized: Paragraphs | None) -> str | None:
+def _other_tokenizer(tokenizer: Any, memorized: Paragraphs | None) -> str | None:
     """Why the tokenizer is not GPT-2's, or None."""
-    tokenizer: Any = model.tokenizer
     if tokenizer is None:
         return "the model has no tokenizer; the study's is GPT-2's"
     if tokenizer.eos_token_id != END_OF_TEXT or tokenizer.encode(PROBE, add_special_tokens=False) != PROBE_IDS:
-        return f"the tokenizer is not GPT-2's ({len(tokenizer):,} tokens)"
+        return "the tokenizer is not GPT-2's"
     if memorized is not None and memorized.has("text"):
         texts, rows = memorized.column("text")[:TEXTS].tolist(), memorized.tokens[:TEXTS].tolist()
         same = sum(

@@ -1,7 +1,7 @@
 """Every number that Stoehr et al. (2024, arXiv 2403.19851v1) report and that is measured here, with its place."""
 
 # Section 3, the sets: paragraphs of each group of EM.
-COUNTS = {"0-10": 12_422, "11-29": 436, "30-49": 141, "50": 442}
+COUNTS = {"0-10": 12_422.0, "11-29": 436.0, "30-49": 141.0, "50": 442.0}
 
 # Section 3.1, prefix perturbation: mean fall of EM for one replaced token, in tokens.
 EM_DROP_MEMORIZED = 12.19

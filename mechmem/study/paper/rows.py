@@ -135,18 +135,21 @@ def from_json(found: Mapping[str, Any], place: Path) -> tuple[tuple[Row, ...], t
         InputError: something is missing, of another type, or a reading that there is not.
     """
     check_types(found, {"rows": list, "traps": list}, place, advice=ADVICE)
+    for entry in found["rows"]:
+        check_types(entry, _ROW, place, advice=ADVICE)
+        if entry["reading"] not in get_args(Reading):
+            raise InputError(f"{place}: got the reading {entry['reading']!r:.40}; {ADVICE}")
     rows = [_made(Row, entry, _ROW, place) for entry in found["rows"]]
-    for row in rows:
-        if row.reading not in get_args(Reading):
-            raise InputError(f"{place}: got the reading {row.reading!r:.40}; {ADVICE}")
     return tuple(rows), tuple(_made(Trap, entry, _TRAP, place) for entry in found["traps"])
 
 
 def _made(kind: Any, entry: Any, types: Mapping[str, Any], place: Path) -> Any:
     check_types(entry, types, place, advice=ADVICE)
     values = {name: entry[name] for name in types}
-    for name in ("measured", "slipped", "corrected"):
-        if name in values and values[name] is None:
+    for name, known in types.items():
+        if known is _MAYBE and values[name] is not None:
+            values[name] = float(values[name])
+        elif name in ("measured", "slipped", "corrected") and values[name] is None:
             values[name] = math.nan
     return kind(**values)
 

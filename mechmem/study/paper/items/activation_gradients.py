@@ -55,7 +55,7 @@ def _rows(paper: PaperFolder, reading: Reading, values: np.ndarray, clusters: np
         low, high = interval(paper, values, clusters, lambda some: _rank(some.mean(0)))
         count = values.shape[1] * values.shape[2]
         quantity = f"rank of {name} among {count} heads"
-        rows.append(Row(ITEM, quantity, reading, _rank(values.mean(0)), low, high, 1, "rank", "1: the largest"))
+        rows.append(Row(ITEM, quantity, reading, _rank(values.mean(0)), low, high, 1.0, "rank", "1: the largest"))
     layer, head = _strongest(values.mean(0))
     own = values[:, layer, head]
     low, high = interval(paper, own, clusters)
@@ -64,8 +64,8 @@ def _rows(paper: PaperFolder, reading: Reading, values: np.ndarray, clusters: np
     return rows
 
 
-def _rank(mean: np.ndarray) -> int:
-    return int((mean > mean[HEAD]).sum()) + 1
+def _rank(mean: np.ndarray) -> float:
+    return float((mean > mean[HEAD]).sum()) + 1
 
 
 def _strongest(mean: np.ndarray) -> tuple[int, int]:

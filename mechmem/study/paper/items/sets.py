@@ -30,11 +30,12 @@ BATCH = 16
 def sets_item(paper: PaperFolder) -> Finding:
     """Count and score the groups; traps 3, 4, 5 and 13."""
     counted = {name: len(paper.sets.group(name)) for name in GROUPS}
+    stated = published.COUNTS
     rows = [
-        Row(ITEM, f"paragraphs, EM {name}", "as published", count, None, None, published.COUNTS[name], "paragraphs")
+        Row(ITEM, f"paragraphs, EM {name}", "as published", float(count), None, None, stated[name], "paragraphs")
         for name, count in counted.items()
     ]
-    clusters = len(np.unique(paper.sets.memorized.clusters))
+    clusters = float(len(np.unique(paper.sets.memorized.clusters)))
     rows.append(Row(ITEM, "clusters of near-duplicates, EM 50", "corrected", clusters, None, None, None, "clusters"))
     nll = np.full((2, len(GROUPS)), np.nan)
     for number, name in enumerate(GROUPS):
@@ -50,7 +51,7 @@ def sets_item(paper: PaperFolder) -> Finding:
         {"group": list(GROUPS), "reading": ["as published", "corrected"]},
     )
     data.attrs["finding"] = (
-        f"{counted['50']:,} paragraphs of EM 50 are {clusters:,} clusters of near-duplicates; their mean NLL is "
+        f"{counted['50']:,} paragraphs of EM 50 are {clusters:,.0f} clusters of near-duplicates; their mean NLL is "
         f"{nll[1, -1]:.3f} nats per token."
     )
     return Finding(tuple(rows), data, (*_column_trap(nll), *_text_traps(paper), _decoding_trap(paper)))
@@ -80,7 +81,7 @@ def _nll_rows(paper: PaperFolder, name: str) -> list[Row]:
 
 
 def _column_trap(nll: np.ndarray) -> tuple[Trap, ...]:
-    slipped, corrected = nll[:, -1]
+    slipped, corrected = (float(value) for value in nll[:, -1])
     change = (
         f"Without the first token the mean NLL of memorized paragraphs is {slipped:.4f} instead of {corrected:.4f} "
         f"nats per token: {100 * (slipped / corrected - 1):+.0f} %."
@@ -149,4 +150,6 @@ def _decoding_trap(paper: PaperFolder) -> Trap:
         f"EM from one forward equals EM from {length} decoding steps in {same} of {len(sample)} paragraphs; where "
         "logits nearly tie, float64 decides, whatever the batch."
     )
-    return Trap(13, "EM needs one forward pass, not 50 decoding steps", length, 1, "forwards per paragraph", change)
+    return Trap(
+        13, "EM needs one forward pass, not 50 decoding steps", float(length), 1.0, "forwards per paragraph", change
+    )

@@ -1,0 +1,145 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mechmem.data.checksums import damaged
+from mechmem.data.errors import InputError
+from mechmem.study.paper.folder import NotPossibleError, PaperFolder
+from mechmem.study.paper.items import ITEMS
+from mechmem.study.paper.page import paper_rows, verdicts
+from mechmem.study.paper.rows import Finding, Row
+from mechmem.study.paper.runner import read_paper_manifest, run_paper
+from mechmem.study.paper.settings import PaperSettings, full
+from tests.study.paper.conftest import SMALL
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Two items that take no time; gives the names of those that ran."""
+    ran: list[str] = []
+
+    def item(name: str):
+        def measure(paper: PaperFolder) -> Finding:
+            ran.append(name)
+            value = float(paper.sets.memorized.column("nll").mean())
+            row = Row(name, "q", "corrected", value, None, None, 1.0, "nats")
+            return Finding((row,), xr.Dataset({"x": ("i", np.array([value]))}))
+
+        return measure
+
+    items = {"sets": item("sets"), "perturbation": item("perturbation")}
+    for place in ("runner", "page"):
+        monkeypatch.setattr(f"mechmem.study.paper.{place}.ITEMS", items)
+    monkeypatch.setattr("mechmem.study.paper.page.DRAWINGS", {})
+    monkeypatch.setattr("mechmem.report.paper.svg.browser", lambda: None)
+    return items, ran
+
+
+def test_a_folder_holds_two_files_of_each_item_and_the_page(small_paper):
+    names = {path.name for path in small_paper.folder.iterdir()}
+    assert {"paper.json", "paper.html", "paragraphs.parquet", "SHA256SUMS"} <= names
+    for name in ITEMS:
+        assert f"{name}.json" in names and (f"{name}.nc" in names) == (small_paper.left_out(name) is None), name
+    assert damaged(small_paper.folder) == [] and not any(".partial" in name for name in names)
+
+
+def test_the_page_shows_every_row_and_all_traps(small_paper):
+    page = (small_paper.folder / "paper.html").read_text()
+    assert "33.12" in page and "Published numbers do not apply" in page
+    for number in range(1, 15):
+        assert f'data-key="{number}"' in page
+    for name in ITEMS:
+        assert f'<section id="{name}"' in page
+    counted = verdicts(paper_rows(small_paper), applies=False, reading="corrected")
+    assert counted["reproduced"] == counted["differs"] == 0 and counted["cannot be said"] > 20
+
+
+def test_a_second_run_does_nothing_and_one_after_a_kill_does_the_rest(quick, tmp_path):
+    items, ran = quick
+    measure = items["perturbation"]
+
+    def killed(paper: PaperFolder) -> Finding:
+        raise KeyboardInterrupt
+
+    items["perturbation"] = killed
+    with pytest.raises(KeyboardInterrupt):
+        run_paper(tmp_path / "p", SMALL)
+    assert ran == ["sets"] and not (tmp_path / "p" / "paper.html").exists()
+    items["perturbation"] = measure
+    told = {}
+    found = run_paper(tmp_path / "p", SMALL, told=lambda name, said: told.update({name: said}))
+    assert ran == ["sets", "perturbation"] and set(told) == {"perturbation", "page"}
+    assert "Chromium was not found" in told["page"]
+    before = {path.name: path.read_bytes() for path in found.folder.iterdir()}
+    run_paper(tmp_path / "p", SMALL)
+    assert ran == ["sets", "perturbation"]
+    assert {path.name: path.read_bytes() for path in found.folder.iterdir()} == before
+    manifest = read_paper_manifest(found.folder)
+    assert manifest is not None and set(manifest["timings"]) == set(items) and not manifest["applies"]
+
+
+def test_a_damaged_item_is_measured_again(quick, tmp_path):
+    _, ran = quick
+    found = run_paper(tmp_path / "p", SMALL)
+    (found.folder / "sets.nc").write_bytes(b"x")
+    run_paper(tmp_path / "p", SMALL)
+    assert ran == ["sets", "perturbation", "sets"] and damaged(found.folder) == []
+    (found.folder / "paragraphs.parquet").write_bytes(b"x")
+    (found.folder / "sets.json").unlink()
+    run_paper(tmp_path / "p", SMALL)
+    assert ran[-1] == "sets" and len(PaperFolder(found.folder, SMALL).sets.scored) == 160
+
+
+def test_an_item_that_is_not_possible_is_a_reason_on_the_page(quick, tmp_path):
+    items, _ = quick
+
+    def impossible(paper: PaperFolder) -> Finding:
+        raise NotPossibleError("the corpus has no <other> paragraphs")
+
+    items["perturbation"] = impossible
+    found = run_paper(tmp_path / "p", SMALL)
+    assert found.left_out("perturbation") == "the corpus has no <other> paragraphs" and found.done("perturbation")
+    assert "Not measured: the corpus has no &lt;other&gt; paragraphs." in (found.folder / "paper.html").read_text()
+
+
+def test_other_settings_folders_and_corpora_are_refused(quick, tmp_path):
+    run_paper(tmp_path / "p", SMALL)
+    with pytest.raises(InputError, match=r"other settings \(seed was 0, now 1\); choose another folder"):
+        run_paper(tmp_path / "p", replace(SMALL, seed=1))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match="is not empty and holds no paper.json"):
+        run_paper(tmp_path / "full", SMALL)
+    with pytest.raises(InputError, match="need a folder"):
+        run_paper(tmp_path / "full" / "mine.txt", SMALL)
+    (tmp_path / "p" / "paper.json").write_text("[")
+    with pytest.raises(InputError, match="not readable as JSON"):
+        run_paper(tmp_path / "p", SMALL)
+    (tmp_path / "p" / "paper.json").write_text(json.dumps({"format": 9, "settings": {}, "model": {}, "timings": {}}))
+    with pytest.raises(InputError, match="got format 9; need 1"):
+        run_paper(tmp_path / "p", SMALL)
+
+
+def test_a_corpus_that_changed_is_refused(quick, tmp_path, bundled):
+    bundled[:60].save(tmp_path / "c.parquet")
+    settings = replace(SMALL, corpus=str(tmp_path / "c.parquet"))
+    run_paper(tmp_path / "p", settings)
+    bundled[:70].save(tmp_path / "c.parquet")
+    with pytest.raises(InputError, match="corpus was"):
+        run_paper(tmp_path / "p", settings)
+
+
+def test_a_corpus_that_cannot_be_used_leaves_no_folder(quick, tmp_path):
+    with pytest.raises(InputError, match="got no corpus"):
+        run_paper(tmp_path / "p", replace(SMALL, model=str(tmp_path)))
+    assert not (tmp_path / "p").exists()
+
+
+def test_the_full_sizes_are_the_study_s():
+    settings = full(PaperSettings(seed=3))
+    assert settings.perturbed is None and settings.seed == 3 and settings.pairs == 90
+    with pytest.raises(InputError, match="got 0 as pairs"):
+        PaperSettings(pairs=0)
