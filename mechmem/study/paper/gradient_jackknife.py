@@ -70,4 +70,5 @@ def component_jackknife(
         if size < count:
             rest = {name: (count * value - part[name]) / (count - size) for name, value in total.items()}
             without.append(reduce_by_component(model, rest, "max").values)
-    return Jackknife(reduce_by_component(model, total, "max"), np.array(without))
+    scores = reduce_by_component(model, total, "max")
+    return Jackknife(scores, np.array(without).reshape(-1, *scores.shape))

@@ -36,8 +36,8 @@ def test_the_published_columns_leave_out_the_first_continuation_token(bundled_mo
 
 
 def test_own_text_is_what_the_model_writes_token_by_token(bundled_model, bundled):
-    em = mm.score(bundled_model, bundled[:200]).em.values
-    some = bundled[:200].select(np.flatnonzero(em <= 10)[:3])
+    em = mm.score(bundled_model, bundled[:60]).em.values
+    some = bundled[:60].select(np.flatnonzero(em <= 10)[:1])
     tokens = some.prefix.clone()
     with torch.no_grad():
         for _ in range(50):
@@ -58,13 +58,13 @@ def test_rows_of_the_sets(small_paper):
     known = {trap.number: trap for trap in traps}
     assert set(known) == {3, 4, 5, 13} and known[3].corrected == pytest.approx(nll.measured)
     assert known[3].slipped == pytest.approx(float(scores.token_nll[:, 1:].mean()), rel=1e-5)
-    assert "in 32 of 32 paragraphs" in known[13].change or "of" in known[13].change
+    assert "in 16 of 16 paragraphs" in known[13].change
     assert rows
 
 
 def test_trap_4_scores_true_tokens_behind_own_ones(small_paper):
     known = {trap.number: trap for trap in small_paper.account("sets")[1]}
-    some = small_paper.sets.group("0-10")[:32]
+    some = small_paper.sets.group("0-10")[:16]
     own, model = own_text(small_paper.model, some), small_paper.model
     with torch.no_grad():
         mixed = score_logits(model(own.tokens)[:, 49:99], some.continuation)

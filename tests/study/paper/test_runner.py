@@ -15,6 +15,8 @@ from mechmem.study.paper.runner import read_paper_manifest, run_paper
 from mechmem.study.paper.settings import PaperSettings, full
 from tests.study.paper.conftest import SMALL
 
+QUICK = replace(SMALL, limit=40)
+
 
 @pytest.fixture
 def quick(monkeypatch):
@@ -61,20 +63,20 @@ def test_a_second_run_does_nothing_and_one_after_a_kill_does_the_rest(quick, tmp
     items, ran = quick
     measure = items["perturbation"]
 
-    def killed(paper: PaperFolder) -> Finding:
+    def killed(_: PaperFolder) -> Finding:
         raise KeyboardInterrupt
 
     items["perturbation"] = killed
     with pytest.raises(KeyboardInterrupt):
-        run_paper(tmp_path / "p", SMALL)
+        run_paper(tmp_path / "p", QUICK)
     assert ran == ["sets"] and not (tmp_path / "p" / "paper.html").exists()
     items["perturbation"] = measure
     told = {}
-    found = run_paper(tmp_path / "p", SMALL, told=lambda name, said: told.update({name: said}))
+    found = run_paper(tmp_path / "p", QUICK, told=lambda name, said: told.update({name: said}))
     assert ran == ["sets", "perturbation"] and set(told) == {"perturbation", "page"}
     assert "Chromium was not found" in told["page"]
     before = {path.name: path.read_bytes() for path in found.folder.iterdir()}
-    run_paper(tmp_path / "p", SMALL)
+    run_paper(tmp_path / "p", QUICK)
     assert ran == ["sets", "perturbation"]
     assert {path.name: path.read_bytes() for path in found.folder.iterdir()} == before
     manifest = read_paper_manifest(found.folder)
@@ -83,58 +85,62 @@ def test_a_second_run_does_nothing_and_one_after_a_kill_does_the_rest(quick, tmp
 
 def test_a_damaged_item_is_measured_again(quick, tmp_path):
     _, ran = quick
-    found = run_paper(tmp_path / "p", SMALL)
+    found = run_paper(tmp_path / "p", QUICK)
     (found.folder / "sets.nc").write_bytes(b"x")
-    run_paper(tmp_path / "p", SMALL)
+    run_paper(tmp_path / "p", QUICK)
     assert ran == ["sets", "perturbation", "sets"] and damaged(found.folder) == []
     (found.folder / "paragraphs.parquet").write_bytes(b"x")
     (found.folder / "sets.json").unlink()
-    run_paper(tmp_path / "p", SMALL)
-    assert ran[-1] == "sets" and len(PaperFolder(found.folder, SMALL).sets.scored) == 160
+    run_paper(tmp_path / "p", QUICK)
+    assert ran[-1] == "sets" and len(PaperFolder(found.folder, QUICK).sets.scored) == 40
 
 
 def test_an_item_that_is_not_possible_is_a_reason_on_the_page(quick, tmp_path):
     items, _ = quick
 
-    def impossible(paper: PaperFolder) -> Finding:
+    def impossible(_: PaperFolder) -> Finding:
         raise NotPossibleError("the corpus has no <other> paragraphs")
 
     items["perturbation"] = impossible
-    found = run_paper(tmp_path / "p", SMALL)
+    found = run_paper(tmp_path / "p", QUICK)
     assert found.left_out("perturbation") == "the corpus has no <other> paragraphs" and found.done("perturbation")
     assert "Not measured: the corpus has no &lt;other&gt; paragraphs." in (found.folder / "paper.html").read_text()
 
 
-def test_other_settings_folders_and_corpora_are_refused(quick, tmp_path):
-    run_paper(tmp_path / "p", SMALL)
+@pytest.mark.usefixtures("quick")
+def test_other_settings_folders_and_corpora_are_refused(tmp_path):
+    run_paper(tmp_path / "p", QUICK)
     with pytest.raises(InputError, match=r"other settings \(seed was 0, now 1\); choose another folder"):
-        run_paper(tmp_path / "p", replace(SMALL, seed=1))
+        run_paper(tmp_path / "p", replace(QUICK, seed=1))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
     with pytest.raises(InputError, match="is not empty and holds no paper.json"):
-        run_paper(tmp_path / "full", SMALL)
+        run_paper(tmp_path / "full", QUICK)
     with pytest.raises(InputError, match="need a folder"):
-        run_paper(tmp_path / "full" / "mine.txt", SMALL)
+        run_paper(tmp_path / "full" / "mine.txt", QUICK)
     (tmp_path / "p" / "paper.json").write_text("[")
     with pytest.raises(InputError, match="not readable as JSON"):
-        run_paper(tmp_path / "p", SMALL)
+        run_paper(tmp_path / "p", QUICK)
     (tmp_path / "p" / "paper.json").write_text(json.dumps({"format": 9, "settings": {}, "model": {}, "timings": {}}))
     with pytest.raises(InputError, match="got format 9; need 1"):
-        run_paper(tmp_path / "p", SMALL)
+        run_paper(tmp_path / "p", QUICK)
 
 
-def test_a_corpus_that_changed_is_refused(quick, tmp_path, bundled):
+@pytest.mark.usefixtures("quick")
+def test_a_corpus_that_changed_is_refused(tmp_path, bundled):
     bundled[:60].save(tmp_path / "c.parquet")
-    settings = replace(SMALL, corpus=str(tmp_path / "c.parquet"))
+    settings = replace(QUICK, corpus=str(tmp_path / "c.parquet"))
     run_paper(tmp_path / "p", settings)
     bundled[:70].save(tmp_path / "c.parquet")
     with pytest.raises(InputError, match="corpus was"):
         run_paper(tmp_path / "p", settings)
 
 
-def test_a_corpus_that_cannot_be_used_leaves_no_folder(quick, tmp_path):
-    with pytest.raises(InputError, match="got no corpus"):
-        run_paper(tmp_path / "p", replace(SMALL, model=str(tmp_path)))
+@pytest.mark.usefixtures("quick")
+def test_a_corpus_that_cannot_be_used_leaves_no_folder(tmp_path):
+    np.save(tmp_path / "random.npy", np.random.default_rng(0).integers(5, 900, (6, 100)))
+    with pytest.raises(InputError, match="reproduces none of 6 paragraphs"):
+        run_paper(tmp_path / "p", replace(QUICK, corpus=str(tmp_path / "random.npy")))
     assert not (tmp_path / "p").exists()
 
 

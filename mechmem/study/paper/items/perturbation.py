@@ -25,7 +25,9 @@ def perturbation_item(paper: PaperFolder) -> Finding:
     found: dict[str, tuple[Paragraphs, xr.Dataset]] = {}
     for name, paragraphs in _compared(paper).items():
         progress = paper.at(f"replacing prefix tokens of {name.split(',')[0]} paragraphs")
-        changed = perturb_prefix(paper.model, paragraphs, seed=paper.seed, edit_distance=True, progress=progress)
+        changed = perturb_prefix(
+            paper.model, paragraphs, seed=paper.seed, edit_distance=name == MEMORIZED, progress=progress
+        )
         found[name] = paragraphs, changed
     rows: list[Row] = []
     for name, stated in ((MEMORIZED, published.EM_DROP_MEMORIZED), (OTHER, published.EM_DROP_OTHER)):

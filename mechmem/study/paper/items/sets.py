@@ -22,8 +22,8 @@ from mechmem.study.paper.readings import own_text, published_columns
 from mechmem.study.paper.rows import Finding, Reading, Row, Trap
 
 ITEM, NLL = "sets", "nats per token"
-# Paragraphs of each group whose scores by column are compared, and that are decoded step by step.
-SAMPLE, DECODED = 256, 32
+# Paragraphs of each group whose scores by column are compared, and of all groups that are decoded step by step.
+SAMPLE, DECODED = 256, 16
 BATCH = 16
 
 
