@@ -24,7 +24,7 @@ from mechmem.localize.heads import RAREST, head_patterns
 from mechmem.localize.rarity import rarest_weight
 from mechmem.model.load import HookedTransformer
 from mechmem.report.position_maps import TOKEN_LIMIT
-from mechmem.report.theme import COLOURS, empty_figure, plotly_text
+from mechmem.show.theme import COLOURS, empty_figure, plotly_text
 from mechmem.study.stages import top_heads
 
 

@@ -32,7 +32,7 @@ from mechmem.localize.token_attention import (
 )
 from mechmem.model.load import HookedTransformer
 from mechmem.report.heatmaps import head_heatmap
-from mechmem.report.theme import COLOURS, empty_figure, plotly_text
+from mechmem.show.theme import COLOURS, empty_figure, plotly_text
 from mechmem.study.stages import top_heads
 
 TABLE = ["excess", "p_value", "spearman", "kendall", "pearson"]

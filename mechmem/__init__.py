@@ -15,6 +15,10 @@ import lazy_loader
 _import_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
+# Folders that are public under their own name; of others, only what is in them is.
+_PUBLIC_FOLDERS = {"show"}
+
+
 class _Package(types.ModuleType):
     """The package itself, with one property for each public name that was not used yet."""
 
@@ -22,7 +26,7 @@ class _Package(types.ModuleType):
 def _on_first_use(name: str, import_name: Callable[[str], Any]) -> property:
     def keep(package: types.ModuleType, value: Any) -> None:
         # Importing mechmem.scan, a folder, binds it to `scan`, which is the public function's name.
-        if value is not sys.modules.get(f"{package.__name__}.{name}"):
+        if name in _PUBLIC_FOLDERS or value is not sys.modules.get(f"{package.__name__}.{name}"):
             package.__dict__[name] = value
             if name in vars(_Package):
                 delattr(_Package, name)

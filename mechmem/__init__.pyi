@@ -1,3 +1,4 @@
+from . import show as show
 from .data.assets import bundled_paragraphs as bundled_paragraphs
 from .data.assets import bundled_unigram_counts as bundled_unigram_counts
 from .data.corpora import open_corpus as open_corpus

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from mechmem.report.theme import COLOURS, colour, edit_colour, empty_figure, plotly_text, template
+from mechmem.show.theme import COLOURS, colour, edit_colour, empty_figure, plotly_text, template
 
 # A shape as well as a colour for each edit, for readers who cannot tell the colours apart.
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")

@@ -15,8 +15,8 @@ from plotly.offline import get_plotlyjs
 
 from mechmem.data.files import replacing
 from mechmem.report.attention_views import View, circuitsvis_script
-from mechmem.report.embed import json_markup, json_text_markup, script_markup
-from mechmem.report.theme import template
+from mechmem.show.embed import json_markup, json_text_markup, script_markup
+from mechmem.show.theme import template
 
 # Nothing may be loaded or sent: were an escape ever missing, a paragraph's text could still not reach a server.
 CONTENT_SECURITY_POLICY = (

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from mechmem.report.heatmaps import component_heatmap
-from mechmem.report.theme import plotly_text
+from mechmem.show.theme import plotly_text
 
 ROWS = {"layer": "L", "head": "H"}
 # A token is a word at most: what is longer would push the map off the page.

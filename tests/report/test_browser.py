@@ -4,50 +4,16 @@ A content security policy would hide a missing escape, so the hostile study is o
 out is opened on purpose once, to see that the detector sees it.
 """
 
-import html
-import json
 import re
-import shutil
-import socket
-import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from mechmem.report.page import CONTENT_SECURITY_POLICY
 from mechmem.report.study_report import write_report
+from tests.browser import HOSTILE, needs_chromium, open_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH to open the report in")
+pytestmark = needs_chromium
 
-HOSTILE = (
-    "</textarea></title></style></script><script>window.pwned=1</script>"
-    '<img src=x onerror="window.pwned=1"><img src="http://leak.test/image">'
-    # Without double quotes and spaces: JSON escapes the first and a component replaces the second, by chance disarming.
-    "<img/src='x'onerror='window.pwned=1'><img/src=http://leak.test/bare>"
-    '"><svg onload=window.pwned=1><b>{{7*7}}</b>${7*7}%{x}\u2028\u2029'
-    "</td><!--<script>"
-    '<a href="javascript:window.pwned=1">x</a>&lt;img src=x onerror=window.pwned=1&gt;\u202e'
-)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--no-default-browser-check",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-domain-reliability",
-    "--disable-sync",
-    "--disable-features=OptimizationHints,MediaRouter,Translate,NetworkTimeServiceQuerying",
-]
-# What Chromium asks for on its own, with an empty page too and whatever the flags.
-OWN_HOSTS = ("accounts.google.com", "clients2.google.com", "update.googleapis.com")
 # Stands first in the page, where no broken markup can swallow it. Opens every fold so that all views are drawn, shows
 # hover labels and tooltips, and writes what it sees on the page.
 PROBE = """<script>
@@ -83,68 +49,22 @@ const look = () => ({
   text: document.querySelector(".passages .prefix")?.textContent,
   label: document.querySelector(".colored-tokens span span")?.textContent,
 });
-setTimeout(touch, 1000);
-setTimeout(touch, 2000);
-setTimeout(() => (document.documentElement.dataset.probe = JSON.stringify(look())), 3500);
+// On a busy machine a page of many figures takes its time; a page without any is done at once.
+const drawn = () => count(".js-plotly-plot .main-svg") >= count("script.plot-data")
+  && count(".mount > *") >= count(".mount") && document.readyState === "complete";
+const settle = async () => {
+  const pause = (time) => new Promise((go) => setTimeout(go, time));
+  for (let tries = 0; tries < 60 && !drawn(); tries += 1) { await pause(500); touch(); }
+  for (let again = 0; again < 3; again += 1) { await pause(700); touch(); }
+  await pause(1000);
+  document.documentElement.dataset.probe = JSON.stringify(look());
+};
+settle();
 </script>"""
 
 
-@contextmanager
-def recording_proxy() -> Iterator[tuple[int, list[str]]]:
-    """A socket that plays the proxy for every host: it writes down what is asked of it and answers nothing."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    asked: list[str] = []
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.settimeout(2)
-                try:
-                    asked.append(connection.recv(2048).decode("latin-1").split("\r\n")[0])
-                    connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                except OSError:
-                    asked.append("a connection without a request")
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1], asked
-    finally:
-        # A blocked accept does not notice a close; a last connection wakes it up.
-        asked_before = len(asked)
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(timeout=5)
-        del asked[asked_before:]
-
-
-def browse(page: str, folder: Path, *, size: str = "1300,2000") -> tuple[dict, list[str]]:
-    """Open HTML text as a file; return what the probe saw, and every request that the browser made."""
-    assert CHROMIUM is not None
-    file = folder / "page.html"
-    file.write_bytes(page.replace("<head>", "<head>" + PROBE, 1).encode("utf-8", "replace"))
-    with recording_proxy() as (port, asked):
-        command = [
-            CHROMIUM,
-            *FLAGS,
-            f"--user-data-dir={folder / 'profile'}",
-            f"--proxy-server=127.0.0.1:{port}",
-            "--proxy-bypass-list=<-loopback>",
-            "--virtual-time-budget=60000",
-            f"--window-size={size}",
-            "--dump-dom",
-            file.as_uri(),
-        ]
-        done = subprocess.run(command, capture_output=True, timeout=180, check=True)
-        shutil.rmtree(folder / "profile", ignore_errors=True)
-        requests = [request for request in asked if not any(host in request for host in OWN_HOSTS)]
-    found = re.search(r'<html[^>]* data-probe="([^"]*)"', done.stdout.decode("utf-8", "replace"))
-    assert found is not None, done.stderr.decode()[-2000:]
-    return json.loads(html.unescape(found[1])), requests
+def browse(page, folder, *, size="1300,2000"):
+    return open_page(page, folder, PROBE, size=size)
 
 
 def without_policy(page: str) -> str:

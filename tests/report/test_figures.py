@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from mechmem.report import figures, heatmaps
-from mechmem.report.theme import COLOURS, plotly_text, template
+from mechmem.show.theme import COLOURS, plotly_text, template
 
 
 def paragraphs(values):

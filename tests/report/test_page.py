@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 import pytest
 
 from mechmem.report.attention_views import attention_heads, circuitsvis_script, received_attention
-from mechmem.report.embed import json_markup, script_markup
 from mechmem.report.page import Card, Figure, Page, Passage, Section, Table, Verbatim, ViewGroup, page_html, write_page
+from mechmem.show.embed import json_markup, script_markup
 
 BAD = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>{{7*7}}\u2028&amp;"
 

@@ -15,9 +15,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from mechmem.data.files import replacing
-from mechmem.report.embed import json_text_markup, script_markup
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.theme import template
+from mechmem.show.embed import json_text_markup, script_markup
+from mechmem.show.theme import template
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, SECONDS = 960, 300

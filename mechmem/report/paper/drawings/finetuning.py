@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.theme import COLOURS, empty_figure
+from mechmem.show.theme import COLOURS, empty_figure
 
 NAMES = {"memorized": "targets, own text", "other": "other paragraphs, the model's text before"}
 

@@ -7,7 +7,7 @@ import xarray as xr
 
 from mechmem.report.heatmaps import head_heatmap
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.theme import COLOURS, empty_figure
+from mechmem.show.theme import COLOURS, empty_figure
 
 
 def draw_head(data: xr.Dataset) -> list[Drawing]:

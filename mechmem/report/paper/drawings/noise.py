@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.theme import edit_colour, empty_figure
+from mechmem.show.theme import edit_colour, empty_figure
 
 LINES = {
     "top": "selected weights",

@@ -8,7 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.theme import DIVERGING, colorbar, plotly_text, template
+from mechmem.show.theme import DIVERGING, colorbar, plotly_text, template
 
 TITLES = {
     "memorized_own": "Memorized run, patched with the perturbed run's heads, own text",

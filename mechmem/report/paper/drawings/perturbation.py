@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.theme import colour, empty_figure
+from mechmem.show.theme import colour, empty_figure
 
 
 def draw_perturbation(data: xr.Dataset) -> list[Drawing]:

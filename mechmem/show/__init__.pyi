@@ -1,0 +1,2 @@
+from .attention_view import attention as attention
+from .picture import Picture as Picture
