@@ -24,7 +24,8 @@ from mechmem.data.shards import Documents
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.tolerance import CALIBRATION
 from mechmem.model.load import HookedTransformer
-from mechmem.scan.spans import SpanSettings, find_spans, missed_by_stride
+from mechmem.scan.spans import SpanSettings, find_spans
+from mechmem.scan.strides import missed_by_stride
 from mechmem.stats.bootstrap import cluster_bootstrap
 from mechmem.synthetic.generator import generate
 

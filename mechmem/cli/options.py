@@ -39,6 +39,22 @@ StudyLimit = Annotated[
     Count | None,
     typer.Option("--limit", help="Score at most this many paragraphs; by default the study's.", rich_help_panel=STUDY),
 ]
+StudyPrefixLen = Annotated[
+    Count | None,
+    typer.Option(
+        "--prefix-len",
+        help="Tokens of a paragraph that the model is given; by default the study's, what a token file says, or 50.",
+        rich_help_panel=STUDY,
+    ),
+]
+StudyContinuationLen = Annotated[
+    Count | None,
+    typer.Option(
+        "--continuation-len",
+        help="Tokens to continue; by default the study's, the rest of a token file's rows, or 50.",
+        rich_help_panel=STUDY,
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

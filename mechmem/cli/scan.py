@@ -28,9 +28,20 @@ def scan(
     seed: Seed = 0,
     limit: Annotated[Count | None, typer.Option(help="Score a uniform random sample of this many.")] = None,
     device: Device = None,
+    prefix_len: Annotated[
+        Count | None,
+        typer.Option(help="Tokens that are given; by default what a token file says, or 50.", rich_help_panel=TEXT),
+    ] = None,
+    continuation_len: Annotated[
+        Count | None,
+        typer.Option(
+            help="Tokens to continue; by default the rest of a token file's rows, or 50.", rich_help_panel=TEXT
+        ),
+    ] = None,
     stride: Annotated[
-        Count, typer.Option(help="Tokens from one window of 100 to the next.", rich_help_panel=TEXT)
-    ] = 100,
+        Count | None,
+        typer.Option(help="Tokens from one window's start to the next; by default its length.", rich_help_panel=TEXT),
+    ] = None,
     min_distinct: Annotated[
         Proportion | None,
         typer.Option(
@@ -57,7 +68,10 @@ def scan(
     min_em: Annotated[Size, typer.Option(help="Write only paragraphs of at least this EM; all are counted.")] = 0,
     spans: Annotated[bool, typer.Option(help="Document mode: find memorized spans at every offset.")] = False,
     context: Annotated[Count | None, typer.Option(help="Tokens read at once in document mode.")] = None,
-    min_match: Annotated[Count, typer.Option(help="Predicted tokens of 50 for a closer look, in document mode.")] = 45,
+    min_match: Annotated[
+        Count | None,
+        typer.Option(help="Predicted tokens for a closer look, in document mode; by default 9 of 10."),
+    ] = None,
     rows_per_file: Annotated[
         Count | None, typer.Option(help="Write a folder of files with so many rows each.", rich_help_panel=WORK)
     ] = None,
@@ -78,13 +92,23 @@ def scan(
     with console.status("loading"):
         from mechmem.data.errors import InputError
         from mechmem.data.filters import PAPER_KEYWORDS
+        from mechmem.data.lengths import file_lengths, text_lengths
+        from mechmem.data.token_tables import holds_table
         from mechmem.data.windows import WindowSettings
         from mechmem.scan.scan import scan as run_scan
         from mechmem.scan.scan_settings import ScanSettings
         from mechmem.scan.spans import SpanSettings
+    if not spans and (min_match is not None or context is not None):
+        raise InputError("got --min-match or --context without --spans; need --spans, the document mode, to use them")
     source = None if corpus is None else str(corpus)
+    table = corpus if corpus is not None and holds_table(corpus) else None
+    stated = None if table is None else file_lengths(table, prefix_len, continuation_len)
+    given, continued = stated or text_lengths(prefix_len, continuation_len)
+    length = given + continued
+    lengths = {} if spans else {"length": length, "prefix_len": given}
     windows = WindowSettings(
-        stride=stride,
+        **lengths,
+        stride=(WindowSettings().stride if spans else length) if stride is None else stride,
         min_distinct=min_distinct,
         keywords=PAPER_KEYWORDS if paper_keywords else (),
         deduplicate=deduplicate,
@@ -99,7 +123,8 @@ def scan(
         precision=precision,
         edit_distance=edit_distance,
         min_em=min_em,
-        spans=SpanSettings(min_match=min_match, context=context) if spans else None,
+        spans=SpanSettings(given, continued, min_match=min_match, context=context) if spans else None,
+        run=min(ScanSettings().run, length),
         strict=strict,
         column=column,
         split=split,
@@ -107,13 +132,22 @@ def scan(
         batch_size=batch_size,
     )
     if out.suffix != ".parquet":
-        of_a_study = ScanSettings(model=model, corpus=source, windows=WindowSettings(limit=limit, seed=seed))
+        plain = WindowSettings(length=length, prefix_len=given, stride=length, limit=limit, seed=seed)
+        of_a_study = ScanSettings(model=model, corpus=source, windows=plain, run=settings.run)
         if settings != of_a_study or engine != "local" or workers or rows_per_file:
             raise InputError(
                 f"{out}: got options of a scan for a study's folder, whose first stage takes only model, corpus, "
-                "seed and limit; name a .parquet with --out"
+                "seed, limit and lengths; name a .parquet with --out"
             )
-        chosen = study_settings(out, model=model, corpus=corpus, seed=seed, limit=limit)
+        chosen = study_settings(
+            out,
+            model=model,
+            corpus=corpus,
+            seed=seed,
+            prefix_len=prefix_len,
+            continuation_len=continuation_len,
+            limit=limit,
+        )
         print_findings(run_until(out, chosen, "scan", device=device))
         wrote(out)
         return

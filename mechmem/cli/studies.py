@@ -11,7 +11,17 @@ from rich.table import Table
 
 from mechmem.cli.commands import console
 from mechmem.cli.display import watch_study
-from mechmem.cli.options import Device, Out, Set, StudyCorpus, StudyLimit, StudyModel, StudySeed
+from mechmem.cli.options import (
+    Device,
+    Out,
+    Set,
+    StudyContinuationLen,
+    StudyCorpus,
+    StudyLimit,
+    StudyModel,
+    StudyPrefixLen,
+    StudySeed,
+)
 
 if TYPE_CHECKING:
     from mechmem.study.folder import StudyFolder
@@ -26,6 +36,8 @@ class StudyOptions:
     corpus: StudyCorpus = None
     out: Out = Path("study")
     seed: StudySeed = None
+    prefix_len: StudyPrefixLen = None
+    continuation_len: StudyContinuationLen = None
     limit: StudyLimit = None
     device: Device = None
     assignments: Set = None
@@ -37,6 +49,8 @@ class StudyOptions:
             model=self.model,
             corpus=self.corpus,
             seed=self.seed,
+            prefix_len=self.prefix_len,
+            continuation_len=self.continuation_len,
             limit=self.limit,
             assignments=self.assignments,
             config=config,
@@ -54,6 +68,8 @@ def study_settings(
     model: str | None = None,
     corpus: Path | None = None,
     seed: int | None = None,
+    prefix_len: int | None = None,
+    continuation_len: int | None = None,
     limit: int | None = None,
     assignments: Sequence[str] | None = None,
     config: Path | None = None,
@@ -75,6 +91,7 @@ def study_settings(
     if config is not None:
         settings = apply_settings(settings, read_config(config))
     options = {"model": model, "corpus": None if corpus is None else str(corpus), "seed": seed, "limit": limit}
+    options |= {"prefix_len": prefix_len, "continuation_len": continuation_len}
     given = {name: value for name, value in options.items() if value is not None}
     settings = apply_settings(settings, given | parse_assignments(assignments or ()))
     if manifest is not None:

@@ -23,7 +23,10 @@ def unlearn(
         str | None, typer.Option(help="Make one edit in OUT/edits/NAME; without it, run the study's own edits.")
     ] = None,
     method: Annotated[UnlearnMethod, typer.Option(help="How to unlearn.")] = "npo",
-    target_em: Annotated[Amount | None, typer.Option(help="End when the targets' mean EM is as low as this.")] = 10.0,
+    target_em: Annotated[
+        Amount | None,
+        typer.Option(help="End when the targets' mean EM is as low as this; by default a fifth of the continuation."),
+    ] = None,
     keep_kl: Annotated[
         Amount | None, typer.Option(help="End before KL on kept text passes this, in nats per token.")
     ] = None,

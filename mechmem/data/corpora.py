@@ -20,6 +20,7 @@ from mechmem.data.files import remove_partials, replacing
 from mechmem.data.fingerprint import fingerprint
 from mechmem.data.folder_lock import only_writer
 from mechmem.data.inputs import Input, list_inputs
+from mechmem.data.lengths import load_paragraphs, text_lengths
 from mechmem.data.own_files import read_json
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
@@ -29,7 +30,7 @@ from mechmem.data.token_tables import holds_table
 from mechmem.data.tokenizing import ReportingTally, input_account, refuse_changed, tokenizer_digest
 from mechmem.data.windows import WindowSettings, index_windows
 
-LENGTH, PREFIX_LEN, RUN = 100, 50, 25
+RUN = 25
 FORMAT = 1
 
 
@@ -150,38 +151,52 @@ def _what_was_read(accounts: list[dict[str, Any]]) -> str:
 
 
 @checked
-def read_corpus(source: str | Path, tokenizer: Any, *, limit: Count | None = None, seed: Seed = 0) -> Paragraphs:
-    """Read paragraphs of 100 tokens, 50 of them prefix, into memory, with `id, source, count, cluster, text`.
+def read_corpus(
+    source: str | Path,
+    tokenizer: Any,
+    *,
+    prefix_len: Count | None = None,
+    continuation_len: Count | None = None,
+    limit: Count | None = None,
+    seed: Seed = 0,
+) -> Paragraphs:
+    """Read paragraphs, such as 50 tokens of prefix and 50 to continue, into memory: `id, source, count, cluster, text`.
 
     Token files (`.npy`, or `.parquet` with a column `tokens`, also a folder of such parts) are taken as they are and
-    keep their own columns. Text is cut into windows at stride 100 from the start of each document; documents shorter
-    than 100 tokens give none, and of equal windows one stays. There, `count` is the number of times the window occurs
+    keep their own columns. Text is cut into windows, one after the other from the start of each document; shorter
+    documents give none, and of equal windows one stays. There, `count` is the number of times the window occurs
     in the whole source, at any offset, and `id` its number among all that were cut. Rows that share 25 tokens in a run
     are one `cluster`. `open_corpus` and `index_windows` are the same for what memory does not hold.
 
     Args:
         source: a file, folder or dataset; see `inputs.list_inputs`.
         tokenizer: the model's, or None, which token files do without.
+        prefix_len: tokens that are given; None: what a parquet of paragraphs says, or else 50.
+        continuation_len: tokens to continue; None: the rest of a token file's rows, or 50 of text.
         limit: no more paragraphs than this: the first of a token file, a random sample of a text's.
         seed: chooses the sample.
 
     Raises:
-        InputError: whatever `open_corpus` and `index_windows` refuse, or no paragraph in it.
+        InputError: whatever `open_corpus` and `index_windows` refuse, paragraphs of other lengths than is asked for, or
+            no paragraph in it.
     """
     path = Path(source)
     if holds_table(path) or (path.suffix == ".npy" and path.is_file()):
-        paragraphs = Paragraphs.load(path)
+        paragraphs = load_paragraphs(path, prefix_len=prefix_len, continuation_len=continuation_len)
         if limit is not None:
             paragraphs = paragraphs.select(np.arange(min(limit, len(paragraphs))))
     else:
-        paragraphs = _from_text(source, tokenizer, limit, seed)
+        given, continued = text_lengths(prefix_len, continuation_len)
+        length = given + continued
+        settings = WindowSettings(length=length, prefix_len=given, stride=length, limit=limit, seed=seed)
+        paragraphs = _from_text(source, tokenizer, settings)
     if len(paragraphs) == 0:
-        raise InputError(f"{path}: got 0 paragraphs of {LENGTH} tokens; need at least 1: give longer documents")
+        length = paragraphs.tokens.shape[1]
+        raise InputError(f"{path}: got 0 paragraphs of {length} tokens; need at least 1: give longer documents")
     return _complete(paragraphs, tokenizer)
 
 
-def _from_text(source: str | Path, tokenizer: Any, limit: int | None, seed: int) -> Paragraphs:
-    settings = WindowSettings(length=LENGTH, prefix_len=PREFIX_LEN, stride=LENGTH, limit=limit, seed=seed)
+def _from_text(source: str | Path, tokenizer: Any, settings: WindowSettings) -> Paragraphs:
     with tempfile.TemporaryDirectory(prefix="mechmem-") as folder:
         corpus = open_corpus(source, tokenizer, Path(folder) / "corpus")
         if left_out := corpus.manifest["total"]["left_out"]:
@@ -190,7 +205,7 @@ def _from_text(source: str | Path, tokenizer: Any, limit: int | None, seed: int)
         parts = [index.paragraphs(number) for number in range(len(corpus))]
     tables = [part.table for part in parts if part.table is not None and len(part)]
     columns = datasets.concatenate_datasets(tables).select_columns(["id", "source", "count"])
-    return Paragraphs(torch.cat([part.tokens for part in parts]), PREFIX_LEN, columns, corpus.tokenizer)
+    return Paragraphs(torch.cat([part.tokens for part in parts]), settings.prefix_len, columns, corpus.tokenizer)
 
 
 def _complete(paragraphs: Paragraphs, tokenizer: Any) -> Paragraphs:

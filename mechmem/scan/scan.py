@@ -72,8 +72,8 @@ def scan(
         skipped and dropped (`account`; records = documents + skipped, windows = dropped + duplicates + not_sampled +
         kept; `left_out` has the files of which nothing could be read), `em` (how many paragraphs have each EM), rows
         written, tolerance and how many near-ties were settled. In document mode rows are spans (see `find_spans`), and
-        instead of `em` there are `found` (tokens, candidates, windows, spans) and `missed` (what windows at stride 50
-        and 100 do not see of the spans).
+        instead of `em` there are `found` (tokens, candidates, windows, spans) and `missed` (what windows do not see of
+        the spans at a stride of a continuation and of a whole window).
 
     Raises:
         InputError: a corpus or model that cannot be used, an output of another model or other settings or one that

@@ -27,10 +27,8 @@ from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.scan.scan_rows import DocumentRows, ScanRows, reopen_rows
 from mechmem.scan.scan_settings import ScanSettings
-from mechmem.scan.spans import find_spans, missed_by_stride
-
-# A scan of windows at these strides is what document mode is compared with.
-STRIDES = (50, 100)
+from mechmem.scan.spans import find_spans
+from mechmem.scan.strides import missed_by_stride
 
 
 class PartScorer:
@@ -137,7 +135,9 @@ class PartScorer:
             reproduced = [ids[settings.prefix_len :] for ids in spans["tokens"].to_pylist()]
             spans = spans.append_column("text", pa.array(decoded(tokenizer, reproduced), pa.string()))
         length = settings.continuation_len
-        missed = {f"stride {each}": missed_by_stride(spans, each, continuation_len=length) for each in STRIDES}
+        # Scans of windows are what document mode is compared with: one after the other, or so that continuations touch.
+        strides = sorted({length, settings.prefix_len + length})
+        missed = {f"stride {each}": missed_by_stride(spans, each, continuation_len=length) for each in strides}
         file.write(spans.replace_schema_metadata(metadata(settings.prefix_len, tokenizer_mark)))
         return {"found": found, "missed": missed}
 

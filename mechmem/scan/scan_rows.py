@@ -17,6 +17,7 @@ from mechmem.data.distinct import random_numbers
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import row_hashes
 from mechmem.data.inputs import Input, file_input, list_inputs
+from mechmem.data.lengths import check_lengths, load_paragraphs
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.shards import Corpus
 from mechmem.data.token_tables import holds_table
@@ -190,6 +191,14 @@ def _table(settings: ScanSettings) -> Path | None:
     return path if holds_table(path) else None
 
 
+def _asked_lengths(windows: WindowSettings) -> dict[str, int | None]:
+    """What lengths paragraphs must have: none where the settings have what they have by default."""
+    usual = WindowSettings()
+    if (windows.prefix_len, windows.length) == (usual.prefix_len, usual.length):
+        return {"prefix_len": None, "continuation_len": None}
+    return {"prefix_len": windows.prefix_len, "continuation_len": windows.length - windows.prefix_len}
+
+
 def _window_rows(index: WindowIndex) -> ScanRows:
     account = {"corpus": index.corpus.manifest["total"], "windows": index.manifest}
     return ScanRows(len(index.corpus), index.total, account, index.size, index.blocks)
@@ -200,7 +209,12 @@ def _document_rows(settings: SpanSettings, corpus: Corpus) -> DocumentRows:
 
 
 def _table_rows(settings: ScanSettings, path: Path, model: HookedTransformer) -> ScanRows:
-    paragraphs = bundled_paragraphs() if settings.corpus is None else Paragraphs.load(path)
+    asked = _asked_lengths(settings.windows)
+    if settings.corpus is None:
+        paragraphs = bundled_paragraphs()
+        check_lengths("the bundled paragraphs", paragraphs, **asked)
+    else:
+        paragraphs = load_paragraphs(path, **asked)
     rows, limit = len(paragraphs), settings.windows.limit
     if not rows:
         raise InputError(f"{path}: got 0 paragraphs; need at least one row of tokens")

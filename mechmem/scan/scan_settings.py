@@ -24,7 +24,8 @@ class ScanSettings:
         model: hub name, folder or "bundled".
         corpus: whatever `open_corpus` reads, or a `.parquet` with a column `tokens` (or a folder of such), whose rows
             and columns are kept as they are; None for the bundled paragraphs.
-        windows: how text is cut, filtered and sampled. Of a parquet of rows, only `limit` and `seed` count.
+        windows: how text is cut, filtered and sampled. Of a parquet of rows, only `limit` and `seed` count, and
+            lengths that it has not are refused.
         method: "full" scores every column of every paragraph; "cascade" stops where a paragraph is certainly not
             memorized: EM is the same, but NLL, match and edit distance are missing (NaN) where it stopped.
         precision: "bfloat16" goes with the cascade: what passes and what is uncertain is confirmed in float32.

@@ -43,8 +43,9 @@ class SpanSettings:
         prefix_len: tokens that the model is given when a window is confirmed.
         continuation_len: tokens that it must then reproduce.
         min_match: a window is confirmed if reading predicts this many of its continuation tokens; lower finds more of
-            what only the exact prefix brings out, and costs more.
-        context: tokens read at once; None: 512, or the model's context if that is less.
+            what only the exact prefix brings out, and costs more. None: nine tenths of them, 45 of 50.
+        context: tokens read at once; None: 512, or twice a prefix and a continuation if that is more, or the model's
+            context if that is less.
 
     Raises:
         InputError: a value out of its range.
@@ -52,15 +53,21 @@ class SpanSettings:
 
     prefix_len: Count = 50
     continuation_len: Count = 50
-    min_match: Count = 45
+    min_match: Count | None = None
     context: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 1 <= self.min_match <= self.continuation_len:
+        if self.min_match is not None and self.min_match > self.continuation_len:
             raise InputError(
                 f"got min_match {self.min_match}; need 1 to {self.continuation_len}, the tokens of a continuation"
             )
+
+    @property
+    def matches(self) -> int:
+        """How many of a continuation's tokens must be predicted."""
+        # Nine tenths, rounded up.
+        return -(-9 * self.continuation_len // 10) if self.min_match is None else self.min_match
 
     @checked
     def context_of(self, n_ctx: Count) -> int:
@@ -69,8 +76,8 @@ class SpanSettings:
         Raises:
             InputError: it does not hold a prefix and a continuation, or the model's does not hold it.
         """
-        context = min(n_ctx, CONTEXT) if self.context is None else self.context
         least = self.prefix_len + self.continuation_len
+        context = min(n_ctx, max(CONTEXT, 2 * least)) if self.context is None else self.context
         if not least <= context <= n_ctx:
             raise InputError(
                 f"got a context of {context}; need {least} (a prefix and a continuation) to {n_ctx}, the model's"
@@ -199,7 +206,7 @@ def _predicted(
         predicted[asking] = margin[0] >= -tolerance
         asked |= asking
         missed = functional.pad(asked & ~predicted, (length - 1, length - 1)).unfold(-1, length, 1).sum(-1)
-        possible = inside & (missed <= length - settings.min_match).unfold(-1, length, 1).any(-1)
+        possible = inside & (missed <= length - settings.matches).unfold(-1, length, 1).any(-1)
     return predicted
 
 
@@ -210,7 +217,7 @@ def _candidates(
     length = settings.continuation_len
     sums = np.zeros(len(predicted) + 1, dtype=np.int32)
     np.cumsum(predicted, out=sums[1:])
-    places = np.flatnonzero(sums[length:] - sums[:-length] >= settings.min_match)
+    places = np.flatnonzero(sums[length:] - sums[:-length] >= settings.matches)
     document = np.searchsorted(starts, places, side="right") - 1
     fits = (places - settings.prefix_len >= starts[document]) & (places + length <= starts[document + 1])
     return places[fits]
@@ -261,40 +268,3 @@ def _spans(
             }
         )
     return rows
-
-
-def missed_by_stride(spans: pa.Table, stride: int, *, continuation_len: int = 50) -> dict[str, Any]:
-    """What a scan of windows at this stride, from each document's start, does not see of some spans.
-
-    Returns:
-        `spans` and `spans_missed` (no window of theirs is on the grid), `tokens` (reproduced by any window) and
-        `tokens_missed` (by none on the grid), `windows` (memorized, at any offset) and `windows_missed` (off the grid).
-
-    Raises:
-        InputError: a stride below 1.
-    """
-    if stride < 1:
-        raise InputError(f"got stride {stride}; need 1 or more tokens from window to window")
-    result = {
-        "spans": len(spans),
-        "spans_missed": 0,
-        "tokens": 0,
-        "tokens_missed": 0,
-        "windows": 0,
-        "windows_missed": 0,
-    }
-    for row in spans["windows"]:
-        windows = row.values.to_numpy()
-        seen = windows[windows % stride == 0]
-        tokens, tokens_seen = (_covered(some, continuation_len) for some in (windows, seen))
-        result["spans_missed"] += not len(seen)
-        result["tokens"] += tokens
-        result["tokens_missed"] += tokens - tokens_seen
-        result["windows"] += len(windows)
-        result["windows_missed"] += len(windows) - len(seen)
-    return result
-
-
-def _covered(windows: Int[np.ndarray, " window"], length: int) -> int:
-    """How many tokens some continuations of this length hold together; their windows are in order."""
-    return length + int(np.minimum(np.diff(windows), length).sum()) if len(windows) else 0

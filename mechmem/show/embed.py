@@ -14,7 +14,12 @@ _SCRIPT_ESCAPES = (("</script", r"\x3c/script"), ("<script", r"\x3cscript"), ("<
 
 def json_markup(value: Any) -> Markup:
     """A value as JSON, safe inside a `<script type="application/json">` element; NaN becomes null."""
-    return json_text_markup(json.dumps(_finite(value), separators=(",", ":"), allow_nan=False))
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        # Looked for only where one is: attention patterns of long paragraphs have millions of numbers.
+        text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    return json_text_markup(text)
 
 
 def json_text_markup(text: str) -> Markup:

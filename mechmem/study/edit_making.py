@@ -129,7 +129,8 @@ def _edited(
     training = _training(settings, folder / CHECKPOINT, begun)
     common: dict[str, Any] = {"mask": mask, "training": training, "seed": settings.seed, "progress": progress}
     if settings.kind == "unlearn":
-        stop = Stop(target_em=settings.target_em, keep_kl=settings.keep_kl)
+        goal = float(targets.continuation_len // 5) if settings.target_em is None else settings.target_em
+        stop = Stop(target_em=goal, keep_kl=settings.keep_kl)
         return unlearn(model, targets, keep, method=settings.method, stop=stop, **common)
     if corrupt is not None:
         return edit(model, targets, corrupt, keep, **common)

@@ -31,7 +31,7 @@ class EditSettings:
         max_norm: clip the gradient to this Euclidean norm.
         keep_weight: of the term that holds the keep set; None: 1.
         seed: masks and orders.
-        target_em: unlearning ends when the targets' mean EM is as low as this.
+        target_em: unlearning ends when the targets' mean EM is as low as this; None: a fifth of the continuation.
         keep_kl: unlearning ends before KL on the keep set passes this, in nats per token.
         text: the new continuation of an edit; None: what the model says after its worst single-token perturbation.
         paragraphs: a file of paragraphs to memorize, token ids as `Paragraphs.load` reads them; None: one `other` one.
@@ -49,7 +49,7 @@ class EditSettings:
     max_norm: Rate | None = None
     keep_weight: Amount | None = None
     seed: Seed = 0
-    target_em: Amount | None = 10.0
+    target_em: Amount | None = None
     keep_kl: Amount | None = None
     text: str | None = None
     paragraphs: str | None = None

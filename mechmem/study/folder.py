@@ -16,6 +16,7 @@ from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.checksums import writing
 from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
+from mechmem.data.lengths import check_lengths
 from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.baseline import Baseline
@@ -165,12 +166,14 @@ def open_study(folder: str | Path, *, device: str | None = None) -> StudyFolder:
 
 def corpus_paragraphs(settings: StudySettings, model: HookedTransformer) -> Paragraphs:
     """The paragraphs that a study scores, before any score."""
+    asked = {"prefix_len": settings.prefix_len, "continuation_len": settings.continuation_len}
     if settings.corpus is not None:
-        return read_corpus(settings.corpus, model.tokenizer, limit=settings.limit, seed=settings.seed)
+        return read_corpus(settings.corpus, model.tokenizer, limit=settings.limit, seed=settings.seed, **asked)
     if settings.model != "bundled":
         raise InputError(
             f"got no corpus for {settings.model}; the bundled paragraphs are token ids of the bundled model alone: "
             "name text or tokens that the model was trained on with --corpus FILE"
         )
     paragraphs = bundled_paragraphs()
+    check_lengths("the bundled paragraphs", paragraphs, **asked)
     return paragraphs.select(np.arange(len(paragraphs))[: settings.limit])

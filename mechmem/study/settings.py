@@ -88,6 +88,9 @@ class StudySettings:
         model: hub name, folder with a checkpoint, or "bundled".
         corpus: file or folder of text or token ids; not set: the bundled paragraphs, which need the bundled model.
         seed: decides every sample, split and order.
+        prefix_len: tokens of a paragraph that the model is given; not set: what a parquet of paragraphs says, or else
+            50.
+        continuation_len: tokens that it must continue; not set: the rest of the rows of token ids, or 50 of text.
         limit: score at most this many paragraphs; not set: all.
         decoded: paragraphs decoded to the end, near misses first, for the edit distance; not set: all.
         gradient_sample: paragraphs of each set for gradients and attention.
@@ -101,7 +104,8 @@ class StudySettings:
             it, and for other models a rate is searched. The first edit is exported.
         fraction: share of the attention and MLP weights that a sparse edit may change.
         steps: most updates of an edit.
-        target_em: an edit stops when the targets' mean EM, in tokens, is as low as this.
+        target_em: an edit stops when the targets' mean EM, in tokens, is as low as this; not set: a fifth of the
+            continuation, 10 of 50.
         attack_prefixes: changed prefixes that an attack tries on each target.
         attack_samples: continuations that an attack samples for each target.
         relearning_steps: updates of the attack that trains the edited model on other memorized text.
@@ -113,6 +117,8 @@ class StudySettings:
     model: str = "bundled"
     corpus: str | None = None
     seed: Seed = 0
+    prefix_len: Count | None = None
+    continuation_len: Count | None = None
     limit: Count | None = None
     decoded: Size | None = 256
     gradient_sample: Count = 64
@@ -124,7 +130,7 @@ class StudySettings:
     edits: tuple[str, ...] = ("npo all", "npo top", "npo random", "contrastive top")
     fraction: Share = 0.001
     steps: Count = 30
-    target_em: Amount = 10.0
+    target_em: Amount | None = None
     attack_prefixes: Count = 8
     attack_samples: Count = 100
     relearning_steps: Count = 10

@@ -20,7 +20,8 @@ from mechmem.model.load import load_model
 from mechmem.scan import spans as spans_module
 from mechmem.scan.scan import scan
 from mechmem.scan.scan_settings import ScanSettings
-from mechmem.scan.spans import SpanSettings, find_spans, missed_by_stride, predictions
+from mechmem.scan.spans import SpanSettings, find_spans, predictions
+from mechmem.scan.strides import missed_by_stride
 
 SMALL = SpanSettings(prefix_len=6, continuation_len=5, min_match=4, context=20)
 

@@ -11,6 +11,8 @@ from mechmem.report.sections.wording import best_heads, head_name, signed
 from mechmem.report.study_files import StudyFiles
 
 NAMED_HEADS = 5
+# Attention weights in a page; of long paragraphs only the first of each finding has matrices.
+MOST_CELLS = 1_000_000
 FINDINGS = {"memorized": "the most needed heads", "rare": "the heads that attend most to rare tokens"}
 READING = (
     "Rare tokens identify a paragraph better than common ones, so a head that retrieves memorized text may attend to "
@@ -166,6 +168,8 @@ def _rare_table(rare: xr.Dataset) -> Table:
 
 def _views(attention: xr.Dataset, first_query: int) -> list[Block]:
     groups: list[Block] = []
+    seen: set[str] = set()
+    all_matrices = attention.pattern.size <= MOST_CELLS
     for number in range(attention.sizes["view"]):
         one = attention.isel(view=number)
         tokens = [str(token) for token in one.token.values]
@@ -177,9 +181,11 @@ def _views(attention: xr.Dataset, first_query: int) -> list[Block]:
             received_attention(tokens, matrix, first_query=first_query, label=f"Attention received in head {name}")
             for matrix, name in zip(pattern, names, strict=True)
         ]
-        finding = FINDINGS[str(one.finding.item())]
-        title = f"Paragraph {one.paragraph_id.item()}, attention of {finding}: {', '.join(names)}"
+        finding = str(one.finding.item())
+        title = f"Paragraph {one.paragraph_id.item()}, attention of {FINDINGS[finding]}: {', '.join(names)}"
         caption = f"{one.caption.item()}. Darker means more attention; point at a token or a cell for its value."
-        views = [*strips, attention_heads(tokens, pattern, names)]
+        first, seen = finding not in seen, seen | {finding}
+        matrices = [attention_heads(tokens, pattern, names)] if first or all_matrices else []
+        views = [*strips, *matrices]
         groups.append(ViewGroup(title, caption, views, opened=number == 0))
     return groups
