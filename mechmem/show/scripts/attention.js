@@ -196,10 +196,16 @@
       return canvas;
     }
 
+    // Pixels for a canvas: a column, or the whole width of a narrow page.
+    room() {
+      const width = this.root.host.getBoundingClientRect().width - 28;
+      return Math.max(200, Math.min(this.data.heads.length === 1 || this.side().text.length > CELL ? 1024 : CELL, width));
+    }
+
     drawGrid() {
       const { columns, heads, rows } = this.data;
       this.margin = 26;
-      this.step = Math.max(THUMB_LEAST, Math.min(THUMB_MOST, Math.floor(CELL / columns)));
+      this.step = Math.max(THUMB_LEAST, Math.min(THUMB_MOST, Math.floor((this.room() - this.margin) / columns)));
       const lines = Math.ceil(heads.length / columns);
       const context = this.context(this.grid, this.margin + columns * this.step, this.margin + lines * this.step);
       const key = `${this.state.paragraph} ${this.state.side} ${this.step}`;
@@ -228,8 +234,9 @@
       this.slider.max = length - 1;
       this.slider.value = query ?? 0;
       this.where.textContent = query === null ? "all queries" : `${query} ${side.text[query]}`;
-      this.cell = Math.max(1, Math.min(24, Math.floor(CELL / length)));
-      const extent = Math.min(length * this.cell, 1024);
+      const room = this.room();
+      // Whole pixels a cell where they fit; long texts are drawn smaller than they are.
+      const extent = length <= room ? length * Math.min(24, Math.floor(room / length)) : room;
       const context = this.context(this.matrix, extent, extent);
       context.drawImage(this.image(this.state.head, length), 0, 0, extent, extent);
       if (query !== null) {
