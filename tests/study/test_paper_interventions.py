@@ -153,7 +153,7 @@ def test_sparse_unlearning_works_through_the_chosen_weights_alone(paper, tuned):
     after = {w: found[f"EM of memorized paragraphs after: unlearn, {w}", "corrected"] for w in
              ("all weights", "the 0.1 % with the largest gradients", "random 0.1 %")}  # fmt: skip
     assert after["the 0.1 % with the largest gradients"] < 25 < after["random 0.1 %"]
-    assert len(tuned.rows) == 2 * 2 * 3 * 2 + 2
+    assert len(tuned.rows) == 2 * 2 * 3 * 2 + 2 + 2
     assert found["weights of a mask that is called 0.1 %", "as published"] == pytest.approx(0.05, rel=0.01)
     assert (tuned.data.moved_outside.sel(reading="corrected") == 0).all()
     saved(paper, "finetuning", tuned)

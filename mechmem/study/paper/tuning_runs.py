@@ -30,6 +30,8 @@ from mechmem.weights.training import Training
 
 Task = Literal["unlearn", "edit"]
 Ways = Literal["all", "top", "random"]
+# Beside the paper's steps, half of them: its public code takes 5 and not 10.
+Key = tuple[Reading, Task, Literal["all", "top", "random", "top, half the steps"]]
 READINGS: tuple[Reading, Reading] = ("as published", "corrected")
 TASKS: tuple[Task, Task] = ("unlearn", "edit")
 WAYS: tuple[Ways, Ways, Ways] = ("all", "top", "random")
@@ -46,6 +48,7 @@ class Draw:
         clean: those of them that a replacement makes the model continue otherwise.
         perturbed: the same after the worst replacement, with the model's continuation.
         keep: other paragraphs that are held.
+        keep_own: the same with the model's own continuation, as the study holds them.
         held: other paragraphs that are evaluated, with the model's own continuation.
         seed: of masks and orders.
     """
@@ -54,6 +57,7 @@ class Draw:
     clean: Paragraphs
     perturbed: Paragraphs
     keep: Paragraphs
+    keep_own: Paragraphs
     held: Paragraphs
     seed: int
 
@@ -74,7 +78,9 @@ def draws(paper: PaperFolder) -> list[Draw]:
             paper.model, targets, seed=paper.seed + repeat, progress=paper.at(f"perturbing targets, run {repeat + 1}")
         )
         clean, perturbed = worst_perturbations(paper.model, targets, perturbation, before="all")
-        made.append(Draw(targets, clean, perturbed, other.select(first), held, paper.seed + repeat))
+        keep = other.select(first)
+        keep_own = own_text(paper.folded, keep)
+        made.append(Draw(targets, clean, perturbed, keep, keep_own, held, paper.seed + repeat))
     return made
 
 
@@ -123,7 +129,7 @@ def by_recipe(
     return published_recipe(
         paper.folded,
         published_columns(targets),
-        published_columns(own_text(paper.folded, draw.keep)),
+        published_columns(draw.keep_own),
         mask=mask,
         labels=labels,
         recipe=recipe or Recipe(steps=settings.steps, learning_rate=settings.learning_rate),
@@ -184,9 +190,9 @@ def outcome(original: HookedTransformer, edited: HookedTransformer, draw: Draw, 
     )
 
 
-def run(paper: PaperFolder, draw: Draw) -> tuple[dict[tuple[Reading, Task, Ways], Outcome], dict[str, Any]]:
+def run(paper: PaperFolder, draw: Draw) -> tuple[dict[Key, Outcome], dict[str, Any]]:
     """All twelve edits of one repetition; also the masks, and the rates that were found for `by_library`."""
-    found: dict[tuple[Reading, Task, Ways], Outcome] = {}
+    found: dict[Key, Outcome] = {}
     masks = {"as published": published_masks(paper, draw), "corrected": corrected_masks(paper, draw)}
     rates: dict[tuple[Task, Ways], float] = {}
     for task in TASKS:
@@ -200,4 +206,8 @@ def run(paper: PaperFolder, draw: Draw) -> tuple[dict[tuple[Reading, Task, Ways]
             rates[task, way] = float(history.attrs["learning_rate"])
             found["corrected", task, way] = outcome(paper.model, edited, draw, mask)
             del edited
+    mask, settings = masks["as published"]["top"], paper.settings
+    half = Recipe(steps=max(1, settings.steps // 2), learning_rate=settings.learning_rate)
+    edited = by_recipe(paper, draw, "unlearn", mask, half)
+    found["as published", "unlearn", "top, half the steps"] = outcome(paper.folded, edited, draw, mask)
     return found, {"masks": masks, "rates": rates}

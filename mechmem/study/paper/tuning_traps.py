@@ -123,6 +123,6 @@ def _lost(paper: PaperFolder, targets: Paragraphs, held: Paragraphs) -> float:
     keep = paper.sample("other", paper.settings.kept)
     weights = contrastive_gradients(paper.model, targets, keep, method="fisher")
     mask = Mask.top(weights, fraction=paper.settings.fraction)
-    draw = Draw(targets, targets, targets, keep, keep, paper.seed)
+    draw = Draw(targets, targets, targets, keep, keep, keep, paper.seed)
     edited, _ = by_library(paper, draw, "unlearn", mask)
     return float(score(paper.model, held).em.mean() - score(edited, held).em.mean())

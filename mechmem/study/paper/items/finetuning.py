@@ -35,6 +35,7 @@ def finetuning_item(paper: PaperFolder) -> Finding:
     runs = [run(paper, draw) for draw in repeated]
     outcomes = [found for found, _ in runs]
     rows = [row for reading in READINGS for row in _rows(paper, repeated, outcomes, reading)]
+    rows += _half_rows(paper, repeated, outcomes)
     share = 100 * paper.settings.fraction
     for reading in READINGS:
         mask = runs[0][1]["masks"][reading]["top"]
@@ -56,6 +57,21 @@ def _rows(paper: PaperFolder, repeated: list[Draw], outcomes: list[Outcomes], re
                 quantity = f"EM of {name} paragraphs after: {task}, {place}"
                 known = PUBLISHED[task][way][number]
                 rows.append(Row(ITEM, quantity, reading, mean, low, high, known, "tokens", ""))
+    return rows
+
+
+def _half_rows(paper: PaperFolder, repeated: list[Draw], outcomes: list[Outcomes]) -> list[Row]:
+    """The paper names ten steps and its public code takes five."""
+    rows = []
+    half, share = max(1, paper.settings.steps // 2), 100 * paper.settings.fraction
+    for number, name in enumerate(SETS):
+        found = _mean(paper, repeated, outcomes, ("as published", "unlearn", "top, half the steps"), name)
+        quantity = f"EM of {name} paragraphs after: unlearn, {WORDS['top'].format(f'{share:g} %')}, {half} steps"
+        known, note = (
+            PUBLISHED["unlearn"]["top"][number],
+            "The public code takes half of the steps that the paper names.",
+        )
+        rows.append(Row(ITEM, quantity, "as published", *found, known, "tokens", note))
     return rows
 
 
