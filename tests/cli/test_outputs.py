@@ -100,6 +100,7 @@ def commands_with_an_output(out: str) -> list[list[str]]:
         ["unlearn"],
         ["edit"],
         ["memorize"],
+        ["paper", "--model", "bundled"],
     ]
     return [
         *([*words, "--out", out] for words in of_a_study),

@@ -79,7 +79,7 @@ def only(files: Callable[[], Mapping[str, bytes]], *names: str) -> Callable[[], 
 
 
 texts, tables, tokenizer = cache(samples.texts), cache(samples.tables), cache(samples.tokenizer_files)
-study = cache(samples.study)
+study, published, repeated = cache(samples.study), cache(samples.published_files), cache(samples.repeated_study)
 
 
 @cache
@@ -158,6 +158,15 @@ KINDS: tuple[Kind, ...] = (
     Kind("saved dataset", cache(samples.saved_dataset), ".json", (PLAIN, mutate_bytes), readers.dataset, 0.5),
     Kind("saved rows", cache(samples.saved_dataset), ".arrow", (mutate_bytes,), readers.dataset, 0.3),
     Kind("corpus folder", corpus, ".json", (PLAIN, mutate_bytes), readers.corpus_folder, 0.3),
+    *(
+        Kind(f"published {name}", published, name, (mutate_bytes, mutate_npy), readers.published_files, 0.5)
+        for name in ("em50.npy", "em30_49.npy", "pairs_perturbed.npy")
+    ),
+    Kind("published table", published, "memorized.csv", (mutate_bytes,), readers.published_files, 2),
+    *(
+        Kind(f"repeated study's {name}", repeated, name, (PLAIN, mutate_bytes), readers.repeated_study, 2)
+        for name in ("sets.json", "paper.json")
+    ),
     Kind("corpus shard", corpus, ".npz", (mutate_bytes,), readers.corpus_folder, 0.2),
 )  # fmt: skip
 

@@ -15,6 +15,11 @@ from mechmem.report.study_files import read_study
 from mechmem.report.study_report import write_report
 from mechmem.study.config import apply_settings, read_config
 from mechmem.study.manifest import manifest_settings, missing_stages, read_manifest
+from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.published_files import read_published_files
+from mechmem.study.paper.runner import read_paper_manifest
+from mechmem.study.paper.settings import PaperSettings
+from mechmem.study.paper.tables import table_rows, trap_rows
 from mechmem.study.saved_edit import SavedEdit
 from tests.fuzzing import samples
 
@@ -160,3 +165,19 @@ def corpus_folder(folder: Path) -> None:
     found = mm.open_corpus(folder / "a.txt", model().tokenizer, folder / "corpus", shard_tokens=100)
     for number in range(len(found)):
         found.shard(number).tokens.sum()
+
+
+def published_files(folder: Path) -> None:
+    """The study's public files."""
+    found = read_published_files(folder)
+    assert len(found.memorized) and int(found.memorized.tokens.max()) < 50_257
+
+
+def repeated_study(folder: Path) -> None:
+    """The account of the repeated study, and that of one item, as tables."""
+    read_paper_manifest(folder)
+    paper = PaperFolder(folder, PaperSettings())
+    if paper.left_out("sets") is None:
+        rows, traps = paper.account("sets")
+        table_rows(rows, applies=True)
+        trap_rows(traps, {})

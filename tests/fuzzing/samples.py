@@ -199,6 +199,30 @@ def config_file() -> Files:
     return {"study.toml": config_text(mm.StudySettings()).encode()}
 
 
+def published_files() -> Files:
+    """The study's public files: token ids of its groups and pairs, and its table."""
+    rows = np.random.default_rng(0).integers(0, 50_257, (4, 100))
+    pairs = rows.copy()
+    pairs[:, [7, 60]] = (pairs[:, [7, 60]] + 1) % 50_257
+    arrays = {"em50": rows, "em30_49": rows[:2], "pairs_memorized": rows, "pairs_perturbed": pairs}
+    table = "paragraph,id,count,em,nll\r\n" + '"one\r\ntwo",1,12,50.0,0.25\r\n' * 4
+    files = {"memorized.csv": table.encode()}
+    for name, array in arrays.items():
+        files |= _written(lambda path, array=array: np.save(path, array), f"{name}.npy")
+    return files
+
+
+def repeated_study() -> Files:
+    """What `mechmem paper` writes of one item, and of itself."""
+    from mechmem.study.paper.rows import Row, Trap, as_json
+
+    row = Row("sets", "mean NLL", "corrected", 0.5, 0.4, 0.6, None, "nats per token")
+    found = as_json((row,), (Trap(3, "columns", 0.5, 0.6, "nats per token", "It changes this."),))
+    settings = {"model": "bundled", "seed": 0, "noise_scales": [0.1, 1.0]}
+    manifest = {"format": 1, "settings": settings, "model": {"weight_hash": "0"}, "timings": {}, "digests": {}}
+    return {"sets.json": json.dumps(found).encode(), "paper.json": json.dumps(manifest).encode()}
+
+
 def _written(write: Callable[[Path], Any], name: str) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / name)

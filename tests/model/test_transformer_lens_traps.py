@@ -67,6 +67,7 @@ def test_generate_with_its_cache_and_no_tokenizer_counts_positions_twice():
     found = {}
     for cache in (True, False):
         said = truth.model.generate(prefix, use_past_kv_cache=cache, **own)
+        assert isinstance(said, torch.Tensor)
         found[cache] = (said[:, 50:] == truth.memorized.continuation).long().cumprod(-1).sum(-1).tolist()
     assert found[False] == [full] * 4 == mm.score(truth.model, truth.memorized).em.values.tolist()
     assert sum(found[True]) < 4 * full, "TransformerLens counts positions now: correct docs/transformer-lens.md"

@@ -135,6 +135,8 @@ def _write(paper: PaperFolder, manifest: dict[str, Any]) -> None:
 
 def _measure(paper: PaperFolder, name: str, measure: Callable[[PaperFolder], Any], manifest: dict[str, Any]) -> str:
     began = time.monotonic()
+    # An item may be long before it reports anything itself.
+    paper.progress(f"measuring {name.replace('_', ' ')}", 0, 1)
     try:
         finding = measure(paper)
     except NotPossibleError as error:

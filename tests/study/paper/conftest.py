@@ -16,7 +16,7 @@ from mechmem.study.paper.settings import PaperSettings
 
 SMALL = PaperSettings(
     model="bundled",
-    limit=160,
+    limit=100,
     perturbed=2,
     pairs=2,
     gradient_sample=6,

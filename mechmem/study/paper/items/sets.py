@@ -18,7 +18,7 @@ from mechmem.study.paper import published
 from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.inputs import GROUPS
 from mechmem.study.paper.intervals import mean_row
-from mechmem.study.paper.readings import own_text, published_columns
+from mechmem.study.paper.readings import own_text
 from mechmem.study.paper.rows import Finding, Reading, Row, Trap
 
 ITEM, NLL = "sets", "nats per token"
@@ -63,20 +63,13 @@ def _nll_rows(paper: PaperFolder, name: str) -> list[Row]:
     known = some.column("published_nll") if some.has("published_nll") else np.full(1, np.nan)
     stated = float(known.mean()) if paper.sets.check.applies and np.isfinite(known).all() else None
     note = "the continuations are the model's own text" if some.column("own_text").any() else ""
-    readings: dict[Reading, Paragraphs] = {"as published": published_columns(some), "corrected": some}
+    by_token = score(paper.model, some).token_nll.values.astype(float)
+    # The first column scores the first token of the continuation: `published_columns` leaves it out.
+    readings: dict[Reading, np.ndarray] = {"as published": by_token[:, 1:].mean(1), "corrected": by_token.mean(1)}
+    quantity = f"mean NLL, EM {name}"
     return [
-        mean_row(
-            paper,
-            ITEM,
-            f"mean NLL, EM {name}",
-            reading,
-            score(paper.model, scored).nll.values.astype(float),
-            some,
-            published=stated,
-            units=NLL,
-            note=note,
-        )
-        for reading, scored in readings.items()
+        mean_row(paper, ITEM, quantity, reading, values, some, published=stated, units=NLL, note=note)
+        for reading, values in readings.items()
     ]
 
 
