@@ -130,7 +130,9 @@ class PartFolder:
                     index = tuple(rows if dim == AXIS else slice(None) for dim in part[name].dims)
                     opened[name][index] = part[name].values
         self.remove()
-        return self._opened()
+        result = self._opened()
+        assert result is not None
+        return result
 
     def joined(self, name: str) -> np.ndarray:
         """One variable of all parts, in memory."""

@@ -216,12 +216,16 @@ def check_alike(one: xr.Dataset, other: xr.Dataset) -> None:
     """
     attrs = [{name: value for name, value in each.attrs.items() if name not in COUNTS} for each in (one, other)]
     names = [name for name in {**one.variables, **other.variables} if not _same(one.get(name), other.get(name))]
-    names += [name for name in {**attrs[0], **attrs[1]} if not np.array_equal(attrs[0].get(name), attrs[1].get(name))]
+    names += [name for name in {**attrs[0], **attrs[1]} if not _equal(*(each.get(name) for each in attrs))]
     if names:
         raise InputError(
             f"'{names[0]}' differs between parts, so the result depends on which paragraphs are together; call the "
             "function on all of them"
         )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return np.array_equal(one, other)
 
 
 def _same(one: xr.DataArray | None, other: xr.DataArray | None) -> bool:

@@ -47,19 +47,26 @@ def _lean(lean: LeanModel, tokens: Tensor, sites: Collection[str], layers: Seque
     def watch(number: int, heads: Heads, seen: Mapping[str, Tensor]) -> None:
         if number not in asked:
             return
-        for site in sites:
+        # The pattern first: z is a product with it.
+        for site in sorted(sites, key="pattern".__ne__):
             receive(site, number, _of_heads(lean, number, heads, site, seen))
 
+    def before_mlp(number: int, heads: Heads, residual: Tensor) -> None:
+        watch(number, heads, {"resid_pre": residual})
+
+    def pattern_first(number: int, heads: Heads, _: Tensor) -> None:
+        if number in asked and "pattern" in sites:
+            _ = heads.pattern
+
     with fast_float32(lean.device):
-        early = BEFORE_MLP.issuperset(sites)
-        residual = lean.run(lean.embed(tokens), stop=last if early else last + 1, watch=watch)
-        if early:
+        residual = lean.embed(tokens)
+        if BEFORE_MLP.issuperset(sites):
+            # MLPs run in place, and that of the last layer not at all.
+            residual = lean.run(residual, stop=last, watch_heads=before_mlp)
             rotation = lean.rotation(0, tokens.shape[1], lean.dtype)
-            heads = lean.heads(last, lean.layers[last], residual, rotation)
-            seen = {"resid_pre": residual}
-            if not {"z", "result"}.isdisjoint(sites):
-                seen["z"] = heads.output()
-            watch(last, heads, seen)
+            before_mlp(last, lean.heads(last, lean.layers[last], residual, rotation), residual)
+        else:
+            residual = lean.run(residual, stop=last + 1, watch=watch, watch_heads=pattern_first)
     if not bool(residual.isfinite().all()):
         lean.forward(tokens)  # names the layer
 
@@ -72,12 +79,13 @@ def _of_heads(lean: LeanModel, number: int, heads: Heads, site: str, seen: Mappi
         query, key, _ = lean.queries_keys_values(lean.layers[number], seen["resid_pre"], None)
         return query if site == "q" else key
     if site == "result":
-        return _result(seen["z"], lean.layers[number].w_o)
+        return _result(heads.output, lean.layers[number].w_o)
     return {
         "q": lambda: heads.query,
         "k": lambda: heads.key,
         "v": lambda: heads.value,
-        "pattern": heads.pattern,
+        "z": lambda: heads.output,
+        "pattern": lambda: heads.pattern,
         "scores": heads.scores,
     }[site]()
 

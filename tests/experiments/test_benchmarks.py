@@ -55,6 +55,19 @@ def test_peak_memory_holds_the_model(script, tmp_path):
     assert 0 <= ours < 100, "GB above what the process held"
 
 
+def test_a_capture_to_a_file_is_measured_in_a_process_of_its_own(script, tmp_path, monkeypatch):
+    module = script("benchmarks/capture")
+    shape, page = module.Shape(layers=2, heads=2, width=16, vocabulary=50, context=100), tmp_path / "page.md"
+    settings = module.Settings(rounds=2, paragraphs=4, batch_size=2, sizes=(3,), planned=30, shape=shape, page=page)
+    monkeypatch.setattr(module, "apart", lambda work, *arguments: work(*arguments))
+    monkeypatch.chdir(tmp_path)
+    found = module.main(settings)
+    assert all(len(ratios) == 2 for ratios in found["speed"].values()) and 0 <= found["memory"][3] < 1e9
+    values = 3 * 2 * 2 * 100 * 8 * 4
+    assert values < found["bytes"] < 3 * values and "A file of 30 paragraphs takes 0 GB." in page.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
 def test_rounds_alternate_and_the_warm_up_does_not_count(script):
     rounds, calls = script("benchmarks/rounds"), []
     work = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}

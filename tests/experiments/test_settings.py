@@ -16,12 +16,12 @@ SCRIPTS = sorted(
     str(path.relative_to(EXPERIMENTS).with_suffix(""))
     for path in [
         *EXPERIMENTS.glob("*.py"),
-        *(EXPERIMENTS / f"benchmarks/{name}.py" for name in ("attention", "intervene")),
+        *(EXPERIMENTS / f"benchmarks/{name}.py" for name in ("attention", "capture", "intervene")),
     ]
     if "__main__" in path.read_text(encoding="utf-8")
 )
 # Their model is planted, random or trained by themselves.
-OWN_MODEL = {"measure_bundled", "planted", "train_bundled", "benchmarks/attention"}
+OWN_MODEL = {"measure_bundled", "planted", "train_bundled", "benchmarks/attention", "benchmarks/capture"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

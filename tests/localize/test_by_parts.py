@@ -36,7 +36,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def sets(tiny_paragraphs):
     """Nineteen paragraphs with ids and clusters, and others."""
-    tokens = np.concatenate([tiny_paragraphs.tokens, tiny_paragraphs.tokens[:8].flip(1)])
+    tokens = torch.cat([tiny_paragraphs.tokens, tiny_paragraphs.tokens[:8].flip(1)])
     columns = {"id": [f"p{row}" for row in range(19)], "cluster": np.arange(19) // 2}
     paragraphs = mm.Paragraphs(tokens, prefix_len=13).with_columns(**columns)
     return paragraphs, paragraphs.replace_tokens(paragraphs.tokens.roll(1, 1))
@@ -88,14 +88,14 @@ def test_what_was_stopped_goes_on_and_what_is_done_is_opened(tiny_model, sets, t
             raise KeyboardInterrupt
 
     out, seen = tmp_path / "out.nc", []
-    call = {"out": out, "part": PART, "sites": "z", "batch_size": 2}
+    call: dict[str, Any] = {"out": out, "part": PART, "sites": "z", "batch_size": 2}
     with pytest.raises(KeyboardInterrupt):
         mm.by_parts(mm.capture, tiny_model, sets[0], progress=stop, **call)
     parts = tmp_path / "out.parts"
     assert sorted(path.name for path in parts.iterdir()) == ["000000.nc", "000001.nc", "plan.json"]
     (parts / f".mechmem-{'0' * 32}.partial.nc").write_bytes(b"half a part")
     with pytest.raises(InputError, match=r"out\.parts: was begun with other settings \(sites was 'z', now 'q'\)"):
-        mm.by_parts(mm.capture, tiny_model, sets[0], **call | {"sites": "q"})
+        mm.by_parts(mm.capture, tiny_model, sets[0], **(call | {"sites": "q"}))
     found = mm.by_parts(mm.capture, tiny_model, sets[0], progress=lambda *at: seen.append(at), **call).load()
     assert seen == [(12, 19), (16, 19), (19, 19)] and not parts.exists()
     xr.testing.assert_identical(found, stored(mm.capture(tiny_model, sets[0], "z", batch_size=2), tmp_path / "one.nc"))
@@ -104,7 +104,7 @@ def test_what_was_stopped_goes_on_and_what_is_done_is_opened(tiny_model, sets, t
     again = mm.by_parts(mm.capture, tiny_model, sets[0], progress=lambda *at: seen.append(at), **call)
     assert again.identical(found) and len(seen) == 3
     again.close()
-    assert "q" in mm.by_parts(mm.capture, tiny_model, sets[0], **call | {"sites": "q"})
+    assert "q" in mm.by_parts(mm.capture, tiny_model, sets[0], **(call | {"sites": "q"}))
 
 
 def test_a_damaged_part_is_named_and_made_again(tiny_model, sets, tmp_path, monkeypatch):

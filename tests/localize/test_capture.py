@@ -75,6 +75,13 @@ def test_a_site_alone_is_that_site_among_others(model, site):
     assert list(alone.data_vars) == [site]
 
 
+def test_what_is_known_before_the_mlps_is_not_written_over_by_them(model):
+    early = ("z", "pattern", "resid_pre", "result", "scores")
+    together, among = capture(model, PARAGRAPHS, early), capture(model, PARAGRAPHS, sites_of(model))
+    for site in early:
+        np.testing.assert_allclose(together[site], among[site], atol=2e-5, err_msg=site)
+
+
 def test_labels_follow_the_numbers(model):
     """Heads, layers, positions and paragraphs in another order: each label still names its own numbers."""
     whole = capture(model, PARAGRAPHS, ("z", "pattern", "resid_post"))

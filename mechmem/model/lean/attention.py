@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,13 +37,17 @@ class Heads:
         flat = attention_scores(self.query.flatten(0, 1), self.key.flatten(0, 1), self.seen, self.scale)
         return flat.unflatten(0, self.query.shape[:2])
 
+    @cached_property
     def pattern(self) -> Float[Tensor, "paragraph head query_pos key_pos"]:
-        """Attention weights, at least float32."""
+        """Attention weights, at least float32; computed when they are first asked for."""
         flat = attention_pattern(self.query.flatten(0, 1), self.key.flatten(0, 1), self.seen, self.scale)
         return flat.unflatten(0, self.query.shape[:2])
 
+    @cached_property
     def output(self) -> Float[Tensor, "paragraph head query_pos d_head"]:
-        """Values summed with these weights, z."""
+        """Values summed with these weights, z. Ask for the pattern first where both are needed."""
+        if "pattern" in self.__dict__:
+            return self.pattern.to(self.value.dtype) @ self.value
         return attend(self.query, self.key, self.value, self.seen, self.scale)
 
 

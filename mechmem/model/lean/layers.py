@@ -20,6 +20,8 @@ Rotation = tuple[Tensor, Tensor] | None
 Extend = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 # (layer, its heads, what else it computed by site): called at the end of every layer.
 Watch = Callable[[int, Heads, Mapping[str, Tensor]], None]
+# (layer, its heads, the residual stream that enters it): called before the layer writes.
+WatchHeads = Callable[[int, Heads, Tensor], None]
 
 
 class Layers:
@@ -46,6 +48,7 @@ class Layers:
         needed: int = 0,
         extend: Extend | None = None,
         watch: Watch | None = None,
+        watch_heads: WatchHeads | None = None,
     ) -> Float[Tensor, "paragraph needed_pos d_model"]:
         """The residual stream after layer `stop - 1`, from what enters layer `first`.
 
@@ -59,6 +62,7 @@ class Layers:
             needed: positions before this one are not taken through the model's last layer, nor returned.
             extend: gives the keys and values of earlier positions.
             watch: is told what each layer computes.
+            watch_heads: is told of each layer's heads. The residual stream is written over later: copy it to keep it.
 
         Raises:
             InputError: the result has a NaN or infinite value; the sentence names the layer where the first appears.
@@ -70,10 +74,12 @@ class Layers:
             heads = self.heads(number, layer, residual, rotation, start, needed, extend)
             if heads.query.shape[2] < residual.shape[1]:
                 residual = residual[:, -heads.query.shape[2] :]
+            if watch_heads is not None:
+                watch_heads(number, heads, residual)
             if watch is not None:
                 residual = self._watched(number, layer, residual, heads, watch)
                 continue
-            attention = self.attention_out(layer, heads.output())
+            attention = self.attention_out(layer, heads.output)
             # Freed before the MLP: its blocks of memory are used again.
             del heads
             residual = self.after_attention(layer, residual, attention, in_place=number > first)
@@ -106,7 +112,7 @@ class Layers:
         return layer if dtype == self.dtype else layer.to(dtype)
 
     def _watched(self, number: int, layer: Layer, residual: Tensor, heads: Heads, watch: Watch) -> Tensor:
-        z = heads.output()
+        z = heads.output
         attention = self.attention_out(layer, z)
         middle = residual if self.parallel else residual + attention
         neurons = self.neurons(layer, middle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
@@ -39,15 +39,15 @@ def pattern_reader(model: HookedTransformer, dtype: torch.dtype | None = None) -
 def _lean(lean: LeanModel, tokens: Int[Tensor, "paragraph pos"]) -> list[Tensor]:
     patterns: list[Tensor] = []
 
-    def watch(_: int, heads: Heads, __: Mapping[str, Tensor]) -> None:
-        patterns.append(heads.pattern())
+    def watch(_: int, heads: Heads, __: Tensor) -> None:
+        patterns.append(heads.pattern)
 
     with fast_float32(lean.device):
         # What follows the last pattern changes none.
         last = len(lean.layers) - 1
-        residual = lean.run(lean.embed(tokens), stop=last, watch=watch)
+        residual = lean.run(lean.embed(tokens), stop=last, watch_heads=watch)
         rotation = lean.rotation(0, tokens.shape[1], lean.dtype)
-        patterns.append(lean.heads(last, lean.layers[last], residual, rotation).pattern())
+        patterns.append(lean.heads(last, lean.layers[last], residual, rotation).pattern)
     if not bool(patterns[-1].isfinite().all()):
         lean.forward(tokens)  # names the layer
     return patterns

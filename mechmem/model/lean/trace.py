@@ -49,7 +49,7 @@ def trace(lean: LeanModel, tokens: Int[Tensor, "pair pos"], sites: Collection[st
     def watch(_: int, heads: Heads, seen: Mapping[str, Tensor]) -> None:
         found = {"q": heads.query, "k": heads.key, "v": heads.value, **seen}
         for site, values in kept.items():
-            values.append(heads.pattern() if site == "pattern" else found[site])
+            values.append(heads.pattern if site == "pattern" else found[site])
 
     residual = lean.run(lean.embed(tokens), watch=watch)
     if not bool(residual.isfinite().all()):
