@@ -12,7 +12,10 @@ def draw_contrastive(data: xr.Dataset) -> list[Drawing]:
     """One heatmap for each reading."""
     drawings = []
     units = {"as published": "nats per token per unit of weight", "corrected": "no unit"}
-    names = {"as published": "gradient of memorized text", "corrected": "the same over Fisher information"}
+    names = {
+        "as published": "gradient of memorized text",
+        "corrected": "gradient of memorized text over other text's",
+    }
     for reading in data.reading.values:
         title = f"Largest {names[str(reading)]} ({reading}; brighter = choose it first)"
         figure = component_heatmap(data.score.sel(reading=reading), title=title, unit=units[str(reading)], kind="log")

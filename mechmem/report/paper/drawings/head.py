@@ -28,7 +28,9 @@ def draw_head(data: xr.Dataset) -> list[Drawing]:
 def _sums(data: xr.Dataset) -> go.Figure:
     figure = empty_figure(f"Attention of {data.attrs['head']}, summed by frequency rank (as published)", 340)
     ranks = list(range(1, 1 + data.sizes["rank"]))
-    figure.add_bar(x=ranks, y=data.rank_sum.values, marker_color=COLOURS["memorized"])
+    figure.add_bar(x=ranks, y=data.rank_sum.values, name=data.attrs["head"], marker_color=COLOURS["memorized"])
+    even = {"color": COLOURS["other"], "width": 2}
+    figure.add_scatter(x=ranks, y=data.rank_sum_even.values, mode="lines", name="attention spread evenly", line=even)
     figure.update_xaxes(title="rank of the token's count in its paragraph (1 = the rarest)")
     figure.update_yaxes(title="attention, summed over paragraphs")
     return figure

@@ -172,6 +172,7 @@ def _data(
     model, tokens = paper.model, paragraphs.prefix.cpu().numpy()
     shape = (len(NAMES), model.cfg.n_layers, model.cfg.n_heads)
     sums = rank_sums(tokens, attention[:, own], counts).sum(0)
+    uniform = np.full(tokens.shape, 1 / (tokens.shape[1] + 1))
     types, places, mean = by_token(tokens, attention[:, own])
     most = np.argsort(-mean, kind="stable")[:TOKENS]
     words = [str(t) if model.tokenizer is None else str(model.tokenizer.decode([int(t)])) for t in types[most]]
@@ -182,6 +183,7 @@ def _data(
             "even_correlation": ("coefficient", slopes["even"], more),
             "even_correlation_turned": ("coefficient", slopes["turned"], more),
             "rank_sum": ("rank", sums, {"units": "attention, summed over paragraphs"}),
+            "rank_sum_even": ("rank", rank_sums(tokens, uniform, counts).sum(0), {"units": "the same, spread evenly"}),
             "attention": ("token", mean, {"units": "attention, 0 to 1", "higher": "the head attends more to it"}),
             "places": ("token", places, {"units": "places in the prefixes"}),
             "token_count": ("token", counts[types], {"units": "occurrences in the corpus"}),
