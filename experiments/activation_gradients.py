@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs, token_texts
+from inputs import Inputs, open_inputs, start, token_texts
 from outputs import save
 from samples import by_em
 
@@ -90,4 +89,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

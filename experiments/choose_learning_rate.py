@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from inputs import Inputs, open_inputs
+from inputs import Inputs, open_inputs, start
 from outputs import stamp, write_json, write_page
-from samples import shuffled
+from samples import at_length, refuse_few, shuffled
 
 import mechmem as mm
 from mechmem.data.bounds import Count, Rate, Seed, Share
@@ -75,8 +74,10 @@ def choose(settings: Settings, model: HookedTransformer, paragraphs: mm.Paragrap
     em, most = mm.score(model, paragraphs).em.values, paragraphs.continuation_len
     known = np.isin(paragraphs.clusters, paragraphs.clusters[em == most])
     rng = np.random.default_rng(settings.seed)
-    nearly = rng.permutation(np.flatnonzero((em >= 30) & (em < most) & ~known))
-    half = rng.permutation(np.flatnonzero((em > 10) & (em < 30) & ~known))
+    few, much = most // 5, at_length((30, 49), most)[0]
+    nearly = rng.permutation(np.flatnonzero((em >= much) & (em < most) & ~known))
+    half = rng.permutation(np.flatnonzero((em > few) & (em < much) & ~known))
+    refuse_few({f"EM {much} to {most - 1}": len(nearly), f"EM {few + 1} to {much - 1}": len(half) // 2}, len(em))
     return {
         "targets": paragraphs.select(nearly[: settings.targets]),
         "keep": paragraphs.select(half[: len(half) // 2]),
@@ -183,8 +184,9 @@ def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
             "",
             f"`experiments/choose_learning_rate.py` tries every method with the top {100 * settings.fraction:g} % of "
             "the attention and MLP weights and with all of them, at every rate, on paragraphs that no study uses as a "
-            f"target or for evaluation: {sizes['targets']} targets with EM 30 to 49 and {sizes['held']} held-out "
-            "paragraphs with EM 11 to 29. NLL and KL are in nats per token. An edit stops when the mean EM of the "
+            f"target or for evaluation: {sizes['targets']} nearly memorized targets (EM 30 to 49 of 50) and "
+            f"{sizes['held']} held-out paragraphs that are partly known (EM 11 to 29 of 50). NLL and KL are in nats "
+            "per token. An edit stops when the mean EM of the "
             "targets is a fifth of the continuation or less (10 of 50 tokens), the study's rule, or after "
             f"{settings.steps} steps. Of the rates that meet the rule, the study takes the largest whose KL is at most "
             "twice the lowest: its own targets are memorized more firmly than these and need more steps (a check on a "
@@ -206,4 +208,4 @@ def write(settings: Settings, trials: Trials, sizes: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

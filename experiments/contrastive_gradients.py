@@ -13,9 +13,8 @@ from typing import get_args
 
 import numpy as np
 import torch
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs
+from inputs import Inputs, open_inputs, start
 from outputs import save
 from samples import MEMORIZED_OTHER, by_em
 
@@ -110,4 +109,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs, token_counts, token_texts
+from inputs import Inputs, open_inputs, start, token_counts, token_texts
 from outputs import save
 from samples import by_em
 
@@ -88,7 +87,13 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     model, shipped = open_inputs(settings, model)
     count = settings.searched + settings.shown
     found = by_em(
-        model, shipped, {"memorized": (50, 50)}, candidates=settings.candidates, each=count, seed=settings.seed
+        model,
+        shipped,
+        {"memorized": (50, 50)},
+        candidates=settings.candidates,
+        each=count,
+        seed=settings.seed,
+        least=settings.shown + 1,
     )
     paragraphs = found["memorized"]
     shown, searched = (
@@ -136,4 +141,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

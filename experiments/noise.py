@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs
+from inputs import Inputs, open_inputs, start
 from outputs import save, stamp, write_page
 from samples import MEMORIZED_OTHER, by_em
 from scipy.stats import t
@@ -147,4 +146,4 @@ def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

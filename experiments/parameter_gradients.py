@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs
+from inputs import Inputs, open_inputs, start
 from outputs import save
-from samples import by_em
+from samples import at_length, by_em, range_name
 from torch import Tensor
 
 import mechmem as mm
@@ -69,7 +68,11 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         gradients; half_cosine [group] between two halves of the group; paragraph_id, em [group, paragraph].
     """
     model, shipped = open_inputs(settings, model)
-    groups = by_em(model, shipped, RANGES, candidates=settings.candidates, each=settings.each, seed=settings.seed)
+    found = by_em(
+        model, shipped, RANGES, candidates=settings.candidates, each=settings.each, seed=settings.seed, least=2
+    )
+    length = shipped.continuation_len
+    groups = {range_name(at_length(RANGES[name], length)): paragraphs for name, paragraphs in found.items()}
     gradients: dict[str, dict[str, Tensor]] = {}
     half_cosine = []
     for name, paragraphs in groups.items():
@@ -122,4 +125,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

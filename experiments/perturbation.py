@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs, token_counts
+from inputs import Inputs, open_inputs, start, token_counts
 from outputs import kept_text, photograph, save, stamp, write_page
-from samples import shuffled
+from samples import refuse_few, shuffled
 
 import mechmem as mm
 from mechmem.data.bounds import Count, Seed
@@ -30,7 +29,7 @@ from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_differe
 
 MEASURES = {
     "em_change": ("change of EM", "tokens"),
-    "match_change": ("change of match", "share of 50"),
+    "match_change": ("change of match", "share of the continuation"),
     "edit_distance": ("edit distance", "tokens"),
     "nll_change": ("change of NLL", "nats per token"),
 }
@@ -44,9 +43,9 @@ class Settings(Inputs):
         seed: draws samples, replacements and resamples.
         candidates: paragraphs that are scored, at random; None: all.
         memorized: memorized paragraphs.
-        other: paragraphs with an EM of at most 10.
+        other: paragraphs with an EM of at most a fifth of the continuation.
         matched_on: what controls are matched on; not prefix NLL, because part of it is memory of the prefix, so
-            that matching on it would remove the effect.
+            that matching on it would remove the effect. None: rarity, repeated_run, and source where the text has it.
         permutations: shuffles of the p-values.
         out: folder of the results.
         page: the table, or None.
@@ -56,7 +55,7 @@ class Settings(Inputs):
     candidates: Count | None = None
     memorized: Count = 90
     other: Count = 90
-    matched_on: tuple[str, ...] = ("rarity", "repeated_run", "source")
+    matched_on: tuple[str, ...] | None = None
     permutations: Count = 10_000
     out: Path = Path("results/perturbation")
     page: Path | None = Path("docs/perturbation.md")
@@ -128,11 +127,11 @@ def choose(settings: Settings, scorer: ExactScorer, shipped: mm.Paragraphs) -> d
     if settings.candidates is not None:
         shipped = shuffled(shipped, settings.seed)[: settings.candidates]
     em = scorer.score(shipped).em
-    pool = shipped.select(em <= 10)
+    known, pool = shipped.select(em == shipped.continuation_len), shipped.select(em <= shipped.continuation_len // 5)
+    sets = {"memorized": known, "other": pool}
+    refuse_few({name: len(np.unique(some.clusters)) for name, some in sets.items()}, len(shipped), 2)
     return {
-        "memorized": spread_over_clusters(
-            shipped.select(em == shipped.continuation_len), settings.memorized, settings.seed
-        ),
+        "memorized": spread_over_clusters(known, settings.memorized, settings.seed),
         "other": spread_over_clusters(pool, settings.other, settings.seed),
         "pool": pool,
     }
@@ -150,13 +149,14 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         replaced position.
     """
     model, shipped = open_inputs(settings, model)
+    matched_on = settings.matched_on or ("rarity", "repeated_run", *(["source"] * shipped.has("source")))
     scorer = ExactScorer(model, shipped[:CALIBRATION])
     chosen = choose(settings, scorer, shipped)
     counts = token_counts(settings, model, shipped)
     known, candidates = (
         mm.with_covariates(chosen[name], model=model, unigram_counts=counts) for name in ("memorized", "pool")
     )
-    matched, balance = mm.match(known, candidates, on=settings.matched_on, seed=settings.seed)
+    matched, balance = mm.match(known, candidates, on=matched_on, seed=settings.seed)
     texts = {
         "memorized": chosen["memorized"],
         "other, true text": chosen["other"],
@@ -172,7 +172,12 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "profile": (("set", "pos"), np.stack([values["profile"] for values in sets.values()]), {"units": "tokens"}),
         },
         {"set": list(sets)},
-        {"memorized": len(texts["memorized"]), "other": len(texts["other, true text"]), "controls": len(matched)},
+        {
+            "memorized": len(texts["memorized"]),
+            "other": len(texts["other, true text"]),
+            "controls": len(matched),
+            "matched_on": ", ".join(matched_on),
+        },
     )  # fmt: skip
     figure = draw({name: values["profile"] for name, values in sets.items()})
     save(result, [figure], settings)
@@ -196,9 +201,9 @@ def write(settings: Settings, result: xr.Dataset, sets: dict[str, dict[str, np.n
         "# Perturbing one prefix token",
         "",
         f"{stamp('perturbation')}, seed {seed}: model {settings.model}, {result.attrs['memorized']} memorized "
-        f"paragraphs, {result.attrs['other']} others (EM at most 10) and {result.attrs['controls']} controls matched "
-        f"on {', '.join(settings.matched_on)}. Every prefix position is replaced once by a random token. Values are "
-        "means over paragraphs and positions with 95 % intervals by cluster.",
+        f"paragraphs, {result.attrs['other']} others (EM of a fifth or less) and {result.attrs['controls']} controls "
+        f"matched on {result.attrs['matched_on']}. Every prefix position is replaced once by a random token. Values "
+        "are means over paragraphs and positions with 95 % intervals by cluster.",
         "",
         "| set | " + " | ".join(f"{name}, {unit}" for name, unit in MEASURES.values()) + " |",
         "|---|" + "---|" * len(MEASURES),
@@ -228,4 +233,4 @@ def write(settings: Settings, result: xr.Dataset, sets: dict[str, dict[str, np.n
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

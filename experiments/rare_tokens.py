@@ -15,9 +15,8 @@ from typing import Any, cast
 import numpy as np
 import plotly.graph_objects as go
 import torch
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs, token_counts, token_texts
+from inputs import Inputs, open_inputs, start, token_counts, token_texts
 from outputs import save
 from samples import by_em
 
@@ -161,4 +160,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

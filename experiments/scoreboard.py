@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import tyro
 import xarray as xr
-from inputs import Inputs, open_inputs
+from inputs import Inputs, open_inputs, start
 from outputs import photograph, save, stamp, write_page
-from samples import one_per_cluster, shuffled
+from samples import one_per_cluster, refuse_few, shuffled
 from scipy.stats import bootstrap
 
 import mechmem as mm
@@ -61,14 +60,18 @@ class Settings(Inputs):
 
 
 def choose(settings: Settings, model: HookedTransformer, paragraphs: mm.Paragraphs) -> tuple[mm.Paragraphs, ...]:
-    """Paragraphs that the model has never learnt (EM at most 5) and memorized ones, one of each cluster."""
+    """Paragraphs that the model has never learnt (EM of a tenth or less) and memorized ones, one of each cluster."""
     pool = shuffled(paragraphs, settings.seed)
     # The bundled paragraphs say what was trained on; of other text, EM alone decides.
     seen = pool.column("seen") if pool.has("seen") else None
     unseen = one_per_cluster(pool if seen is None else pool[seen == "never seen"], 3 * settings.targets + 100)
     trained = one_per_cluster(pool if seen is None else pool[seen == "trained"], 4 * settings.others + 100)
     known = mm.score(model, trained).em.values == trained.continuation_len
-    return unseen[mm.score(model, unseen).em.values <= 5], trained[known]
+    unseen = unseen[mm.score(model, unseen).em.values <= pool.continuation_len // 10]
+    least = {"never learnt": settings.targets + settings.keep + 1, "memorized": settings.targets + 1}
+    for name, some in (("never learnt", unseen), ("memorized", trained[known])):
+        refuse_few({name: len(some)}, len(pool), least[name])
+    return unseen, trained[known]
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -169,17 +172,18 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             photograph(
                 figure.update_layout(margin={"t": 60, "r": 20}), settings.page.with_name(f"scoreboard-{name}.png")
             )
-    write(settings, injected, deleted)
+    write(settings, injected, deleted, shipped.continuation_len)
     return result
 
 
-def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset) -> None:
+def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset, length: int) -> None:
     """The page of docs.
 
     Args:
         settings: of the run.
         injected: the board of INJ.
         deleted: the board of DEL.
+        length: of a continuation.
     """
     fixed = {name: value for name, value in asdict(settings).items() if name in ("seed", "targets", "others", "keep")}
     lines = [
@@ -189,7 +193,7 @@ def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset) -> None
         "",
         "## INJ: inject a paragraph into a random 1 % of the neurons",
         "",
-        f"EM after injection: {float(injected.em.mean()):.1f} of 50. The last column has the recall published "
+        f"EM after injection: {float(injected.em.mean()):.1f} of {length}. The last column has the recall published "
         "for GPT-2 124M at 1, 2 and 5 % (Chang et al. 2024). A random order has an area under the precision-recall "
         "curve of 1 %.",
         "",
@@ -210,4 +214,4 @@ def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset) -> None
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

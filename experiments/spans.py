@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
-from inputs import Inputs
+from inputs import Inputs, refuse_no_text, start
 from outputs import stamp, write_json, write_page
 
 import mechmem as mm
 from mechmem.data.bounds import Count, Seed
+from mechmem.data.errors import InputError
 from mechmem.data.shards import Documents
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.tolerance import CALIBRATION
@@ -40,7 +40,7 @@ class Settings(Inputs):
     Attributes:
         seed: draws documents.
         characters: of the training text, as the bundled model's; less takes documents of its beginning.
-        documents: that are read.
+        documents: that are read; of a corpus at most as many as it has.
         min_match: values of the setting that are compared; the default is among them.
         strides: of windows on a grid.
         out: folder of the results.
@@ -82,7 +82,11 @@ def corpus_sample(settings: Settings, model: HookedTransformer) -> tuple[Documen
             for shard in shards
             for first, last, source in zip(shard.starts[:-1], shard.starts[1:], shard.sources, strict=True)
         ]
-    chosen = [rows[row] for row in sorted(random.Random(settings.seed).sample(range(len(rows)), settings.documents))]
+    rows = [(row, source) for row, source in rows if len(row) >= LENGTH]
+    if not rows:
+        raise InputError(f"{settings.corpus}: no document has {LENGTH} tokens; give longer documents")
+    count = min(settings.documents, len(rows))
+    chosen = [rows[row] for row in sorted(random.Random(settings.seed).sample(range(len(rows)), count))]
     tokens = [row for row, _ in chosen]
     numbers = np.arange(len(chosen))
     starts = np.concatenate([[0], np.cumsum([len(row) for row in tokens])])
@@ -121,13 +125,17 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str
         `tokens_per_second`; for strides also what they miss of the spans (`spans`, `spans_missed`, `tokens`,
         `tokens_missed`).
     """
-    model = mm.load_model(settings.model) if model is None else model
+    refuse_no_text(settings)
+    model = mm.load_model(settings.model, device=settings.device) if model is None else model
     documents, clusters = sample(settings, model)
     _, calibration = windows(documents, 1)
     scorer = ExactScorer(model, mm.Paragraphs(torch.from_numpy(calibration[:CALIBRATION]), PREFIX), method="cascade")
     truth, scored, seconds = memorized(scorer, documents, 1)
     if not truth:
-        raise ValueError(f"got {settings.documents} documents without a memorized window; read more of them")
+        raise InputError(
+            f"got {len(documents)} documents without a memorized window; need one: read more of them (--documents), or "
+            "name text that the model was trained on (--corpus)"
+        )
     results: dict[str, dict[str, float]] = {}
 
     def record(way: str, found: set[tuple[int, int]], exactly: int, seconds: float) -> None:
@@ -147,7 +155,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str
         seconds = time.perf_counter() - started
         places = {(line["document"], window) for line in found.to_pylist() for window in line["windows"]}
         record(f"document mode, min_match {min_match}", places, counts["candidates"], seconds)
-        spans = found if min_match == SpanSettings().min_match else spans
+        spans = found if min_match == SpanSettings().matches else spans
     for stride in settings.strides:
         found, exactly, seconds = memorized(scorer, documents, stride)
         record(f"windows at stride {stride}", found, exactly, seconds)
@@ -190,7 +198,7 @@ def write(
         [
             "# Document mode against windows",
             "",
-            f"{stamp('spans')}, seed {settings.seed}: {settings.documents} documents of {text}, "
+            f"{stamp('spans')}, seed {settings.seed}: {len(documents)} documents of {text}, "
             f"{len(documents.tokens):,} tokens, in {clusters} clusters. Float32 cascade; context {context}. Recall is "
             "of the windows that are memorized when every offset is scored.",
             "",
@@ -208,4 +216,4 @@ def write(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from inputs import Inputs, open_inputs
+from inputs import Inputs, open_inputs, start
 from outputs import agree_on_settings, photograph, read_json, write_json
-from samples import one_per_cluster, shuffled
+from samples import at_length, one_per_cluster, refuse_few, shuffled
 from unlearning_page import Results, draw, write
 from unlearning_ways import ROWS, Row, Sets, run
 
@@ -45,7 +44,7 @@ class Settings(Inputs):
         held: number of paragraphs in every other set.
         steps: maximum number of steps.
         tuning_steps: maximum number of steps while learning rates are chosen.
-        target_em: the stopping rule: mean EM of the targets, in tokens.
+        target_em: the stopping rule: mean EM of the targets, in tokens; None: a fifth of the continuation.
         fraction: share of the attention and MLP weights that sparse edits may move.
         relearning: maximum number of relearning steps; measured every tenth step.
         rows: names of the rows to run; empty: all.
@@ -59,7 +58,7 @@ class Settings(Inputs):
     held: Count = 16
     steps: Count = 100
     tuning_steps: Count = 30
-    target_em: Amount = 10.0
+    target_em: Amount | None = None
     fraction: Share = 0.001
     relearning: Count = 20
     rows: tuple[str, ...] = ()
@@ -79,8 +78,9 @@ def split(paragraphs: mm.Paragraphs, em: np.ndarray, settings: Settings, seed: i
     paragraphs, em = paragraphs.select(order), em[order]
     known = np.isin(paragraphs.clusters, paragraphs.clusters[em == paragraphs.continuation_len])
     memorized = paragraphs.select(em == paragraphs.continuation_len)
+    refuse_few({"memorized": len(np.unique(memorized.clusters))}, len(em), 3)
     targeted, held = memorized.split_by_cluster(0.5, seed=seed)
-    keep, other = paragraphs.select((em <= 10) & ~known).split_by_cluster(0.5, seed=seed)
+    keep, other = paragraphs.select((em <= paragraphs.continuation_len // 5) & ~known).split_by_cluster(0.5, seed=seed)
     return {
         "targets": one_per_cluster(targeted, settings.targets),
         "held-out memorized": one_per_cluster(held, settings.held),
@@ -95,9 +95,12 @@ def development(paragraphs: mm.Paragraphs, em: np.ndarray, settings: Settings) -
     order = np.random.default_rng(1000).permutation(len(paragraphs))
     paragraphs, em = paragraphs.select(order), em[order]
     known = np.isin(paragraphs.clusters, paragraphs.clusters[em == paragraphs.continuation_len])
-    half = paragraphs.select((em > 10) & (em < 30) & ~known)
+    few, much = paragraphs.continuation_len // 5, at_length((30, 49), paragraphs.continuation_len)[0]
+    half = paragraphs.select((em > few) & (em < much) & ~known)
+    nearly = paragraphs.select((em >= much) & (em < paragraphs.continuation_len) & ~known)
+    refuse_few({f"EM {few + 1} to {much - 1}": len(np.unique(half.clusters))}, len(em), 2)
+    refuse_few({f"EM {much} and more, but not memorized": len(nearly)}, len(em))
     keep, other = half.split_by_cluster(0.5, seed=0)
-    nearly = paragraphs.select((em >= 30) & (em < paragraphs.continuation_len) & ~known)
     return {
         "targets": one_per_cluster(nearly, settings.targets),
         "keep": keep[: settings.held],
@@ -163,13 +166,16 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
     model, paragraphs = open_inputs(settings, model)
     if settings.candidates is not None:
         paragraphs = shuffled(paragraphs, 0)[: settings.candidates]
-    # Rows and seeds may be added later.
-    agree_on_settings(settings.out, settings, free=("rows", "seeds", "out", "page"))
+    if settings.target_em is None:
+        settings = replace(settings, target_em=float(paragraphs.continuation_len // 5))
     em = mm.score(model, paragraphs).em.values
-    rates = choose_rates(model, development(paragraphs, em, settings), settings, read_json(settings.out / "rates.json"))
+    tuned = development(paragraphs, em, settings)
+    splits = {seed: split(paragraphs, em, settings, seed) for seed in settings.seeds}
+    # Rows and seeds may be added later; devices differ by rounding.
+    agree_on_settings(settings.out, settings, free=("rows", "seeds", "device", "out", "page"))
+    rates = choose_rates(model, tuned, settings, read_json(settings.out / "rates.json"))
     results = read_json(settings.out / "results.json")
-    for seed in settings.seeds:
-        sets = split(paragraphs, em, settings, seed)
+    for seed, sets in splits.items():
         for row in (None, *rows_of(settings)):
             name = "before" if row is None else row.name
             if str(seed) in results.get(name, {}):
@@ -190,4 +196,4 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*diverged.*")
-    main(tyro.cli(Settings, description=__doc__))
+    start(main, Settings, __doc__)

@@ -10,6 +10,7 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 import mechmem as mm
+from mechmem.data.errors import InputError
 
 # 60 candidates of this seed hold at least SEED_EACH clusters of every EM range.
 SEED, CANDIDATES, SEED_EACH = 377, 60, 5
@@ -81,7 +82,7 @@ def test_samples_hold_every_cluster_once(script, model, paragraphs):
 
 def test_an_empty_range_is_refused(script, model, paragraphs):
     module = script("parameter_gradients")
-    with pytest.raises(ValueError, match="got 3 candidates and none of them"):
+    with pytest.raises(InputError, match=r"set none \(EM 51-60\) among 3 candidates; need .* score more candidates"):
         module.by_em(model, paragraphs, {"none": (51, 60)}, candidates=3, each=1, seed=0)
 
 
