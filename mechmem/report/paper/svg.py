@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from plotly.offline import get_plotlyjs
 
 from mechmem.data.files import replacing
 from mechmem.report.paper.drawing import Drawing
+from mechmem.show.browser import browser
 from mechmem.show.embed import json_text_markup, script_markup
 from mechmem.show.theme import template
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, SECONDS = 960, 300
 # The figures' JSON is in the page; every finished SVG is written into it as text, which --dump-dom prints.
 PAGE = """<!doctype html><meta charset="utf-8"><body><script>{plotly}</script>
@@ -37,11 +36,6 @@ PAGE = """<!doctype html><meta charset="utf-8"><body><script>{plotly}</script>
 }})();
 </script>"""
 FOUND = re.compile(r'<pre class="svg" data-name="([\w-]+)">(.*?)</pre>', re.DOTALL)
-
-
-def browser() -> str | None:
-    """A Chromium on this machine; None where there is none."""
-    return next((path for name in BROWSERS if (path := shutil.which(name)) is not None), None)
 
 
 def write_svgs(folder: Path, drawings: Sequence[Drawing]) -> str | None:

@@ -14,7 +14,7 @@ DATA = xr.Dataset({"count": ("group", np.array([7, 3]))}, {"group": ["0-10", "50
 
 
 def test_without_a_browser_a_sentence_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(svg.shutil, "which", lambda _: None)
+    monkeypatch.setattr(svg, "browser", lambda: None)
     said = svg.write_svgs(tmp_path / "figures", draw_sets(DATA))
     assert said is not None and "Chromium was not found" in said and not (tmp_path / "figures").exists()
 

@@ -1,9 +1,7 @@
 """A small repetition of the study on the bundled model, and small files of the form of the study's public ones."""
 
 import csv
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +9,22 @@ import pytest
 
 from mechmem.data.assets import bundled_paragraphs
 from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.items import ITEMS
 from mechmem.study.paper.runner import run_paper
 from mechmem.study.paper.settings import PaperSettings
 
 SMALL = PaperSettings(
     model="bundled",
-    limit=100,
+    limit=60,
     perturbed=2,
     pairs=2,
-    gradient_sample=6,
+    gradient_sample=4,
     activation_sample=2,
     targets=2,
     kept=2,
     steps=2,
     repeats=1,
-    head_sample=6,
+    head_sample=4,
     noise_scales=(1.0,),
     noise_draws=1,
     permutations=20,
@@ -33,20 +32,18 @@ SMALL = PaperSettings(
 )
 
 
+# Fine-tuning takes as long as all others; tests/study/test_paper_interventions.py measures it on a smaller model.
+MEASURED = {name: item for name, item in ITEMS.items() if name != "finetuning"}
+
+
 @pytest.fixture(scope="session")
 def small_paper(tmp_path_factory) -> PaperFolder:
     """Finished; leave it as it is."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("mechmem.report.paper.svg.browser", lambda: None)
+        for place in ("runner", "page"):
+            patched.setattr(f"mechmem.study.paper.{place}.ITEMS", MEASURED)
         return run_paper(tmp_path_factory.mktemp("paper") / "paper", SMALL)
-
-
-@pytest.fixture
-def paper_copy(small_paper, tmp_path, monkeypatch) -> PaperFolder:
-    """A copy to change."""
-    monkeypatch.setattr("mechmem.report.paper.svg.browser", lambda: None)
-    shutil.copytree(small_paper.folder, tmp_path / "paper")
-    return replace(small_paper, folder=tmp_path / "paper")
 
 
 @pytest.fixture

@@ -42,12 +42,12 @@ def test_the_interval_is_the_jackknife_s(tiny_model, tiny_paragraphs):
 
 def test_the_interval_covers_what_more_paragraphs_give(tiny_model):
     """The largest |gradient| of many paragraphs lies in most intervals of few, and not in an interval of one tenth."""
-    tokens = torch.randint(0, 61, (640, 23), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 61, (320, 23), generator=torch.Generator().manual_seed(0))
     every = mm.Paragraphs(tokens, 13)
     covered = []
-    for start in range(0, 640, 64):
-        found = component_jackknife(tiny_model, every[start : start + 64])
-        other = component_jackknife(tiny_model, every[(start + 64) % 640 : (start + 64) % 640 + 64])
+    for start in range(0, 320, 32):
+        found = component_jackknife(tiny_model, every[start : start + 32])
+        other = component_jackknife(tiny_model, every[(start + 32) % 320 : (start + 32) % 320 + 32])
         _, low, high = found.estimate(lambda scores: scores.sum())
         assert low is not None and high is not None
         covered.append(low <= other.scores.values.sum() <= high)

@@ -8,12 +8,11 @@ import xarray as xr
 from mechmem.data.checksums import damaged
 from mechmem.data.errors import InputError
 from mechmem.study.paper.folder import NotPossibleError, PaperFolder
-from mechmem.study.paper.items import ITEMS
-from mechmem.study.paper.page import paper_rows, verdicts
+from mechmem.study.paper.page import verdicts
 from mechmem.study.paper.rows import Finding, Row
 from mechmem.study.paper.runner import read_paper_manifest, run_paper
 from mechmem.study.paper.settings import PaperSettings, full
-from tests.study.paper.conftest import SMALL
+from tests.study.paper.conftest import MEASURED, SMALL
 
 QUICK = replace(SMALL, limit=40)
 
@@ -43,7 +42,7 @@ def quick(monkeypatch):
 def test_a_folder_holds_two_files_of_each_item_and_the_page(small_paper):
     names = {path.name for path in small_paper.folder.iterdir()}
     assert {"paper.json", "paper.html", "paragraphs.parquet", "SHA256SUMS"} <= names
-    for name in ITEMS:
+    for name in MEASURED:
         assert f"{name}.json" in names and (f"{name}.nc" in names) == (small_paper.left_out(name) is None), name
     assert damaged(small_paper.folder) == [] and not any(".partial" in name for name in names)
 
@@ -53,9 +52,11 @@ def test_the_page_shows_every_row_and_all_traps(small_paper):
     assert "33.12" in page and "Published numbers do not apply" in page
     for number in range(1, 15):
         assert f'data-key="{number}"' in page
-    for name in ITEMS:
+    assert "Not measured: the item that measures it did not." in page
+    for name in MEASURED:
         assert f'<section id="{name}"' in page
-    counted = verdicts(paper_rows(small_paper), applies=False, reading="corrected")
+    rows = [row for name in MEASURED for row in small_paper.account(name)[0]]
+    counted = verdicts(rows, applies=False, reading="corrected")
     assert counted["reproduced"] == counted["differs"] == 0 and counted["cannot be said"] > 20
 
 
