@@ -50,8 +50,10 @@ from .localize.neurons import localize_neurons as localize_neurons
 from .localize.neurons import top_neurons as top_neurons
 from .localize.paragraph_gradients import contrastive_gradients as contrastive_gradients
 from .localize.paragraph_gradients import paragraph_gradients as paragraph_gradients
+from .localize.patch_experiment import patch_experiment as patch_experiment
 from .localize.patch_paths import patch_paths as patch_paths
 from .localize.patching import patch as patch
+from .localize.perturbed_token import perturbed_token_effects as perturbed_token_effects
 from .measure.perturb import perturb_prefix as perturb_prefix
 from .measure.scores import kl as kl
 from .measure.scores import score as score

@@ -2,10 +2,29 @@
 
 from typing import Literal
 
+from mechmem.study.patch_settings import Directions as PatchDirection
+from mechmem.study.patch_settings import Metric as PatchMetric
+from mechmem.study.patch_settings import Scored as PatchScored
+from mechmem.study.patch_settings import Site as PatchSite
+from mechmem.study.patch_settings import Where as PatchWhere
 from mechmem.study.settings import Method as UnlearnMethod
 from mechmem.study.settings import Weights as EditWeights
 
-__all__ = ["EditWeights", "Engine", "Localizer", "Precision", "Replacement", "ScanMethod", "Scope", "UnlearnMethod"]
+__all__ = [
+    "EditWeights",
+    "Engine",
+    "Localizer",
+    "PatchDirection",
+    "PatchMetric",
+    "PatchScored",
+    "PatchSite",
+    "PatchWhere",
+    "Precision",
+    "Replacement",
+    "ScanMethod",
+    "Scope",
+    "UnlearnMethod",
+]
 
 Localizer = Literal[
     "hard_concrete",

@@ -15,11 +15,11 @@ from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.data.token_counts import as_counts
 from mechmem.localize.ablation_runs import AblationMethod, check_ablation
 from mechmem.localize.activation_gradients import activation_gradients
-from mechmem.localize.capture import capture
 from mechmem.localize.circuits import head_circuits
 from mechmem.localize.gradients import parameter_gradients
 from mechmem.localize.head_tests import TESTS, ablated, head_tests
 from mechmem.localize.head_verdict import Findings, verdict
+from mechmem.localize.head_views import head_views, viewed_sets
 from mechmem.localize.heads import RAREST, rare_token_attention
 from mechmem.localize.rarity import rarest_weight
 from mechmem.model.head_names import heads_of
@@ -46,6 +46,7 @@ def head_report(
     head: Index | str | tuple[int, int] = "all",
     counts: Any,
     method: AblationMethod = "mean",
+    perturbed: Paragraphs | None = None,
     examples: Count = 2,
     seed: Seed = 0,
     progress: ProgressLike = None,
@@ -71,7 +72,9 @@ def head_report(
             tokens with p < 0.05, the one whose removal raises the NLL most; without any, the one with the lowest p.
         counts: how often each token id occurs in the corpus, [d_vocab]: any array-like.
         method: what replaces the head's output, attention or values, as `ablate_heads`.
-        examples: paragraphs of each set whose attention patterns are kept.
+        perturbed: the corrupt side of `worst_perturbations` of some memorized paragraphs, for views beside these.
+        examples: paragraphs of each set whose attention patterns are kept; with `perturbed`, memorized paragraphs that
+            it has, and the same perturbed.
         seed: of permutations, intervals and "resample".
         progress: called with (steps done, steps).
 
@@ -80,14 +83,14 @@ def head_report(
         variables of `head_circuits`. [matrix, layer, head]: weight_gradient. [test, paragraph]: em_change (tokens) and
         nll_change (nats per token), after minus before, with nll_mean, nll_low and nll_high [test]; rare_minus_frequent
         [end] (mean, low, high of the difference between the two last tests). [view, query_pos, key_pos]: pattern of the
-        head, with `view_set`, `paragraph_id`, `token` and `text` of each example. attrs: head ("L1H2"), verdict
-        (sentences), ranks (of all heads, 1 is most), screened (for "all": the heads that attend, with the change of NLL
-        without each), and whether it `attends`, `matters` (the interval lies above 0.01 nats per token) and matters
-        `at_rare_tokens`.
+        head, with `view_set` (memorized, perturbed, other), `paragraph_id`, `token` and `text` of each example. attrs:
+        head ("L1H2"), verdict (sentences), ranks (of all heads, 1 is most), screened (for "all": the heads that attend,
+        with the change of NLL without each), and whether it `attends`, `matters` (the interval lies above 0.01 nats per
+        token) and matters `at_rare_tokens`.
 
     Raises:
-        InputError: a head that the model does not have, fewer than two paragraphs in a set, counts that do not fit, or
-            a model that cannot be used.
+        InputError: a head that the model does not have, fewer than two paragraphs in a set, perturbed ones of other
+            paragraphs, counts that do not fit, or a model that cannot be used.
     """
     counts = as_counts(counts, model.cfg.d_vocab, vocabulary(model))
     named = _named(model, layer, head)
@@ -95,6 +98,7 @@ def head_report(
         if len(paragraphs) < 2:
             raise InputError(f"got {len(paragraphs)} {name} paragraph; need at least 2")
         check_ablation(model, paragraphs, method)
+    shown = viewed_sets(memorized, other, perturbed, examples)
     report, done = as_callback(progress, "head_report"), iter(range(1, STEPS + 1))
 
     def step() -> None:
@@ -114,7 +118,7 @@ def head_report(
     changes = head_tests(model, memorized, chosen, counts, fraction=RAREST, method=method, seed=seed)
     step()
     tests, intervals = _tests(changes, memorized, seed)
-    views = _views(model, {"memorized": memorized, "other": other}, chosen, examples)
+    views = head_views(model, shown, chosen)
     step()
     found = _findings(screen, tests, chosen, intervals, memorized, counts)
     result = xr.merge([screen, tests, views], combine_attrs="drop")
@@ -203,31 +207,6 @@ def _tests(
     }
     coords = {"test": list(TESTS), "paragraph": memorized.ids, "end": ["mean", "low", "high"]}
     return xr.Dataset(data, coords), intervals
-
-
-def _views(
-    model: HookedTransformer, sets: Mapping[str, Paragraphs], head: tuple[int, int], examples: int
-) -> xr.Dataset:
-    """The head's attention patterns on some paragraphs of each set."""
-    parts = []
-    for name, paragraphs in sets.items():
-        chosen = paragraphs.select(np.arange(min(examples, len(paragraphs))))
-        seen = capture(model, chosen, "pattern", layers=head[0], heads=head[1]).isel(layer=0, head=0, drop=True)
-        parts.append(
-            xr.Dataset(
-                {"pattern": (("view", "query_pos", "key_pos"), seen.pattern.values, seen.pattern.attrs)},
-                {
-                    "set": ("view", [name] * len(chosen)),
-                    "paragraph_id": ("view", chosen.ids),
-                    "token": (("view", "key_pos"), seen.key_token.values),
-                    "text": (("view", "key_pos"), seen.key_text.values),
-                },
-            )
-        )
-    views = xr.concat(parts, "view")
-    return views.rename({"set": "view_set"}).assign_coords(
-        query_pos=np.arange(views.sizes["query_pos"]), key_pos=np.arange(views.sizes["key_pos"])
-    )
 
 
 def _findings(

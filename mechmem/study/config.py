@@ -82,7 +82,7 @@ def apply_settings(base: Settings, values: Mapping[str, Any]) -> Settings:
     return replace(base, **checked)
 
 
-def described(settings: StudySettings) -> dict[str, Any]:
+def described(settings: Any) -> dict[str, Any]:
     """The settings as JSON has them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
 
@@ -95,18 +95,22 @@ def different_settings(was: StudySettings, now: StudySettings) -> str:
 
 def config_text(settings: StudySettings) -> str:
     """The settings as TOML, each below a comment with its meaning."""
-    meanings = _meanings()
-    lines = ["# Settings of a study. Use it with: mechmem run --config FILE", ""]
-    for field in fields(StudySettings):
+    return "\n".join(["# Settings of a study. Use it with: mechmem run --config FILE", "", *setting_lines(settings)])
+
+
+def setting_lines(settings: Any) -> list[str]:
+    """The fields of settings as lines of TOML, each below a comment with its meaning; what is not set is a comment."""
+    meanings, lines = _meanings(type(settings)), []
+    for field in fields(settings):
         value = getattr(settings, field.name)
         lines += [f"# {field.name}: {meanings[field.name]}"]
         lines += [f"# {field.name} = (not set)" if value is None else f"{field.name} = {_toml(value)}", ""]
-    return "\n".join(lines)
+    return lines
 
 
-def _meanings() -> dict[str, str]:
+def _meanings(kind: type) -> dict[str, str]:
     """Each setting's line of the class's docstring."""
-    body = (StudySettings.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
+    body = (kind.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
     found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", body, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in found}
 
@@ -114,5 +118,5 @@ def _meanings() -> dict[str, str]:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    # JSON's strings and numbers are TOML's.
-    return json.dumps(value)
+    # JSON's strings and numbers are TOML's, but for its escapes of letters beyond 16 bits.
+    return json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,7 @@ from mechmem.study.folder import open_study
 ROOM = 16 << 10
 # Command, words, what it writes and which is removed before, from the disk's root.
 WRITING = {
-    "patch": (["patch", "--out", "study"], "study/patching.nc"),
+    "patch": (["patch", "--out", "study", "--pos", "all", "--count", "2"], "study/patches/perturbed-z.nc"),
     "head": (["head", "L0H1", "--out", "study", "--sample", "2"], "study/head-L0H1.nc"),
     "report": (["report", "study"], "study/report.html"),
     "run": (["run", "--out", "study"], "study/unlearn.nc"),

@@ -54,7 +54,7 @@ def test_a_finished_study_is_recognized_without_a_model_and_without_torch(folder
 
 @pytest.mark.parametrize(
     ("command", "files"),
-    [("gradients", ["gradients.nc"]), ("heads", ["heads.nc", "rare.nc", "attention.nc"]), ("patch", ["patching.nc"])],
+    [("gradients", ["gradients.nc"]), ("heads", ["heads.nc", "rare.nc", "attention.nc"]), ("run", ["patching.nc"])],
 )
 def test_a_stage_s_command_writes_the_same_again(folder, small_study, command, files):
     for name in files:
@@ -148,8 +148,13 @@ def test_head_reports_on_one_head_and_names_what_was_not_shown(folder):
     found = xr.load_dataset(folder / "head-L0H1.nc", engine="h5netcdf")
     assert " ".join(found.attrs["verdict"].split()) in said and found.attrs["head"] == "L0H1"
     assert found.sizes["test"] == 5 and np.isfinite(found.nll_change).all()
+    kinds = found.view_set.values.tolist()
+    assert kinds == ["memorized"] * 2 + ["perturbed"] * kinds.count("perturbed") + ["other"] * 2
+    different = (found.token.values[:1] != found.token.values[2:3]).sum()
+    assert kinds.count("perturbed") and 1 <= different <= 51, "one token, and what the model said after it"
+    assert "Head L0H1" in (folder / "head-L0H1.html").read_text()
     said = call("head", "--out", folder, "--sample", 4)
-    assert "Wrote" in said and "nats per token" in said
+    assert "Wrote" in said and "nats per token" in said and "Of 48 heads these attend to rare tokens" in said
 
 
 @pytest.mark.parametrize("name", ["L9H9", "1,2,3", "L1", "any"])

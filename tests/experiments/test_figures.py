@@ -187,34 +187,41 @@ def test_mean_attention_by_token_is_counted_place_by_place(script, model, paragr
 
 def test_patches_are_those_of_a_hook(script, model, paragraphs, tmp_path):
     result = run(script("patching"), model, tmp_path, pairs=3, fraction=0.2)
-    assert distinct(paragraphs, result.paragraph_id)
+    assert distinct(paragraphs, result.paragraph)
     patched = result.effect.notnull().all("paragraph")
     assert (patched.sum(["layer", "head"]) == round(0.2 * 48)).all()
     assert (result.effect.notnull() == patched).all(), "a cell is patched for all pairs or for none"
     size = np.abs(result.estimate.mean("paragraph"))
     assert (size.where(patched).min(["layer", "head"]) >= size.where(~patched).max(["layer", "head"])).all()
-    assert torch.equal(torch.as_tensor(result.clean.values), rows(paragraphs, result.paragraph_id).tokens)
-    for direction, base, source in (("noising", "clean", "corrupt"), ("denoising", "corrupt", "clean")):
+    assert torch.equal(torch.as_tensor(result.clean.values), rows(paragraphs, result.paragraph).tokens)
+    readings = {
+        "memorized_own": ("clean", "corrupt", "clean"),
+        "perturbed_own": ("corrupt", "clean", "corrupt"),
+        "perturbed_memorized": ("corrupt", "clean", "clean"),
+    }
+    for reading, runs in readings.items():
         for site in ("q", "k", "v"):
-            layer, head = (int(place[0]) for place in np.nonzero(patched.sel(direction=direction, site=site).values))
+            layer, head = (int(place[0]) for place in np.nonzero(patched.sel(reading=reading, site=site).values))
             for number in range(result.sizes["paragraph"]):
                 pair = result.isel(paragraph=number)
                 before, after = (
-                    one_patch(model, pair, site, layer, head, base, source, patched=there) for there in (False, True)
+                    one_patch(model, pair, site, layer, head, *runs, patched=there) for there in (False, True)
                 )
-                found = float(pair.effect.sel(direction=direction, site=site)[layer, head])
+                found = float(pair.effect.sel(reading=reading, site=site)[layer, head])
                 assert found == pytest.approx(after - before, abs=1e-4)
     mean = result.effect.mean("paragraph", skipna=False)
     assert (result.effect_low.notnull() == patched).all()
     assert ((result.effect_low <= mean) & (mean <= result.effect_high)).where(patched, True).all()
     spread = result.effect.max("paragraph") - result.effect.min("paragraph")
     assert ((result.effect_high - result.effect_low) <= spread).where(patched, True).all()
-    assert float(result.base_nll[0]) == pytest.approx(float(result.source_nll[1]))
-    assert float(result.source_nll[0]) > float(result.base_nll[0])
+    ends = result[["base", "source"]]
+    restoring = {"reading": "perturbed_memorized"}
+    assert float(ends.base.sel(reading="memorized_own")) == pytest.approx(float(ends.source.sel(restoring)))
+    assert float(ends.base.sel(restoring)) > float(ends.source.sel(restoring))
 
 
-def one_patch(model, pair, site, layer, head, base, source, *, patched) -> float:
-    """NLL of the clean token at the first impacted position, the base run having one activation of the source's."""
+def one_patch(model, pair, site, layer, head, base, source, scored, *, patched) -> float:
+    """NLL of one text's token at the first impacted position, the base run having one activation of the source's."""
     runs = {name: torch.as_tensor(pair[name].values)[None] for name in ("clean", "corrupt")}
     differs = (runs["clean"] != runs["corrupt"])[0].nonzero().flatten().tolist()
     place, impact = differs[0], next(position for position in differs if position >= 50)
@@ -228,7 +235,7 @@ def one_patch(model, pair, site, layer, head, base, source, *, patched) -> float
     with torch.no_grad():
         _, cache = model.run_with_cache(runs[source], names_filter=name)
         logits = model.run_with_hooks(runs[base], fwd_hooks=[(name, put)] if patched else [])
-    return -float(logits[0, impact - 1].log_softmax(-1)[runs["clean"][0, impact]])
+    return -float(logits[0, impact - 1].log_softmax(-1)[runs[scored][0, impact]])
 
 
 def test_the_scoreboard_says_what_its_boards_hold(script, model, tmp_path):

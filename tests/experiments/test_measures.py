@@ -154,3 +154,15 @@ def test_localizers_find_what_was_planted(script, tmp_path):
     assert 0.1 < share["truth"] < 0.3 and 0.7 < share["decoys"] <= 1 - share["truth"] + 1e-9
     row = f"| patch, v, noising: head's share of all effects | {result.value.values[0, 0]:.4f} |"
     assert row in (tmp_path / "page.md").read_text()
+
+
+def test_a_planted_head_is_reported(script, tmp_path):
+    module = script("head_report")
+    small = {"n_layers": 4, "n_heads": 4, "d_model": 128, "d_mlp": 512, "d_vocab": 512, "seed": 1}
+    settings = module.Settings(**small, nulls=3, reports=1, out=tmp_path / "r", page=tmp_path / "p.md")
+    result = module.main(settings)
+    assert result.attrs["head"] == "L1H2" and result.attrs["double"].endswith("not shown to matter.")
+    assert result.sizes == {"null": 3, "report": 1, "kind": 2} and not result.found.any()
+    text = (tmp_path / "p.md").read_text()
+    below = int((result.lowest_p < 0.05).sum())
+    assert f"| {below} of 3; exact 95 % interval" in text and f"| {result.attrs['verdict']} |" in text

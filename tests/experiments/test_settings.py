@@ -21,7 +21,7 @@ SCRIPTS = sorted(
     if "__main__" in path.read_text(encoding="utf-8")
 )
 # Their model is planted, random or trained by themselves.
-OWN_MODEL = {"measure_bundled", "planted", "train_bundled", "benchmarks/attention", "benchmarks/capture"}
+OWN_MODEL = {"head_report", "measure_bundled", "planted", "train_bundled", "benchmarks/attention", "benchmarks/capture"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -143,6 +143,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("checkpoint of an edit", _edit("checkpoint"), ".safetensors", TENSORS, readers.edit_checkpoint, 0.3),
     Kind("settings of an edit", _edit("settings"), ".json", (PLAIN, PLAIN, mutate_bytes), readers.edit_settings, 2),
     Kind("study.json", only(study, "study.json"), "study.json", (PLAIN, PLAIN, mutate_bytes), readers.study_json, 5),
+    Kind("patch.toml", cache(samples.experiment_file), ".toml", (mutate_bytes,), readers.experiment, 3),
     Kind("study.toml", cache(samples.config_file), ".toml", (mutate_bytes,), readers.config, 3),
     *(
         Kind(name, only(study, name), name, (mutate_netcdf, mutate_bytes), readers.results, 0.7)

@@ -20,6 +20,7 @@ from mechmem.study.paper.published_files import read_published_files
 from mechmem.study.paper.runner import read_paper_manifest
 from mechmem.study.paper.settings import PaperSettings
 from mechmem.study.paper.tables import table_rows, trap_rows
+from mechmem.study.patch_settings import read_experiment
 from mechmem.study.saved_edit import SavedEdit
 from tests.fuzzing import samples
 
@@ -135,6 +136,11 @@ def study_json(folder: Path) -> None:
         missing_stages(folder, manifest)
         repr(mm.open_study(folder))
     apply_settings(mm.StudySettings(), read_config(folder / "study.json"))
+
+
+def experiment(folder: Path) -> None:
+    """The settings of a patching experiment."""
+    read_experiment(folder / "patch.toml")
 
 
 def config(folder: Path) -> None:

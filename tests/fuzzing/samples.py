@@ -192,6 +192,13 @@ def study() -> Files:
     return {**made, "study.json": json.dumps(manifest).encode()}
 
 
+def experiment_file() -> Files:
+    """The settings of a patching experiment."""
+    from mechmem.study.patch_settings import PatchSettings, experiment_text
+
+    return {"patch.toml": experiment_text(PatchSettings(count=3, heads=("L1H2",)), mm.StudySettings()).encode()}
+
+
 def config_file() -> Files:
     """All settings of a study, as TOML."""
     from mechmem.study.config import config_text

@@ -9,7 +9,10 @@ from mechmem.data.errors import InputError
 from mechmem.localize.head_report import ATTENDS, head_report, one_of_each_cluster
 from mechmem.localize.head_tests import TESTS, head_tests
 from mechmem.localize.head_verdict import Findings, verdict
+from mechmem.localize.head_views import head_views, viewed_sets
 from mechmem.model.hooks import hooked_points
+from mechmem.report.head_page import head_page
+from mechmem.report.page import page_html
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,17 @@ def test_shuffled_labels_find_nothing(truth, seed):
     null = truth.null(seed)
     found = head_report(null.model, null.memorized, null.other, counts=null.unigram_counts)
     assert not (found.attrs["attends"] and found.attrs["matters"])
+
+
+def test_of_shuffled_labels_one_in_twenty_attends(truth):
+    """The corrected p-value of the best of all heads is below 0.05 in about 5 % of shuffles."""
+    below = 0
+    for seed in range(60):
+        null = truth.null(seed)
+        found = mm.rare_token_attention(null.model, null.memorized, null.unigram_counts, permutations=200)
+        below += bool(found.p_value.min() < 0.05)
+    # With a chance of 5 %, more than 8 of 60 come once in 500.
+    assert below <= 8
 
 
 def test_numbers_are_those_of_the_functions_it_gathers(truth, screened):
@@ -111,6 +125,32 @@ def test_patterns_of_examples_are_the_heads_own(truth, screened):
     np.testing.assert_allclose(chosen.pattern, expected, atol=1e-5)
     np.testing.assert_array_equal(chosen.token, truth.other.tokens[:2])
     assert chosen.paragraph_id.values.tolist() == truth.other.ids[:2].tolist()
+
+
+def test_perturbed_paragraphs_are_shown_beside_their_originals(truth):
+    changed = truth.memorized.tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 500
+    # Some of them, in another order.
+    perturbed = truth.memorized.replace_tokens(changed).select([5, 2, 4])
+    sets = viewed_sets(truth.memorized, truth.other, perturbed, 2)
+    assert {name: len(paragraphs) for name, paragraphs in sets.items()} == {"memorized": 2, "perturbed": 2, "other": 2}
+    assert sets["perturbed"].ids.tolist() == sets["memorized"].ids.tolist() == truth.memorized.ids[[2, 4]].tolist()
+    views = head_views(truth.model, sets, (1, 2))
+    assert views.view_set.values.tolist() == ["memorized"] * 2 + ["perturbed"] * 2 + ["other"] * 2
+    np.testing.assert_array_equal(views.token[2:4], changed[[2, 4]])
+    _, cache = truth.model.run_with_cache(changed[[2, 4]], names_filter="blocks.1.attn.hook_pattern")
+    np.testing.assert_allclose(views.pattern[2:4], cache["blocks.1.attn.hook_pattern"][:, 2].detach(), atol=1e-5)
+    with pytest.raises(InputError, match="with none of the memorized paragraphs' ids"):
+        viewed_sets(truth.memorized, truth.other, truth.other, 2)
+    with pytest.raises(InputError, match="got perturbed paragraphs of 99 tokens and memorized ones of 100"):
+        viewed_sets(truth.memorized, truth.other, truth.memorized.replace_tokens(changed[:, :-1]), 2)
+
+
+def test_the_page_shows_the_verdict_and_each_view(screened):
+    html = page_html(head_page(screened))
+    conclusion = screened.attrs["verdict"].rsplit(". ", 1)[1]
+    assert conclusion in html and html.count('class="view-data"') == 2 * screened.sizes["view"] == 8
+    assert "Head L1H2" in html
 
 
 def test_one_of_each_cluster():
