@@ -162,7 +162,7 @@ def test_a_planted_head_is_reported(script, tmp_path):
     settings = module.Settings(**small, nulls=3, reports=1, out=tmp_path / "r", page=tmp_path / "p.md")
     result = module.main(settings)
     assert result.attrs["head"] == "L1H2" and result.attrs["double"].endswith("not shown to matter.")
-    assert result.sizes == {"null": 3, "report": 1, "kind": 2} and not result.found.any()
+    assert result.sizes == {"null": 3, "report": 1} and not result.found.any()
     text = (tmp_path / "p.md").read_text()
     below = int((result.lowest_p < 0.05).sum())
     assert f"| {below} of 3; exact 95 % interval" in text and f"| {result.attrs['verdict']} |" in text
