@@ -133,6 +133,18 @@ def tiny_model(tiny_pair) -> HookedTransformer:
     return tiny_pair.hooked
 
 
+@pytest.fixture(scope="session", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device that tests compute on: the CPU, and a GPU where there is one."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def device_model(tiny_pair, device) -> HookedTransformer:
+    """The tiny model on each device. Leave it as it is."""
+    return hooked_neo(tiny_pair.reference).to(device)
+
+
 @pytest.fixture(scope="session")
 def tiny_paragraphs() -> Paragraphs:
     """Eleven random paragraphs of 23 tokens with a prefix of 13."""

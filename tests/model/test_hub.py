@@ -1,91 +1,15 @@
 """Each answer of the hub, and each state of its cache, has a sentence of its own; the hub is a server on loopback."""
 
 import errno
-import hashlib
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlparse
 
 import huggingface_hub
 import pytest
 
 from mechmem.data.errors import InputError
 from mechmem.model.hub import find_folder
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
-NAME = "someone/model"
-BAD_TOKEN = "Invalid credentials in Authorization header"
-
-
-class Hub:
-    """A server that answers as the hub does for one model.
-
-    Attributes:
-        files: name -> content.
-        status: what every request is answered with; 200: as it should be.
-        code: the hub's own error code, sent as a header.
-        lost: a file that is listed and not there.
-        asked: how many requests came.
-    """
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files, self.status, self.code, self.lost, self.slow = files, 200, "", "", False
-        self.asked = 0
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 - the base class's names
-                hub.answer(self, body=True)
-
-            def do_HEAD(self) -> None:  # noqa: N802
-                hub.answer(self, body=False)
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
-        self.asked += 1
-        path = urlparse(request.path).path
-        if self.status != 200:
-            return self._send(request, self.status, b"{}", body=body)
-        if path == f"/api/models/{NAME}/revision/main":
-            siblings = [{"rfilename": name} for name in self.files]
-            found = {"id": NAME, "sha": SHA, "siblings": siblings}
-            return self._send(request, 200, json.dumps(found).encode(), body=body)
-        if path == f"/api/models/{NAME}/tree/{SHA}":
-            tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in self.files.items()
-            ]
-            return self._send(request, 200, json.dumps(tree).encode(), body=body)
-        name = path.removeprefix(f"/{NAME}/resolve/{SHA}/")
-        if name in self.files and name != self.lost:
-            return self._send(request, 200, self.files[name], body=body)
-        return self._send(
-            request, 404, b"{}", code="EntryNotFound" if name in self.files else "RepoNotFound", body=body
-        )
-
-    def _send(
-        self, request: BaseHTTPRequestHandler, status: int, content: bytes, *, body: bool, code: str = ""
-    ) -> None:
-        request.send_response(status)
-        request.send_header("Content-Length", str(len(content)))
-        request.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        request.send_header("X-Repo-Commit", SHA)
-        if (code or self.code) == BAD_TOKEN:
-            request.send_header("X-Error-Message", BAD_TOKEN)
-        elif code or self.code:
-            request.send_header("X-Error-Code", code or self.code)
-        request.end_headers()
-        if body:
-            request.wfile.write(content)
+from tests.model.served_hub import BAD_TOKEN, NAME, Hub
 
 
 @pytest.fixture

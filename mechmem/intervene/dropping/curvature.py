@@ -98,7 +98,7 @@ def curvature_factors(
         name: tuple(f"blocks.{name.split('.')[1]}.{end}" for end in POINTS[name.rsplit("_", 1)[1]]) for name in names
     }
     sums: dict[str, list[Tensor]] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.W_E.device).manual_seed(seed)
     tokens = paras.tokens.numel()
     with frozen(model), fast_float32(model.W_E.device):
         for start in range(0, len(paras), BATCH):
@@ -106,8 +106,8 @@ def curvature_factors(
             with torch.enable_grad(), with_hooks(model, {"hook_embed": lambda x, hook: x.detach().requires_grad_()}):  # noqa: ARG005
                 with recording(model, {point for pair in ends.values() for point in pair}) as seen:
                     logits = continuation_logits(model, batch, paras.prefix_len)
-                chances = logits.detach().softmax(-1).flatten(0, 1).cpu()
-                labels = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)
+                chances = logits.detach().softmax(-1).flatten(0, 1)
+                labels = torch.multinomial(chances, 1, generator=generator).flatten()
                 loss = functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
                 gradients = torch.autograd.grad(loss, [seen[pair[1]] for pair in ends.values()])
             with torch.no_grad():
