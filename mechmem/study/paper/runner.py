@@ -45,7 +45,7 @@ def run_paper(
     """Measure every item of the study that the folder lacks, and write the page.
 
     An item is done when its two files are there, and files are written whole or not at all: after a kill at any point
-    the same call measures the missing items and ends with the same numbers.
+    the same call measures the missing items and ends with the same numbers, but for times.
 
     Args:
         folder: made if missing. Holds `paper.json`, `paragraphs.parquet`, NAME.nc and NAME.json of each item,

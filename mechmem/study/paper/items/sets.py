@@ -77,7 +77,7 @@ def _column_trap(nll: np.ndarray) -> tuple[Trap, ...]:
     slipped, corrected = (float(value) for value in nll[:, -1])
     change = (
         f"Without the first token the mean NLL of memorized paragraphs is {slipped:.4f} instead of {corrected:.4f} "
-        f"nats per token: {100 * (slipped / corrected - 1):+.0f} %."
+        f"nats per token: {100 * (slipped / corrected - 1):+.1f} %."
     )
     return (Trap(3, "The scored columns skip the first continuation token", slipped, corrected, NLL, change),)
 
