@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +123,8 @@ class Descent:
             next(self._batches)
         self._latest = {(kind, number): np.array(values) for kind, number, *values in latest}
 
-    def snapshot(self) -> list[Tensor]:
-        """The masked weights."""
+    def snapshot(self) -> Iterable[Tensor]:
+        """The masked weights; on disk where they are large."""
         return self._weights.snapshot()
 
     def restore(self, snapshot: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from mechmem.model.hooks import frozen, recording, with_hooks
 from mechmem.model.lean.model import fast_float32
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
-from mechmem.model.sites import REDUCTIONS, Reduction, component_names, editable_parameters
+from mechmem.model.sites import Reduction, component_names, editable_parameters
 
 Contrast = Literal["plain", "fisher", "difference"]
 
@@ -61,12 +61,11 @@ def paragraph_gradients(
     check_choice("reduction", reduction, Reduction)
     names = component_names(model)
     result = np.zeros((len(paragraphs), model.cfg.n_layers, len(names)))
-    for rows, name, gradient in _gradients(model, paragraphs, batch_size, progress):
+    for rows, name, inner, outer in _factors(model, paragraphs, batch_size, progress):
         layer, part = int(name.split(".")[1]), name.rsplit("_", 1)[1]
-        # The first axis of attention weights is the head; an MLP matrix is one component.
-        parts = gradient.flatten(2) if ".attn." in name else gradient.flatten(1)[:, None]
         first = names.index(f"{part}0" if ".attn." in name else f"mlp_{part}")
-        result[rows, layer, first : first + parts.shape[1]] = REDUCTIONS[reduction](parts).double().cpu().numpy()
+        found = torch.stack([_sizes(*pair, reduction) for pair in zip(inner, outer, strict=True)])
+        result[rows, layer, first : first + found.shape[1]] = found.cpu().numpy()
     if not np.isfinite(result).all():
         raise NotFiniteError("a gradient is not finite; look at the weights")
     coords = {"paragraph": paragraphs.ids, "layer": np.arange(model.cfg.n_layers), "component": names}
@@ -173,10 +172,53 @@ _PRODUCTS: dict[str, tuple[str, str, str]] = {
 }
 
 
+def _sizes(
+    inner: Float[Tensor, "pos ..."], outer: Float[Tensor, "pos ..."], reduction: Reduction
+) -> Float[Tensor, " part"]:
+    """The size of one paragraph's gradient of a weight, inner^T outer, in each head, or in the whole of an MLP's.
+
+    The gradient is made in tiles that stay in the cache and is never held: writing it to memory and reading it again
+    takes longer than the products.
+    """
+    # Heads are on one side or on neither; sizes are the same of the transposed gradient.
+    left, right = (outer, inner) if outer.ndim > 2 else (inner, outer)
+    heads, right = left.ndim > 2, right.contiguous()
+    rows = max(1, TILE.get(left.device.type, OTHERWISE) // right.shape[1])
+    if heads:
+        # A tile holds whole heads.
+        rows = max(1, rows // left.shape[2]) * left.shape[2]
+    reduce, combine = _TILES[reduction]
+    found = []
+    for some in left.flatten(1).T.split(rows):
+        tile = some @ right
+        found.append(reduce(tile.view(len(tile) // left.shape[2] if heads else 1, -1)).double())
+    sizes = torch.cat(found) if heads else combine(torch.stack(found))
+    return sizes.sqrt() if reduction == "norm" else sizes
+
+
+# Weights of a gradient that are held at once, on a CPU and elsewhere: 2 MB of float32.
+TILE = {"cpu": 2**19}
+OTHERWISE = 2**26
+# (tile [part, weight], written over) -> [part], and [tile, part] -> [part].
+_TILES: dict[Reduction, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "max": (lambda tile: tile.abs_().amax(-1), lambda found: found.amax(0)),
+    "sum": (lambda tile: tile.abs_().sum(-1), lambda found: found.sum(0)),
+    "norm": (lambda tile: tile.square_().sum(-1), lambda found: found.sum(0)),
+}
+
+
 def _gradients(
     model: HookedTransformer, paragraphs: Paragraphs, batch_size: int | None, progress: ProgressLike
 ) -> Iterator[tuple[slice, str, Tensor]]:
-    """Batch by batch and weight by weight: which paragraphs, which weight, and their gradients [paragraph, *weight].
+    """Batch by batch and weight by weight: which paragraphs, which weight, and their gradients [paragraph, *weight]."""
+    for rows, name, inner, outer in _factors(model, paragraphs, batch_size, progress):
+        yield rows, name, einsum(inner, outer, _PRODUCTS[name.split(".", 2)[2]][2])
+
+
+def _factors(
+    model: HookedTransformer, paragraphs: Paragraphs, batch_size: int | None, progress: ProgressLike
+) -> Iterator[tuple[slice, str, Tensor, Tensor]]:
+    """Batch by batch and weight by weight: which paragraphs, which weight, and the two factors of their gradients.
 
     A weight's gradient is the product of its layer's input and the gradient of its output, summed over positions. Both
     are kept by paragraph, so one backward pass to the activations is enough, and no weight needs a gradient.
@@ -200,7 +242,7 @@ def _gradients(
             with torch.no_grad():
                 for name, (into, out) in points.items():
                     inner = norm_output(model, into, recorded[into].detach())
-                    yield rows, name, einsum(inner, gradients[out], products[name][2])
+                    yield rows, name, inner, gradients[out]
 
 
 def norm_output(model: HookedTransformer, point: str, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.mask_choice import check_shapes
 from mechmem.weights.masks import Mask
+from mechmem.weights.stored_copy import copied
 from mechmem.weights.training import Training
 
 
@@ -91,12 +92,12 @@ class MaskedWeights:
         loss.backward(inputs=self._values)
         self.step()
 
-    def snapshot(self) -> list[Tensor]:
-        """A copy of the chosen weights."""
-        return [value.detach().clone() for value in self._values]
+    def snapshot(self) -> Iterable[Tensor]:
+        """A copy of the chosen weights; a large one is on disk."""
+        return copied(self._values)
 
     @torch.no_grad()
-    def restore(self, snapshot: list[Tensor]) -> None:
+    def restore(self, snapshot: Iterable[Tensor]) -> None:
         """Put the chosen weights back to what they were."""
         for value, before in zip(self._values, snapshot, strict=True):
             value.copy_(before)

@@ -6,7 +6,7 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.localize.gradients import parameter_gradients, weight_gradients
-from mechmem.localize.paragraph_gradients import contrastive_gradients, paragraph_gradients, squared_gradients
+from mechmem.localize.paragraph_gradients import TILE, contrastive_gradients, paragraph_gradients, squared_gradients
 from mechmem.truth.planted import planted
 from mechmem.weights.masks import Mask
 
@@ -83,3 +83,12 @@ def test_on_a_planted_model_gradients_fall_for_loud_decoys_and_fisher_less():
     # curvature helps, for it leans on them too; the difference of two gradients is the larger one, the keep set's.
     assert shares["fisher"][0] > chance > shares["plain"][0] > shares["difference"][0]
     assert shares["fisher"][1] < shares["plain"][1] < shares["difference"][1]
+
+
+@pytest.mark.parametrize("reduction", ["max", "sum", "norm"])
+@pytest.mark.parametrize("tile", [1, 100])
+def test_sizes_do_not_depend_on_the_tiles(tile, reduction, tiny_model, tiny_paragraphs, monkeypatch):
+    whole = paragraph_gradients(tiny_model, tiny_paragraphs[:3], reduction=reduction)
+    monkeypatch.setitem(TILE, "cpu", tile)
+    found = paragraph_gradients(tiny_model, tiny_paragraphs[:3], reduction=reduction)
+    np.testing.assert_allclose(found, whole, rtol=1e-5)
