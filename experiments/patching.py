@@ -12,6 +12,7 @@ pairs and medians are reported, too.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -83,13 +84,12 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     second = second.where(third.notnull())
     restoring = [rank_correlation(third.sel(site=site).fillna(0), second.sel(site=site)) for site in SITES]
     correlation = {"units": "rank correlation"}
-    result = result.assign(
-        agreement=(("reading", "site"), np.array(agreement), correlation),
-        restoring=("site", np.array(restoring), correlation),
-        **{name: ("paragraph", clean.column(name)) for name in ("impact_pos", "em_change")},
-        clean=(("paragraph", "token_pos"), clean.tokens.numpy(), {"units": "token id"}),
-        corrupt=(("paragraph", "token_pos"), corrupt.tokens.numpy(), {"units": "token id"}),
-    )
+    result["agreement"] = (("reading", "site"), np.array(agreement), correlation)
+    result["restoring"] = ("site", np.array(restoring), correlation)
+    for name in ("impact_pos", "em_change"):
+        result[name] = ("paragraph", clean.column(name))
+    for name, side in (("clean", clean), ("corrupt", corrupt)):
+        result[name] = (("paragraph", "token_pos"), side.tokens.numpy(), {"units": "token id"})
     places = sorted(result.perturbed_pos.values.tolist())
     print(f"{len(clean)} pairs of {len(paragraphs)} paragraphs, perturbed at {places}")
     figures = []
@@ -101,7 +101,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     return result
 
 
-def cells(result: xr.Dataset) -> list[list[dict[str, str]]]:
+def cells(result: xr.Dataset) -> list[list[dict[str, Any]]]:
     """Every site of every reading."""
     return [[{"reading": str(r), "site": str(s)} for s in result.site.values] for r in result.reading.values]
 

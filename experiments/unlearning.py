@@ -134,6 +134,8 @@ def price(before: HookedTransformer, after: HookedTransformer, sets: Sets, setti
 
 def choose_rates(model: HookedTransformer, sets: Sets, settings: Settings, known: dict[str, float]) -> dict[str, float]:
     """For each row with rates, the rate that meets the stopping rule with the lowest KL on the development sets."""
+    length = sets["targets"].continuation_len
+    goal = float(length // 5) if settings.target_em is None else settings.target_em
     for row in rows_of(settings):
         if not row.rates or row.name in known:
             continue
@@ -141,7 +143,7 @@ def choose_rates(model: HookedTransformer, sets: Sets, settings: Settings, known
         for rate in row.rates:
             edited, _ = run(model, row, sets, replace(settings, steps=settings.tuning_steps), 1000, rate)
             em = float(mm.score(edited, sets["targets"]).em.mean())
-            tried.append((max(em - settings.target_em, 0.0), float(mm.kl(model, edited, sets["other"]).mean()), rate))
+            tried.append((max(em - goal, 0.0), float(mm.kl(model, edited, sets["other"]).mean()), rate))
         known[row.name] = min(tried)[2]
         write_json(settings.out / "rates.json", known)
         print(row.name, [(round(em, 1), round(kl, 3), rate) for em, kl, rate in tried], flush=True)

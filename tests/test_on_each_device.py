@@ -10,8 +10,6 @@ import xarray as xr
 
 import mechmem as mm
 
-KNOWN = dict(rtol=2e-3, atol=2e-4)
-
 
 @pytest.fixture(scope="module")
 def pairs(tiny_paragraphs) -> tuple[mm.Paragraphs, mm.Paragraphs]:
@@ -36,7 +34,7 @@ CALLS: dict[str, Callable[[Any, Any, Any], Any]] = {
 def test_every_device_gives_the_numbers_of_the_cpu(name, device, device_model, tiny_model, pairs):
     there, here = (CALLS[name](model, *pairs) for model in (device_model, tiny_model))
     assert next(device_model.parameters()).device.type == device
-    xr.testing.assert_allclose(there, here, **KNOWN)
+    xr.testing.assert_allclose(there, here, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("method", ["npo", "kfac"])

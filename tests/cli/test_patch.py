@@ -15,6 +15,7 @@ from mechmem.data.netcdf import load_netcdf
 from mechmem.localize import metrics, patch_effects, patch_pairs
 from mechmem.model import activation_sites
 from mechmem.study import patch_settings
+from mechmem.study.config import apply_settings
 from mechmem.study.patch_run import patch_sides
 from mechmem.study.patch_settings import PatchSettings, experiment_text, parsed_layers, read_experiment
 
@@ -219,7 +220,7 @@ def test_settings_come_back_from_their_file(settings, tmp_path):
     (tmp_path / "x.toml").write_text(experiment_text(settings, study), encoding="utf-8")
     of_study, of_patch = read_experiment(tmp_path / "x.toml")
     assert of_study == {"model": "a/b", "corpus": "dir/ä.txt", "seed": 3, "prefix_len": 32}
-    assert PatchSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in of_patch.items()}) == settings
+    assert apply_settings(PatchSettings(), of_patch) == settings
 
 
 def test_choices_are_the_library_s():

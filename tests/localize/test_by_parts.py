@@ -89,13 +89,14 @@ def test_what_was_stopped_goes_on_and_what_is_done_is_opened(tiny_model, sets, t
 
     out, seen = tmp_path / "out.nc", []
     call: dict[str, Any] = {"out": out, "part": PART, "sites": "z", "batch_size": 2}
+    other: dict[str, Any] = call | {"sites": "q"}
     with pytest.raises(KeyboardInterrupt):
         mm.by_parts(mm.capture, tiny_model, sets[0], progress=stop, **call)
     parts = tmp_path / "out.parts"
     assert sorted(path.name for path in parts.iterdir()) == ["000000.nc", "000001.nc", "plan.json"]
     (parts / f".mechmem-{'0' * 32}.partial.nc").write_bytes(b"half a part")
     with pytest.raises(InputError, match=r"out\.parts: was begun with other settings \(sites was 'z', now 'q'\)"):
-        mm.by_parts(mm.capture, tiny_model, sets[0], **(call | {"sites": "q"}))
+        mm.by_parts(mm.capture, tiny_model, sets[0], **other)
     found = mm.by_parts(mm.capture, tiny_model, sets[0], progress=lambda *at: seen.append(at), **call).load()
     assert seen == [(12, 19), (16, 19), (19, 19)] and not parts.exists()
     xr.testing.assert_identical(found, stored(mm.capture(tiny_model, sets[0], "z", batch_size=2), tmp_path / "one.nc"))
@@ -104,7 +105,7 @@ def test_what_was_stopped_goes_on_and_what_is_done_is_opened(tiny_model, sets, t
     again = mm.by_parts(mm.capture, tiny_model, sets[0], progress=lambda *at: seen.append(at), **call)
     assert again.identical(found) and len(seen) == 3
     again.close()
-    assert "q" in mm.by_parts(mm.capture, tiny_model, sets[0], **(call | {"sites": "q"}))
+    assert "q" in mm.by_parts(mm.capture, tiny_model, sets[0], **other)
 
 
 def test_a_damaged_part_is_named_and_made_again(tiny_model, sets, tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_the_planted_head_carries_the_memory_in_each_reading():
 
 def test_other_names_and_pairs_are_refused(tiny_model, pairs):
     with pytest.raises(InputError, match="got readings .*; need at least one, and each once"):
-        perturbed_token_effects(tiny_model, *pairs, readings=["perturbed_own"] * 2)
+        perturbed_token_effects(tiny_model, *pairs, readings=["perturbed_own", "perturbed_own"])
     with pytest.raises(Exception, match="site"):
         perturbed_token_effects(tiny_model, *pairs, sites=["resid_pre"])  # pyright: ignore[reportArgumentType]
     two = pairs[1].tokens.clone()
