@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import mechmem as mm
+from mechmem.localize.patch_pairs import Direction
 from mechmem.measure.scores import score_logits
 from mechmem.study.paper import published
 from mechmem.study.paper.folder import NotPossibleError
@@ -97,11 +98,12 @@ def test_the_second_panel_scores_the_perturbed_run_s_own_text(small_paper):
     clean, corrupt = mm.worst_perturbations(small_paper.model, sample, changed, before="all")
     assert (data.paragraph.values == clean.ids).all()
     place = clean.column("perturbed_pos")
-    for panel, first, second, direction in (
+    runs: tuple[tuple[str, mm.Paragraphs, mm.Paragraphs, Direction], ...] = (
         ("memorized_own", clean, corrupt, "noising"),
         ("perturbed_own", corrupt, clean, "noising"),
         ("perturbed_memorized", clean, corrupt, "denoising"),
-    ):
+    )
+    for panel, first, second, direction in runs:
         effect = mm.patch(small_paper.model, first[:1], second[:1], site="v", direction=direction, scored="impact")
         ours = data.effect.sel(reading=panel, site="v").isel(paragraph=0)
         np.testing.assert_allclose(ours, effect.sel(pos=int(place[0])), atol=1e-5)

@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,12 @@ from mechmem.study.paper.wording import TRAPS
 
 
 def row(measured=12.0, low: float | None = 11.0, high: float | None = 13.0, published: float | None = 12.19, **more):
-    values = {"item": "a", "quantity": "drop, EM 0-10", "reading": "as published", "units": "tokens"} | more
+    values: dict[str, Any] = {
+        "item": "a",
+        "quantity": "drop, EM 0-10",
+        "reading": "as published",
+        "units": "tokens",
+    } | more
     return Row(measured=measured, low=low, high=high, published=published, **values)
 
 
