@@ -116,7 +116,7 @@ def _agree_on_plan(folder: Path, inputs: list[Input], settings: dict[str, Any]) 
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({"settings": settings, "inputs": now}))
         return
-    plan = read_json(path, ("settings", "inputs"))
+    plan = read_json(path, {"settings": dict, "inputs": list})
     refuse_other_settings(folder, plan["settings"], settings, advice="choose another folder, or remove this one")
     if len(plan["inputs"]) != len(now):
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from mechmem.data.errors import InputError
-from mechmem.data.stored_json import read_object
+from mechmem.data.stored_json import check_types, read_object
 
 
 @contextmanager
@@ -30,14 +30,17 @@ def own_file(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: damaged ({reason}); remove {path.parent} and run the same command again") from error
 
 
-def read_json(path: Path, need: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_json(path: Path, types: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
     """A JSON object that mechmem wrote.
 
+    Args:
+        path: of the file.
+        types: what it must hold, name -> type.
+
     Raises:
-        InputError: not one, or without one of the names.
+        InputError: not one, without one of the names, or with a value of another type under it.
     """
     advice = f"remove {path.parent} and run the same command again"
     found = read_object(path, advice=advice)
-    if missing := [name for name in need if name not in found]:
-        raise InputError(f"{path}: has no '{missing[0]}'; {advice}")
+    check_types(found, types or {}, path, advice=advice)
     return found

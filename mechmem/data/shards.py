@@ -64,7 +64,7 @@ class Corpus:
     @staticmethod
     def load(folder: Path) -> Corpus:
         """A corpus that `open_corpus` finished, as it lies in its folder; only read, by any number of processes."""
-        return Corpus.of(folder, read_json(folder / "manifest.json", ("files", "total")))
+        return Corpus.of(folder, read_json(folder / "manifest.json", {"files": list, "total": dict}))
 
     @property
     def tokenizer(self) -> str | None:

@@ -218,7 +218,7 @@ def _agree(folder: Path, described: dict[str, Any]) -> None:
     path = folder / "index.json"
     if not path.is_file():
         raise InputError(f"{folder}: holds files of something else; need an empty folder for the index: choose another")
-    stored = read_json(path, ("described", "manifest"))["described"]
+    stored = read_json(path, {"described": dict, "manifest": dict})["described"]
     refuse_other_settings(folder, stored, described, advice="choose another folder, or remove this one")
 
 
@@ -226,7 +226,9 @@ def _opened(corpus: Corpus, settings: WindowSettings, folder: Path) -> WindowInd
     with own_file(folder / "index.json"):
         ids, counts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "counts"))
         before = np.load(folder / "windows_before.npy")
-    return WindowIndex(corpus, settings, read_json(folder / "index.json")["manifest"], ids, counts, before)
+    return WindowIndex(
+        corpus, settings, read_json(folder / "index.json", {"manifest": dict})["manifest"], ids, counts, before
+    )
 
 
 def _cut_all(

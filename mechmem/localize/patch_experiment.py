@@ -44,7 +44,7 @@ class ExperimentOptions(TypedDict, total=False):
     """
 
     layers: Sequence[Index] | None
-    heads: Sequence[str | tuple[Index, Index]] | None
+    heads: Sequence[str | tuple[int, int]] | None
     attribute_first: Share | None
     normalize: bool
 

@@ -165,7 +165,7 @@ def _score(
 def _done(folder: Path, parts: int) -> int:
     """Paragraphs or tokens that an earlier run scored."""
     paths = (account_path(folder, number) for number in range(parts))
-    return sum(read_json(path, ("size",))["size"] for path in paths if path.is_file())
+    return sum(read_json(path, {"size": int})["size"] for path in paths if path.is_file())
 
 
 def _speed(scored: int, scoring: float, whole: float) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class PartScorer:
         """
         done = account_path(self._folder, number)
         if done.is_file():
-            return read_json(done, ("size", "settled", "tolerance"))
+            return read_json(done, {"size": int, "settled": dict, "tolerance": dict})
         before, rows = dict(self._scorer.settled), self._rows
         with replacing(rows_path(self._folder, number)) as temporary, closing(RowsFile(temporary)) as file:
             if isinstance(rows, ScanRows):
