@@ -137,6 +137,10 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.ablation_sample < 2:
+            raise InputError(
+                "got 1 as ablation_sample; need at least 2: a head is replaced by its mean over other paragraphs"
+            )
         names = [edit.name for edit in self.planned_edits()]
         if not names or len(set(names)) < len(names):
             raise InputError(f"edits are {list(self.edits)}; need at least one, and each method and weights once")

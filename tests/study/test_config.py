@@ -89,3 +89,8 @@ def test_full_is_larger_in_every_size_it_changes():
     for name in ("gradient_sample", "ablation_sample", "pairs", "targets", "evaluated", "attack_prefixes"):
         assert large[name] > small[name]
     assert len(large["edits"]) > len(small["edits"])
+
+
+def test_one_paragraph_cannot_stand_for_the_mean_of_others():
+    with pytest.raises(InputError, match="got 1 as ablation_sample; need at least 2"):
+        StudySettings(ablation_sample=1)
