@@ -78,12 +78,13 @@ def main(settings: Settings) -> None:
         text = ["# How long a study takes", "", "Peak memory is the largest of the process up to the end of the stage."]
         if settings.planted is not None:
             text[-1] += f" A planted model of GPT-Neo 125M's shape, {2 * settings.planted} paragraphs of 100 tokens."
-        for title, extra in (("Default size", []), ("Full size", ["--full"]))[: 1 + settings.full]:
+        first = "Changed sizes" if settings.change else "Default size"
+        for title, extra in ((first, []), ("Full size", ["--full"]))[: 1 + settings.full]:
             measured = rows([*named, *extra, *changes], folder / title.lower().replace(" ", "-"))
             table = ["| stage | seconds | CPU seconds | peak, MB |", "|---|---|---|---|", *measured]
             command = f"`mechmem run {' '.join([*extra, *changes])}`".replace(" `", "`")
             text += ["", f"## {title}", "", command, "", *table]
-    text += ["", f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads.", ""]
+    text += ["", f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, threads: {torch.get_num_threads()}.", ""]
     settings.page.write_text("\n".join(text))
 
 
