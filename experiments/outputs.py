@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import xarray as xr
 from mechmem.data.files import replacing
 from mechmem.data.netcdf import save_netcdf
 from mechmem.data.settings_match import refuse_other_settings
+from mechmem.show.browser import browser, headless
 
 
 def save(result: xr.Dataset, figures: Sequence[go.Figure], settings: Any) -> None:
@@ -95,14 +95,13 @@ def kept_text(path: Path | None, mark: str) -> str:
 
 def photograph(figure: go.Figure, path: Path) -> None:
     """Save the figure as a PNG with Chromium; print a message if Chromium is not installed."""
-    chromium = shutil.which("chromium")
+    chromium = browser()
     if chromium is None:
         print(f"chromium is not installed: {path} is not updated")
         return
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         page.write_text(f"<style>body{{margin:0}}</style>{figure.to_html(config={'staticPlot': True})}")
-        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-        command += ["--disable-background-networking", "--no-first-run", "--virtual-time-budget=5000"]
-        command += ["--window-size=900,480", "--hide-scrollbars", f"--screenshot={path.resolve()}", page.as_uri()]
+        command = [*headless(chromium, Path(folder) / "profile"), "--virtual-time-budget=5000"]
+        command += ["--window-size=900,480", f"--screenshot={path.resolve()}", page.as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)

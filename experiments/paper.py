@@ -11,11 +11,11 @@ from pathlib import Path
 
 import tyro
 
-from mechmem.study.paper.folder import PaperFolder
-from mechmem.study.paper.page import paper_rows, verdicts
-from mechmem.study.paper.runner import run_paper
-from mechmem.study.paper.settings import PaperSettings
-from mechmem.study.paper.settings import full as full_size
+from mechmem.study.paper.paper_folder import PaperFolder
+from mechmem.study.paper.paper_page import paper_rows, verdicts
+from mechmem.study.paper.paper_runner import run_paper
+from mechmem.study.paper.paper_settings import PaperSettings
+from mechmem.study.paper.paper_settings import full as full_size
 
 
 @dataclass(frozen=True)

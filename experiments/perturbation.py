@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
 import xarray as xr
 from inputs import Inputs, open_inputs, start, token_counts
 from outputs import kept_text, photograph, save, stamp, write_page
@@ -21,8 +20,9 @@ from samples import refuse_few, shuffled
 
 import mechmem as mm
 from mechmem.data.bounds import Count, Seed
-from mechmem.measure.decode import greedy_continuations
+from mechmem.data.spread_sample import spread_sample
 from mechmem.measure.exact import ExactScorer
+from mechmem.measure.own_text import own_continuations
 from mechmem.measure.tolerance import CALIBRATION
 from mechmem.model.load import HookedTransformer
 from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_difference
@@ -63,21 +63,7 @@ class Settings(Inputs):
 
 def spread_over_clusters(paragraphs: mm.Paragraphs, count: int, seed: int) -> mm.Paragraphs:
     """A random sample that repeats a cluster only when no unused cluster is left."""
-    order = np.random.default_rng(seed).permutation(len(paragraphs))
-    clusters = paragraphs.clusters[order]
-    seen: dict[int, int] = {}
-    turns = []
-    for label in clusters.tolist():
-        turns.append(seen.get(label, 0))
-        seen[label] = turns[-1] + 1
-    return paragraphs.select(np.sort(order[np.argsort(turns, kind="stable")[:count]]))
-
-
-def own_text(scorer: ExactScorer, paragraphs: mm.Paragraphs) -> mm.Paragraphs:
-    """The same prefixes, continued by the model itself."""
-    scores = scorer.score(paragraphs)
-    said = greedy_continuations(scorer.lean, paragraphs.tokens, paragraphs.prefix_len, scores.em, scores.rival)
-    return paragraphs.replace_tokens(torch.cat([paragraphs.prefix, torch.from_numpy(said)], 1))
+    return paragraphs.select(spread_sample(np.arange(len(paragraphs)), paragraphs.clusters, count, seed=seed))
 
 
 def measured(model: HookedTransformer, paragraphs: mm.Paragraphs, seed: int) -> dict[str, np.ndarray]:
@@ -160,9 +146,9 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     texts = {
         "memorized": chosen["memorized"],
         "other, true text": chosen["other"],
-        "other, own text": own_text(scorer, chosen["other"]),
+        "other, own text": own_continuations(scorer, chosen["other"]),
         "matched controls, true text": matched,
-        "matched controls, own text": own_text(scorer, matched),
+        "matched controls, own text": own_continuations(scorer, matched),
     }
     sets = {name: measured(model, paragraphs, settings.seed) for name, paragraphs in texts.items()}
     result = xr.Dataset(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mechmem.cli.choices import Engine
 from mechmem.data import bounds
 from mechmem.data.bounds import Count
 
@@ -64,3 +66,12 @@ Set = Annotated[
         rich_help_panel=STUDY,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Where work on many paragraphs is done."""
+
+    device: Device = None
+    engine: Annotated[Engine, typer.Option(help="ray: workers of the cluster at RAY_ADDRESS.")] = "local"
+    workers: Annotated[Count | None, typer.Option(help="Of Ray; by default one a GPU.")] = None

@@ -14,7 +14,7 @@ from mechmem.cli.options import CORPUS, Device, Seed
 from mechmem.data.bounds import Count
 
 if TYPE_CHECKING:
-    from mechmem.study.paper.folder import PaperFolder
+    from mechmem.study.paper.paper_folder import PaperFolder
 
 
 @command(goes_on=True)
@@ -44,8 +44,8 @@ def paper(
     Stop it at any time: the same command continues without repeating finished items.
     """
     from mechmem.study.config import apply_settings, parse_assignments
-    from mechmem.study.paper.settings import PaperSettings
-    from mechmem.study.paper.settings import full as full_size
+    from mechmem.study.paper.paper_settings import PaperSettings
+    from mechmem.study.paper.paper_settings import full as full_size
 
     given = {
         "model": model,
@@ -57,7 +57,7 @@ def paper(
     settings = PaperSettings()
     settings = apply_settings(full_size(settings) if full else settings, given | parse_assignments(assignments or ()))
     with console.status("loading"):
-        from mechmem.study.paper.runner import run_paper
+        from mechmem.study.paper.paper_runner import run_paper
     with live_progress() as progress:
         found = run_paper(
             out,
@@ -72,11 +72,11 @@ def paper(
 
 def _print(found: PaperFolder) -> None:
     """The published numbers beside the measured ones, without the sums by layer."""
-    from mechmem.study.paper.page import paper_rows
-    from mechmem.study.paper.tables import table_rows
+    from mechmem.study.paper.paper_page import paper_rows
+    from mechmem.study.paper.tables import headlines_and_layers, table_rows
 
     check = found.sets.check
-    rows = [row for row in paper_rows(found) if row.published is not None and "of layer" not in row.quantity]
+    rows = [row for row in headlines_and_layers(paper_rows(found))[0] if row.published is not None]
     # A verdict that is the same everywhere is said once.
     shown = (0, 1, 2, 3, 4, 5) if check.applies else (0, 1, 2, 4)
     columns = ("quantity", "published", "as published", "verdict", "corrected", "verdict")

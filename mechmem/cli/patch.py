@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,35 +18,55 @@ from mechmem.data.bounds import Count, Share
 ROWS = 10
 
 
-@command()
-def patch(
-    study: StudyOptions,
-    site: Annotated[PatchSite | None, typer.Option(help="What is patched; by default z, each head's output.")] = None,
+@dataclass(frozen=True)
+class CellOptions:
+    """What is patched in which pairs; what is not given is the default, or what --from-file says."""
+
+    site: Annotated[PatchSite | None, typer.Option(help="What is patched; by default z, each head's output.")] = None
     pos: Annotated[
         PatchWhere | None,
         typer.Option(help="Each position alone (the default), each pair's perturbed token alone, or all together."),
-    ] = None,
+    ] = None
     direction: Annotated[
         PatchDirection | None,
         typer.Option(help="noising: the clean run with the corrupt run's activations; by default both."),
-    ] = None,
-    metric: Annotated[PatchMetric | None, typer.Option(help="Of the patched run; by default nll.")] = None,
+    ] = None
+    metric: Annotated[PatchMetric | None, typer.Option(help="Of the patched run; by default nll.")] = None
     scored: Annotated[
         PatchScored | None, typer.Option(help="impact: the first token in which a pair differs, the default.")
-    ] = None,
+    ] = None
     pairs: Annotated[
         str | None,
         typer.Option(help="perturbed (the default), other, or a file with the columns tokens, pair and side."),
-    ] = None,
-    count: Annotated[Count | None, typer.Option(help="Most pairs; by default 16, or all of a file.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Patch these layers alone, such as 0-3,5.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Patch these heads alone, such as L1H2,L3H0.")] = None,
+    ] = None
+    count: Annotated[Count | None, typer.Option(help="Most pairs; by default 16, or all of a file.")] = None
+    layers: Annotated[str | None, typer.Option(help="Patch these layers alone, such as 0-3,5.")] = None
+    heads: Annotated[str | None, typer.Option(help="Patch these heads alone, such as L1H2,L3H0.")] = None
     attribute_first: Annotated[
         Share | None, typer.Option(help="Patch exactly this share of the cells: the highest by attribution.")
-    ] = None,
+    ] = None
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="1: as if everything were replaced.")
-    ] = None,
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The settings of the experiment that were given."""
+        from mechmem.study.patch_settings import parsed_layers
+
+        found = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.pairs not in (None, "perturbed", "other"):
+            found["pairs"] = str(Path(self.pairs).resolve())
+        if self.layers is not None:
+            found["layers"] = parsed_layers(self.layers)
+        if self.heads is not None:
+            found["heads"] = tuple(part.strip() for part in self.heads.split(","))
+        return found
+
+
+@command()
+def patch(
+    study: StudyOptions,
+    cells: CellOptions,
     name: Annotated[
         str | None, typer.Option(help="Of the files; by default the pairs and the site, such as perturbed-z.")
     ] = None,
@@ -60,19 +80,14 @@ def patch(
     An experiment by itself: it runs the scan of the study in OUT first, if it has none, and nothing else; with a file
     of pairs not even that. The study's own stage, OUT/patching.nc, is made by `mechmem run`.
     """
-    from mechmem.study.patch_settings import PatchSettings, parsed_layers, read_experiment
+    from mechmem.study.patch_settings import PatchSettings, read_experiment
 
-    given: dict[str, Any] = {"site": site, "pos": pos, "direction": direction, "metric": metric, "scored": scored}
-    given |= {"count": count, "attribute_first": attribute_first, "normalize": normalize}
-    given |= {"pairs": pairs if pairs in (None, "perturbed", "other") else str(Path(pairs).resolve())}
-    given |= {"layers": None if layers is None else parsed_layers(layers)}
-    given |= {"heads": None if heads is None else tuple(part.strip() for part in heads.split(","))}
     known: dict[str, Any] = {}
     base: dict[str, Any] = {}
     if from_file is not None:
         base, known = read_experiment(from_file)
         name = name or from_file.stem
-    settings = _settings(PatchSettings(), known, {key: value for key, value in given.items() if value is not None})
+    settings = _settings(PatchSettings(), known, cells.given())
     _run(study, settings, base, name or settings.name)
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mechmem.cli.choices import Engine, Replacement, Scope
+from mechmem.cli.choices import Replacement, Scope
 from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
-from mechmem.cli.options import Corpus, Device, Model, Seed
+from mechmem.cli.options import Corpus, Model, Seed, WorkerOptions
 from mechmem.data.bounds import Count, Size
 
 # Paragraphs of one part: those of one forward.
@@ -34,9 +34,8 @@ def perturb(
     scope: Annotated[Scope, typer.Option(help="rest: a token and all after it; prefix: all at once.")] = "token",
     samples: Annotated[Count, typer.Option(help="Random replacements of each token.")] = 1,
     edit_distance: Annotated[bool, typer.Option(help="Decode, for the edit distance.")] = False,
-    device: Device = None,
-    engine: Annotated[Engine, typer.Option(help="ray: workers of the cluster at RAY_ADDRESS.")] = "local",
-    workers: Annotated[Count | None, typer.Option(help="Of Ray; by default one a GPU.")] = None,
+    *,
+    work: WorkerOptions,
 ) -> None:
     """Replace every prefix token in turn and score again; writes OUT (netCDF).
 
@@ -57,7 +56,7 @@ def perturb(
     pair_files = [out.with_name(f"{out.stem}-{name}.parquet") for name in ("clean", "corrupt")]
     for path in (out, *(pair_files if scope == "token" else ())):
         check_output(path)
-    loaded = load_model(model, processing="raw", device=device)
+    loaded = load_model(model, processing="raw", device=work.device)
     with live_progress() as progress:
         paragraphs = memorized_sample(
             loaded,
@@ -73,8 +72,8 @@ def perturb(
             paragraphs,
             out=out,
             part=PART,
-            engine=engine,
-            workers=workers,
+            engine=work.engine,
+            workers=work.workers,
             replacement=replacement,
             scope=scope,
             samples=samples,

@@ -8,14 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from mechmem.cli.choices import Engine, Precision, ScanMethod
 from mechmem.cli.commands import command, console, errors, wrote
 from mechmem.cli.display import live_progress
-from mechmem.cli.options import Corpus, Device, Model, Seed
+from mechmem.cli.options import Corpus, Model, Seed, WorkerOptions
+from mechmem.cli.scanning import ScoringOptions, TextOptions, check_plain, scan_settings
 from mechmem.cli.studies import print_findings, run_until, study_settings
-from mechmem.data.bounds import Count, Proportion, Size
-
-TEXT, WORK = "How text is read and cut", "How the work is done"
+from mechmem.data.bounds import Count
 
 
 @command(goes_on=True)
@@ -27,62 +25,10 @@ def scan(
     ] = Path("paragraphs.parquet"),
     seed: Seed = 0,
     limit: Annotated[Count | None, typer.Option(help="Score a uniform random sample of this many.")] = None,
-    device: Device = None,
-    prefix_len: Annotated[
-        Count | None,
-        typer.Option(help="Tokens that are given; by default what a token file says, or 50.", rich_help_panel=TEXT),
-    ] = None,
-    continuation_len: Annotated[
-        Count | None,
-        typer.Option(
-            help="Tokens to continue; by default the rest of a token file's rows, or 50.", rich_help_panel=TEXT
-        ),
-    ] = None,
-    stride: Annotated[
-        Count | None,
-        typer.Option(help="Tokens from one window's start to the next; by default its length.", rich_help_panel=TEXT),
-    ] = None,
-    min_distinct: Annotated[
-        Proportion | None,
-        typer.Option(
-            help="Drop windows with a smaller share of distinct tokens; the paper's is 0.5.", rich_help_panel=TEXT
-        ),
-    ] = None,
-    paper_keywords: Annotated[
-        bool, typer.Option(help="Drop windows that hold one of the paper's keywords.", rich_help_panel=TEXT)
-    ] = False,
-    deduplicate: Annotated[bool, typer.Option(help="Score equal windows once.", rich_help_panel=TEXT)] = True,
-    strict: Annotated[
-        bool, typer.Option(help="Stop at a record that cannot be read instead of counting it.", rich_help_panel=TEXT)
-    ] = False,
-    column: Annotated[str, typer.Option(help="The field that holds the text.", rich_help_panel=TEXT)] = "text",
-    split: Annotated[str, typer.Option(help="Of a dataset.", rich_help_panel=TEXT)] = "train",
-    method: Annotated[
-        ScanMethod,
-        typer.Option(help="cascade stops where a paragraph is certainly not memorized.", rich_help_panel=WORK),
-    ] = "full",
-    precision: Annotated[
-        Precision, typer.Option(help="bfloat16 is for the cascade, and confirmed in float32.", rich_help_panel=WORK)
-    ] = "float32",
-    edit_distance: Annotated[bool, typer.Option(help="Decode what is not memorized, for its edit distance.")] = True,
-    min_em: Annotated[Size, typer.Option(help="Write only paragraphs of at least this EM; all are counted.")] = 0,
-    spans: Annotated[bool, typer.Option(help="Document mode: find memorized spans at every offset.")] = False,
-    context: Annotated[Count | None, typer.Option(help="Tokens read at once in document mode.")] = None,
-    min_match: Annotated[
-        Count | None,
-        typer.Option(help="Predicted tokens for a closer look, in document mode; by default 9 of 10."),
-    ] = None,
-    rows_per_file: Annotated[
-        Count | None, typer.Option(help="Write a folder of files with so many rows each.", rich_help_panel=WORK)
-    ] = None,
-    shard_tokens: Annotated[
-        Count, typer.Option(help="Tokens of one part of the work.", rich_help_panel=WORK)
-    ] = 200_000,
-    batch_size: Annotated[Count | None, typer.Option(help="Paragraphs of one forward.", rich_help_panel=WORK)] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="ray: workers of the cluster at RAY_ADDRESS.", rich_help_panel=WORK)
-    ] = "local",
-    workers: Annotated[Count | None, typer.Option(help="Of Ray; by default one a GPU.", rich_help_panel=WORK)] = None,
+    *,
+    text: TextOptions,
+    scoring: ScoringOptions,
+    work: WorkerOptions,
 ) -> None:
     """Find the memorized paragraphs of a corpus; writes OUT (parquet) and beside it a manifest (json).
 
@@ -90,75 +36,31 @@ def scan(
     Stop it at any time: the same command continues, also with another --batch-size, --device or --engine.
     """
     with console.status("loading"):
-        from mechmem.data.errors import InputError
-        from mechmem.data.filters import PAPER_KEYWORDS
-        from mechmem.data.lengths import file_lengths, text_lengths
-        from mechmem.data.token_tables import holds_table
-        from mechmem.data.windows import WindowSettings
         from mechmem.scan.scan import scan as run_scan
-        from mechmem.scan.scan_settings import ScanSettings
-        from mechmem.scan.spans import SpanSettings
-    if not spans and (min_match is not None or context is not None):
-        raise InputError("got --min-match or --context without --spans; need --spans, the document mode, to use them")
-    source = None if corpus is None else str(corpus)
-    table = corpus if corpus is not None and holds_table(corpus) else None
-    stated = None if table is None else file_lengths(table, prefix_len, continuation_len)
-    given, continued = stated or text_lengths(prefix_len, continuation_len)
-    length = given + continued
-    lengths = {} if spans else {"length": length, "prefix_len": given}
-    windows = WindowSettings(
-        **lengths,
-        stride=(WindowSettings().stride if spans else length) if stride is None else stride,
-        min_distinct=min_distinct,
-        keywords=PAPER_KEYWORDS if paper_keywords else (),
-        deduplicate=deduplicate,
-        limit=limit,
-        seed=seed,
-    )
-    settings = ScanSettings(
-        model=model,
-        corpus=source,
-        windows=windows,
-        method=method,
-        precision=precision,
-        edit_distance=edit_distance,
-        min_em=min_em,
-        spans=SpanSettings(given, continued, min_match=min_match, context=context) if spans else None,
-        run=min(ScanSettings().run, length),
-        strict=strict,
-        column=column,
-        split=split,
-        shard_tokens=shard_tokens,
-        batch_size=batch_size,
-    )
+    settings = scan_settings(text, scoring, model=model, corpus=corpus, limit=limit, seed=seed)
     if out.suffix != ".parquet":
-        plain = WindowSettings(length=length, prefix_len=given, stride=length, limit=limit, seed=seed)
-        of_a_study = ScanSettings(model=model, corpus=source, windows=plain, run=settings.run)
-        if settings != of_a_study or engine != "local" or workers or rows_per_file:
-            raise InputError(
-                f"{out}: got options of a scan for a study's folder, whose first stage takes only model, corpus, "
-                "seed, limit and lengths; name a .parquet with --out"
-            )
+        local = work.engine == "local" and work.workers is None and scoring.rows_per_file is None
+        check_plain(settings, out, local=local)
         chosen = study_settings(
             out,
             model=model,
             corpus=corpus,
             seed=seed,
-            prefix_len=prefix_len,
-            continuation_len=continuation_len,
+            prefix_len=text.prefix_len,
+            continuation_len=text.continuation_len,
             limit=limit,
         )
-        print_findings(run_until(out, chosen, "scan", device=device))
+        print_findings(run_until(out, chosen, "scan", device=work.device))
         wrote(out)
         return
     with live_progress() as progress:
         manifest = run_scan(
             settings,
             out,
-            device=device,
-            engine=engine,
-            workers=workers,
-            rows_per_file=rows_per_file,
+            device=work.device,
+            engine=work.engine,
+            workers=work.workers,
+            rows_per_file=scoring.rows_per_file,
             progress=progress,
         )
     print_scan(manifest)

@@ -20,7 +20,7 @@ def heads_of(model: HookedTransformer, heads: Sequence[tuple[int, int] | str]) -
     Raises:
         InputError: none, one that the model does not have, or something that is neither a pair nor a name.
     """
-    found = [_pair(head) for head in ([heads] if isinstance(heads, str) else heads)]
+    found = parsed_heads(heads)
     layers, width = model.cfg.n_layers, model.cfg.n_heads
     wrong = [
         given
@@ -33,6 +33,16 @@ def heads_of(model: HookedTransformer, heads: Sequence[tuple[int, int] | str]) -
             f"head below {width}, counted from zero"
         )
     return [pair for pair in found if pair is not None]
+
+
+def parsed_heads(heads: Sequence[Any] | str) -> list[tuple[int, int] | None]:
+    """The (layer, head) pair of each name or pair; None for what is neither."""
+    return [_pair(head) for head in ([heads] if isinstance(heads, str) else heads)]
+
+
+def head_name(head: tuple[int, int]) -> str:
+    """Layer 1, head 2 -> L1H2."""
+    return f"L{head[0]}H{head[1]}"
 
 
 def _pair(head: Any) -> tuple[int, int] | None:

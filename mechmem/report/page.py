@@ -194,11 +194,11 @@ def _cell(value: Cell) -> dict[str, Any]:
     if isinstance(value, int | np.integer):
         return {"passage": None, "number": True, "key": str(int(value)), "text": f"{int(value):,}"}
     if isinstance(value, float | np.floating):
-        return {"passage": None, "number": True, "key": repr(float(value)), "text": _decimal(float(value))}
+        return {"passage": None, "number": True, "key": repr(float(value)), "text": decimal(float(value))}
     return {"passage": None, "number": False, "key": "", "text": str(value)}
 
 
-def _decimal(value: float) -> str:
+def decimal(value: float) -> str:
     """Two decimals where they say something, three digits otherwise; a true minus sign."""
     text = f"{value:.2f}" if value == 0 or 0.1 <= abs(value) < 1e5 else f"{value:.3g}"
     return text.replace("-", "−")

@@ -14,7 +14,7 @@ from mechmem.data.argument_checks import check_paragraphs, check_results
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.capture import capture
-from mechmem.model.head_names import heads_of
+from mechmem.model.head_names import head_name, heads_of, parsed_heads
 from mechmem.model.load import HookedTransformer
 from mechmem.show.token_labels import shortened, token_labels
 
@@ -80,11 +80,6 @@ def grid_of(heads: list[tuple[int, int]]) -> dict[str, Any]:
     return {"heads": names, "columns": min(len(heads), 12), "labels": None, "rows": None}
 
 
-def head_name(place: tuple[int, int]) -> str:
-    """L1H2 is layer 1, head 2, both from zero."""
-    return f"L{place[0]}H{place[1]}"
-
-
 def _of_capture(found: xr.Dataset, heads: Any, counts: Any) -> list[Side]:
     check_results("model", found, ("pattern", "key_token", "key_text"), "capture(model, paragraphs, sites='pattern')")
     if found.sizes["query_pos"] != found.sizes["key_pos"]:
@@ -104,15 +99,14 @@ def _of_capture(found: xr.Dataset, heads: Any, counts: Any) -> list[Side]:
     return sides
 
 
-def _among(every: list[tuple[int, int]], heads: Any) -> list[tuple[int, int]]:
-    named = {head_name(place): place for place in every} | {place: place for place in every}
-    wanted = [heads] if isinstance(heads, str) else [head if isinstance(head, str) else tuple(head) for head in heads]
-    missing = [head for head in wanted if head not in named]
-    if missing or not wanted:
-        raise InputError(
-            f"got heads {missing or wanted}; the capture holds {', '.join(map(head_name, every[:6]))}, ..."
-        )
-    return [named[head] for head in wanted]
+def _among(every: list[tuple[int, int]], heads: Sequence[Any] | str) -> list[tuple[int, int]]:
+    given = [heads] if isinstance(heads, str) else list(heads)
+    found = parsed_heads(given)
+    missing = [head for head, pair in zip(given, found, strict=True) if pair not in every]
+    if missing or not found:
+        held = ", ".join(map(head_name, every[:6]))
+        raise InputError(f"got heads {missing or given}; the capture holds {held}, ...")
+    return [pair for pair in found if pair is not None]
 
 
 def _title(row: int, text: list[str]) -> str:

@@ -7,7 +7,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from mechmem.show.attention_data import Side, grid_of, head_name
+from mechmem.model.head_names import head_name
+from mechmem.show.attention_data import Side, grid_of
 from mechmem.show.png import png_address
 from mechmem.show.thumbnails import coloured, thumbnail
 

@@ -18,7 +18,7 @@ from mechmem.model.public import public
 from mechmem.show.attention_data import Side, grid_of, sides_of
 from mechmem.show.attention_svg import attention_svg
 from mechmem.show.embed import json_markup, script_markup
-from mechmem.show.patterns import packed
+from mechmem.show.packed_patterns import packed
 from mechmem.show.picture import Picture
 from mechmem.show.png import png_address
 from mechmem.show.thumbnails import grid_pixels

@@ -19,6 +19,17 @@ def browser() -> str | None:
     return next((path for name in BROWSERS if (path := shutil.which(name)) is not None), None)
 
 
+def headless(program: str, profile: Path) -> list[str]:
+    """The beginning of a command that opens a page without a window and asks the network for nothing.
+
+    Args:
+        program: what `browser` found.
+        profile: a folder that the browser may write to.
+    """
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    return [*command, "--disable-background-networking", "--no-first-run", "--hide-scrollbars"]
+
+
 def draw(page: str, path: Path, *, width: int, height: int) -> None:
     """Write an HTML page as PNG or PDF, as the path's suffix says, whole or not at all.
 
@@ -37,8 +48,7 @@ def draw(page: str, path: Path, *, width: int, height: int) -> None:
     with tempfile.TemporaryDirectory(prefix="mechmem-") as folder:
         source, drawn = Path(folder) / "page.html", Path(folder) / f"drawn{path.suffix}"
         source.write_text(page, encoding="utf-8")
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-        command += ["--disable-background-networking", "--no-first-run", "--hide-scrollbars"]
+        command = headless(program, Path(folder) / "profile")
         if path.suffix == ".pdf":
             command += ["--no-pdf-header-footer", f"--print-to-pdf={drawn}"]
         else:

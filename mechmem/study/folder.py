@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from mechmem.data.assets import bundled_paragraphs
@@ -19,6 +18,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.lengths import check_lengths
 from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.spread_sample import spread_sample
 from mechmem.intervene.baseline import Baseline
 from mechmem.model.devices import check_device
 from mechmem.model.forward import check_fit
@@ -131,11 +131,9 @@ class StudyFolder:
         With `distinct` there is no more than one paragraph of a cluster, so no two are near-duplicates.
         """
         members = np.flatnonzero(self.paragraphs.column("set") == name)
-        members = np.random.default_rng([self.settings.seed, len(name)]).permutation(members)
-        labels = pd.Series(self.paragraphs.column("cluster")[members])
-        turn = labels.groupby(labels).cumcount().to_numpy()
-        order = np.argsort(turn, kind="stable")[: int((turn == 0).sum()) if distinct else len(turn)]
-        return self.paragraphs.select(np.sort(members[order[:count]]))
+        clusters = self.paragraphs.column("cluster")[members]
+        seed = [self.settings.seed, len(name)]
+        return self.paragraphs.select(spread_sample(members, clusters, count, seed=seed, distinct=distinct))
 
     def save(self, result: xr.Dataset, name: str) -> None:
         """Write one result, whole or not at all, and record its checksum."""

@@ -27,7 +27,7 @@ def test_perturbing_costs_memories_less_than_the_models_own_text(script, model, 
     scorer = module.ExactScorer(model, pool[: module.CALIBRATION])
     chosen = module.choose(settings, scorer, paragraphs)
     assert (mm.score(model, chosen["memorized"]).em == 50).all() and (mm.score(model, chosen["other"]).em <= 10).all()
-    own = module.own_text(scorer, chosen["other"])
+    own = module.own_continuations(scorer, chosen["other"])
     assert torch.equal(own.prefix, chosen["other"].prefix) and (mm.score(model, own).em == 50).all()
     # Every replacement of the memorized paragraphs, scored as a paragraph of its own.
     drawn = mm.perturb_prefix(model, chosen["memorized"], seed=0).replacement.values[0]

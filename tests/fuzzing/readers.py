@@ -15,10 +15,10 @@ from mechmem.report.study_files import read_study
 from mechmem.report.study_report import write_report
 from mechmem.study.config import apply_settings, read_config
 from mechmem.study.manifest import manifest_settings, missing_stages, read_manifest
-from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.paper_folder import PaperFolder
+from mechmem.study.paper.paper_runner import read_paper_manifest
+from mechmem.study.paper.paper_settings import PaperSettings
 from mechmem.study.paper.published_files import read_published_files
-from mechmem.study.paper.runner import read_paper_manifest
-from mechmem.study.paper.settings import PaperSettings
 from mechmem.study.paper.tables import table_rows, trap_rows
 from mechmem.study.patch_settings import read_experiment
 from mechmem.study.saved_edit import SavedEdit

@@ -11,7 +11,7 @@ import mechmem as mm
 from mechmem.data.errors import InputError
 from mechmem.model.hooks import with_hooks
 from mechmem.show.attention_data import grid_of, sides_of
-from mechmem.show.patterns import packed, unpacked
+from mechmem.show.packed_patterns import packed, unpacked
 from mechmem.show.thumbnails import thumbnail
 
 

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from mechmem.data.files import replacing
 from mechmem.report.paper.drawing import Drawing
-from mechmem.show.browser import browser
+from mechmem.show.browser import browser, headless
 from mechmem.show.embed import json_text_markup, script_markup
 from mechmem.show.theme import template
 
@@ -54,8 +54,7 @@ def write_svgs(folder: Path, drawings: Sequence[Drawing]) -> str | None:
     with tempfile.TemporaryDirectory(prefix="mechmem-") as place:
         page = Path(place) / "figures.html"
         page.write_text(_page(drawings), encoding="utf-8")
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place}/profile"]
-        command += ["--disable-background-networking", "--no-first-run", "--virtual-time-budget=60000", "--dump-dom"]
+        command = [*headless(program, Path(place) / "profile"), "--virtual-time-budget=60000", "--dump-dom"]
         try:
             answer = subprocess.run([*command, page.as_uri()], capture_output=True, timeout=SECONDS, check=True)
         except (subprocess.SubprocessError, OSError) as error:

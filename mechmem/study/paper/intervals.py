@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats.bootstrap import cluster_bootstrap
-from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.rows import Reading, Row
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
-from mechmem.measure.decode import greedy_continuations
 from mechmem.measure.exact import ExactScorer
+from mechmem.measure.own_text import own_continuations
 from mechmem.measure.tolerance import calibration_sample
 from mechmem.model.load import HookedTransformer
 
@@ -32,9 +29,4 @@ def own_text(model: HookedTransformer, paragraphs: Paragraphs, *, progress: Prog
         paragraphs: with their true continuations.
         progress: called with (paragraphs decoded, paragraphs to decode).
     """
-    scorer = ExactScorer(model, calibration_sample(paragraphs))
-    scores = scorer.score(paragraphs)
-    said = greedy_continuations(
-        scorer.lean, paragraphs.tokens, paragraphs.prefix_len, scores.em, scores.rival, progress=progress
-    )
-    return paragraphs.replace_tokens(torch.cat([paragraphs.prefix, torch.from_numpy(np.asarray(said))], 1))
+    return own_continuations(ExactScorer(model, calibration_sample(paragraphs)), paragraphs, progress=progress)

@@ -10,8 +10,3 @@ def study_head(model: HookedTransformer) -> tuple[int, int]:
     """Layer 1 and head 2, or the nearest there is."""
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     return min(published.SALIENT_LAYER, layers - 1), min(published.SALIENT_HEAD, heads - 1)
-
-
-def head_name(head: tuple[int, int]) -> str:
-    """Both counted from zero: L1H2."""
-    return f"L{head[0]}H{head[1]}"

@@ -7,12 +7,19 @@ import re
 from collections.abc import Sequence
 from typing import get_args
 
-from mechmem.report.page import Cell
+from mechmem.report.page import Cell, decimal
 from mechmem.study.paper.rows import Reading, Row, Trap, verdict
 from mechmem.study.paper.wording import TRAPS
 
 COLUMNS = ("quantity", "published", "as published", "verdict", "corrected", "verdict ", "note")
+# In the quantities of the sums by layer.
+LAYER = "sum of layer"
 TRAP_COLUMNS = ("no.", "trap", "with the slip", "corrected", "units", "what it changes")
+
+
+def headlines_and_layers(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows without the sums by layer, and these, which are many and have a table of their own."""
+    return [row for row in rows if LAYER not in row.quantity], [row for row in rows if LAYER in row.quantity]
 
 
 def table_rows(rows: Sequence[Row], *, applies: bool) -> list[list[Cell]]:
@@ -62,9 +69,5 @@ def said(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     if float(value).is_integer() and abs(value) < 1e12:
-        text = f"{int(value):,}"
-    elif 0.1 <= abs(value) < 1e5:
-        text = f"{value:.2f}"
-    else:
-        text = f"{value:.3g}"
-    return text.replace("-", "−")
+        return f"{int(value):,}".replace("-", "−")
+    return decimal(value)

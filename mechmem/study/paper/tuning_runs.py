@@ -20,7 +20,7 @@ from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.scores import kl, score
 from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.model.load import HookedTransformer
-from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.readings import own_text, published_columns
 from mechmem.study.paper.rows import Reading
 from mechmem.weights.mask_choice import size

@@ -10,7 +10,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.published_recipe import Recipe
 from mechmem.localize.paragraph_gradients import contrastive_gradients
 from mechmem.measure.scores import score
-from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.rows import Trap
 from mechmem.study.paper.tuning_runs import Draw, Outcome, bernoulli_mask, by_library, by_recipe, outcome
 from mechmem.weights.masks import Mask

@@ -8,7 +8,7 @@ import xarray as xr
 
 from mechmem.report.paper import svg
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.paper.drawings.sets import draw_sets
+from mechmem.report.paper.drawings.sets_drawing import draw_sets
 
 DATA = xr.Dataset({"count": ("group", np.array([7, 3]))}, {"group": ["0-10", "50"]})
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mechmem.data.assets import bundled_paragraphs
-from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.items import ITEMS
-from mechmem.study.paper.runner import run_paper
-from mechmem.study.paper.settings import PaperSettings
+from mechmem.study.paper.paper_folder import PaperFolder
+from mechmem.study.paper.paper_runner import run_paper
+from mechmem.study.paper.paper_settings import PaperSettings
 
 SMALL = PaperSettings(
     model="bundled",

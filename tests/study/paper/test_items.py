@@ -8,9 +8,9 @@ import mechmem as mm
 from mechmem.localize.patch_pairs import Direction
 from mechmem.measure.scores import score_logits
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import NotPossibleError
-from mechmem.study.paper.inputs import GROUPS
 from mechmem.study.paper.items import ITEMS
+from mechmem.study.paper.paper_folder import NotPossibleError
+from mechmem.study.paper.paper_sets import GROUPS
 from mechmem.study.paper.readings import own_text, published_columns
 from mechmem.study.paper.rows import Row
 from mechmem.study.paper.wording import TRAPS, WORDING

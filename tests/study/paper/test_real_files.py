@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mechmem.data.counts import cluster
-from mechmem.study.paper.folder import PaperFolder
-from mechmem.study.paper.inputs import PaperSets
 from mechmem.study.paper.items import ITEMS
 from mechmem.study.paper.model_check import compared
+from mechmem.study.paper.paper_folder import PaperFolder
+from mechmem.study.paper.paper_sets import PaperSets
 from mechmem.study.paper.published_files import read_published_files
 from tests.study.paper.conftest import SMALL
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.report.paper.drawings.contrastive import draw_contrastive
-from mechmem.report.paper.drawings.finetuning import draw_finetuning
-from mechmem.report.paper.drawings.gradients import draw_activation_gradients, draw_parameter_gradients
-from mechmem.report.paper.drawings.head import draw_head
-from mechmem.report.paper.drawings.noise import draw_noise
-from mechmem.report.paper.drawings.patching import draw_patching
-from mechmem.report.paper.drawings.perturbation import draw_perturbation
-from mechmem.report.paper.drawings.sets import draw_sets
+from mechmem.report.paper.drawings.contrastive_drawing import draw_contrastive
+from mechmem.report.paper.drawings.finetuning_drawing import draw_finetuning
+from mechmem.report.paper.drawings.gradients_drawing import draw_activation_gradients, draw_parameter_gradients
+from mechmem.report.paper.drawings.head_drawing import draw_head
+from mechmem.report.paper.drawings.noise_drawing import draw_noise
+from mechmem.report.paper.drawings.patching_drawing import draw_patching
+from mechmem.report.paper.drawings.perturbation_drawing import draw_perturbation
+from mechmem.report.paper.drawings.sets_drawing import draw_sets
 
 # By the item's name, as in `study.paper.items.ITEMS`; an item without an entry has no figure.
 DRAWINGS: dict[str, Callable[[xr.Dataset], list[Drawing]]] = {

@@ -11,8 +11,8 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.replacements import allowed_ids
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import NotPossibleError, PaperFolder
 from mechmem.study.paper.intervals import interval, mean_row
+from mechmem.study.paper.paper_folder import NotPossibleError, PaperFolder
 from mechmem.study.paper.readings import own_text
 from mechmem.study.paper.rows import Finding, Row, Trap
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from mechmem.data.assets import bundled_unigram_counts
@@ -20,14 +19,15 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.data.spread_sample import spread_sample
 from mechmem.data.stored_json import check_types, read_object
 from mechmem.model.devices import check_device
 from mechmem.model.load import HookedTransformer, load_model
-from mechmem.study.paper.inputs import PaperSets, read_sets
 from mechmem.study.paper.model_check import ModelCheck
+from mechmem.study.paper.paper_sets import PaperSets, read_sets
+from mechmem.study.paper.paper_settings import PaperSettings
 from mechmem.study.paper.published_files import holds_published_files, read_published_files
 from mechmem.study.paper.rows import ADVICE, Finding, Row, Trap, as_json, from_json
-from mechmem.study.paper.settings import PaperSettings
 
 SETS_FILE, SETS_ACCOUNT = "paragraphs.parquet", "paragraphs.json"
 
@@ -127,11 +127,8 @@ class PaperFolder:
                 f"the corpus has {len(members)} paragraphs of the set '{name}' in {len(np.unique(members.clusters))} "
                 "clusters of near-duplicates; need at least 2: give more text with --corpus or --others"
             )
-        order = np.random.default_rng([self.seed, len(name)]).permutation(len(members))
-        labels = pd.Series(members.clusters[order])
-        turn = labels.groupby(labels).cumcount().to_numpy()
-        order = order[np.argsort(turn, kind="stable")][: int((turn == 0).sum()) if distinct else len(turn)]
-        return members.select(np.sort(order[:count]))
+        rows, seed = np.arange(len(members)), [self.seed, len(name)]
+        return members.select(spread_sample(rows, members.clusters, count, seed=seed, distinct=distinct))
 
     def writing(self, *names: str) -> Any:
         """Be the folder's only writer in a block, and record the checksums of the files that it writes there."""

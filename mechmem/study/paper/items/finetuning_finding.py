@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.intervals import interval
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.rows import Finding, Reading, Row
 from mechmem.study.paper.tuning_runs import READINGS, SLIPPED_SHARE, TASKS, WAYS, Draw, Outcome, draws, run
 from mechmem.study.paper.tuning_traps import tuning_traps

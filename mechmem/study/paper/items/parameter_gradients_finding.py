@@ -10,9 +10,9 @@ import xarray as xr
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.load import HookedTransformer
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import NotPossibleError, PaperFolder
 from mechmem.study.paper.gradient_jackknife import Jackknife, component_jackknife
-from mechmem.study.paper.inputs import GROUPS
+from mechmem.study.paper.paper_folder import NotPossibleError, PaperFolder
+from mechmem.study.paper.paper_sets import GROUPS
 from mechmem.study.paper.readings import own_text, published_columns
 from mechmem.study.paper.rows import Finding, Reading, Row
 

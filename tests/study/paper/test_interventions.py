@@ -9,12 +9,12 @@ import torch
 import mechmem as mm
 from mechmem.intervene.published_recipe import Recipe
 from mechmem.report.paper.drawings import DRAWINGS
-from mechmem.study.paper.folder import PaperFolder
-from mechmem.study.paper.items import ITEMS
-from mechmem.study.paper.items.contrastive import start_masks
-from mechmem.study.paper.items.noise import places_in_head, share_in_head
+from mechmem.study.paper.items import ITEMS, contrastive_finding
+from mechmem.study.paper.items.contrastive_finding import start_masks
+from mechmem.study.paper.items.noise_finding import places_in_head, share_in_head
+from mechmem.study.paper.paper_folder import PaperFolder
+from mechmem.study.paper.paper_settings import PaperSettings
 from mechmem.study.paper.rows import Finding
-from mechmem.study.paper.settings import PaperSettings
 from mechmem.study.paper.tuning_runs import bernoulli_mask, by_recipe, draws, others_labels, outcome, published_masks
 from mechmem.study.paper.tuning_traps import leaking_split, misplaced
 from mechmem.weights.mask_choice import size
@@ -90,12 +90,11 @@ def test_the_planted_values_are_the_most_salient_and_kl_adds_nothing(paper):
 
 def test_a_kl_to_another_model_would_change_the_mask(paper, monkeypatch):
     """Control of trap 2: held to other weights than the starting ones, the KL term has a gradient."""
-    from mechmem.study.paper.items import contrastive
 
     gradient = mm.weight_gradients(paper.folded, paper.sets.memorized)
     moved = mm.edit_weights(paper.folded, {"W_V": lambda weight: 0 * weight}, heads=["L1H2"])[0]
-    real = contrastive.kl_gradients
-    monkeypatch.setattr(contrastive, "kl_gradients", lambda model, _, keep: real(model, moved, keep))
+    real = contrastive_finding.kl_gradients
+    monkeypatch.setattr(contrastive_finding, "kl_gradients", lambda model, _, keep: real(model, moved, keep))
     masks, alike = start_masks(paper.folded, gradient, paper.sets.memorized, 0.001)
     assert alike < 0.99 and masks["objective"].overlap(masks["plain"]) < 0.99
 

@@ -14,12 +14,13 @@ from mechmem.data.progress import Progress
 from mechmem.intervene.noise import add_noise
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import score
+from mechmem.model.head_names import head_name
 from mechmem.model.load import HookedTransformer
-from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.intervals import interval
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.readings import published_columns
 from mechmem.study.paper.rows import Finding, Reading, Row, Trap
-from mechmem.study.paper.study_head import head_name, study_head
+from mechmem.study.paper.study_head import study_head
 from mechmem.weights.mask_choice import size
 from mechmem.weights.masks import Mask
 

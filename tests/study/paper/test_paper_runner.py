@@ -7,11 +7,11 @@ import xarray as xr
 
 from mechmem.data.checksums import damaged
 from mechmem.data.errors import InputError
-from mechmem.study.paper.folder import NotPossibleError, PaperFolder
-from mechmem.study.paper.page import verdicts
+from mechmem.study.paper.paper_folder import NotPossibleError, PaperFolder
+from mechmem.study.paper.paper_page import verdicts
+from mechmem.study.paper.paper_runner import read_paper_manifest, run_paper
+from mechmem.study.paper.paper_settings import PaperSettings, full
 from mechmem.study.paper.rows import Finding, Row
-from mechmem.study.paper.runner import read_paper_manifest, run_paper
-from mechmem.study.paper.settings import PaperSettings, full
 from tests.study.paper.conftest import MEASURED, SMALL
 
 QUICK = replace(SMALL, limit=40)

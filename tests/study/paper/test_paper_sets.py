@@ -7,9 +7,9 @@ import torch
 
 import mechmem as mm
 from mechmem.data.errors import InputError
-from mechmem.study.paper.inputs import GROUPS, group_names, read_sets
 from mechmem.study.paper.model_check import PROBE, PROBE_IDS, SHAPE, ModelCheck, compared
-from mechmem.study.paper.settings import PaperSettings
+from mechmem.study.paper.paper_sets import GROUPS, group_names, read_sets
+from mechmem.study.paper.paper_settings import PaperSettings
 from tests.study.paper.conftest import SMALL
 
 

@@ -23,11 +23,11 @@ from mechmem.data.source_digest import source_digest
 from mechmem.data.stored_json import check_types, read_object
 from mechmem.model.load import provenance
 from mechmem.study.manifest import now
-from mechmem.study.paper.folder import NotPossibleError, PaperFolder
-from mechmem.study.paper.inputs import read_sets
 from mechmem.study.paper.items import ITEMS
-from mechmem.study.paper.page import PAGE, write_paper_page
-from mechmem.study.paper.settings import PaperSettings
+from mechmem.study.paper.paper_folder import NotPossibleError, PaperFolder
+from mechmem.study.paper.paper_page import PAGE, write_paper_page
+from mechmem.study.paper.paper_sets import read_sets
+from mechmem.study.paper.paper_settings import PaperSettings
 from mechmem.study.runner import PACKAGES
 
 MANIFEST, FORMAT = "paper.json", 1

@@ -21,11 +21,12 @@ from mechmem.localize.token_attention import (
     rank_sums,
     token_correlation,
 )
+from mechmem.model.head_names import head_name
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.intervals import interval
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.rows import Finding, Row, Trap
-from mechmem.study.paper.study_head import head_name, study_head
+from mechmem.study.paper.study_head import study_head
 
 ITEM = "head"
 NAMES = cast(tuple[Coefficient, ...], tuple(COEFFICIENTS))

@@ -14,7 +14,7 @@ from mechmem.localize.perturbed_token import perturbed_token_effects
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import NotPossibleError, PaperFolder
+from mechmem.study.paper.paper_folder import NotPossibleError, PaperFolder
 from mechmem.study.paper.patch_speed import patch_speed
 from mechmem.study.paper.rows import Finding, Reading, Row
 

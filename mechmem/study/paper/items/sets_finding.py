@@ -15,9 +15,9 @@ from mechmem.measure.tolerance import calibration_sample
 from mechmem.model.forward import continuation_logits, token_nll
 from mechmem.model.load import HookedTransformer
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import PaperFolder
-from mechmem.study.paper.inputs import GROUPS
 from mechmem.study.paper.intervals import mean_row
+from mechmem.study.paper.paper_folder import PaperFolder
+from mechmem.study.paper.paper_sets import GROUPS
 from mechmem.study.paper.readings import own_text
 from mechmem.study.paper.rows import Finding, Reading, Row, Trap
 

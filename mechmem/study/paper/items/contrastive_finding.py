@@ -13,11 +13,12 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.gradient_resamples import grouped_gradients, ranks, resampled_scores
 from mechmem.localize.gradients import kl_gradients, weight_gradients
 from mechmem.localize.paragraph_gradients import fisher_scale
+from mechmem.model.head_names import head_name
 from mechmem.model.load import HookedTransformer
-from mechmem.study.paper.folder import PaperFolder
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.readings import published_columns
 from mechmem.study.paper.rows import Finding, Reading, Row, Trap
-from mechmem.study.paper.study_head import head_name, study_head
+from mechmem.study.paper.study_head import study_head
 from mechmem.weights.masks import Mask
 
 Gradients = Mapping[str, Tensor]

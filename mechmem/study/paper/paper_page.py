@@ -8,15 +8,13 @@ from mechmem.report.page import Block, Card, Figure, Page, Section, Table, write
 from mechmem.report.paper.drawing import Drawing
 from mechmem.report.paper.drawings import DRAWINGS
 from mechmem.report.paper.svg import write_svgs
-from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.items import ITEMS
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.rows import CANNOT_BE_SAID, DIFFERS, REPRODUCED, Reading, Row, Trap, verdict
-from mechmem.study.paper.tables import COLUMNS, TRAP_COLUMNS, table_rows, trap_rows
+from mechmem.study.paper.tables import COLUMNS, TRAP_COLUMNS, headlines_and_layers, table_rows, trap_rows
 from mechmem.study.paper.wording import WORDING
 
 PAGE, FIGURES = "paper.html", "figures"
-# In the quantities that have a table of their own.
-LAYER = "sum of layer"
 TERMS = (
     ("published", "the value in Stoehr et al. (2024, arXiv 2403.19851v1)"),
     ("as published", "measured with the recipe of the study's public code, slips included"),
@@ -107,10 +105,10 @@ def _item_section(paper: PaperFolder, name: str, drawings: list[Drawing]) -> Sec
         return Section(name, words.title, words.question, (), (), words.reading, (f"Not measured: {reason}.",))
     rows, _ = paper.account(name)
     applies = paper.sets.check.applies
-    parts = [row for row in rows if LAYER in row.quantity], [row for row in rows if LAYER not in row.quantity]
-    details = table_rows(parts[0], applies=applies)
+    headlines, by_layer = headlines_and_layers(rows)
+    details = table_rows(by_layer, applies=applies)
     blocks: list[Block] = [
-        Table("Published and measured", COLUMNS, table_rows(parts[1], applies=applies), opened=True),
+        Table("Published and measured", COLUMNS, table_rows(headlines, applies=applies), opened=True),
         *([Table("By layer", COLUMNS, details)] if details else []),
         *(Figure(d.figure, d.reading, d.wide) for d in drawings),
     ]

@@ -9,8 +9,8 @@ import xarray as xr
 
 from mechmem.localize.activation_gradients import activation_gradients
 from mechmem.study.paper import published
-from mechmem.study.paper.folder import PaperFolder
 from mechmem.study.paper.intervals import interval
+from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.readings import published_columns
 from mechmem.study.paper.rows import Finding, Reading, Row
 

@@ -23,8 +23,8 @@ from mechmem.measure.tolerance import calibration_sample
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 from mechmem.study.paper.model_check import ModelCheck, check_paper_model
+from mechmem.study.paper.paper_settings import PaperSettings
 from mechmem.study.paper.published_files import holds_published_files, read_published_files
-from mechmem.study.paper.settings import PaperSettings
 
 GROUPS = ("0-10", "11-29", "30-49", "50")
 # Scores that a file brings are used if the model gives the same to this many of its paragraphs.
