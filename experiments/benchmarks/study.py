@@ -84,7 +84,8 @@ def main(settings: Settings) -> None:
             table = ["| stage | seconds | CPU seconds | peak, MB |", "|---|---|---|---|", *measured]
             command = f"`mechmem run {' '.join([*extra, *changes])}`".replace(" `", "`")
             text += ["", f"## {title}", "", command, "", *table]
-    text += ["", f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, threads: {torch.get_num_threads()}.", ""]
+    card = f", on one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    text += ["", f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, threads: {torch.get_num_threads()}{card}.", ""]
     settings.page.write_text("\n".join(text))
 
 
