@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from mechmem.model.head_names import head_name
 from mechmem.show.attention_data import Side, grid_of
 from mechmem.show.png import png_address
+from mechmem.show.svg_text import FONT, xml_text
 from mechmem.show.thumbnails import coloured, thumbnail
 
-FONT = "system-ui, sans-serif"
 CELL, SPACE, THUMB = 11, 120, 54
 # A cell below this would be white on paper.
 LEAST = 0.004
-# XML has no form for most control characters.
-_ALLOWED = {9, 10, 13}
 
 
 def attention_svg(sides: Sequence[Side], names: Sequence[str], caption: str) -> tuple[str, int, int]:
@@ -36,9 +34,11 @@ def attention_svg(sides: Sequence[Side], names: Sequence[str], caption: str) -> 
     for side, name, (body, wide, _) in zip(sides, names, drawn, strict=False):
         said = f"{head_name(side.heads[0]) if one_head else f'{len(side.heads)} heads'}, {side.title}"
         heading = f"{said}, {name}" if len(drawn) > 1 else said
-        parts.append(f'<g transform="translate({x} 24)"><text y="-8" font-size="13">{_text(heading)}</text>{body}</g>')
+        parts.append(
+            f'<g transform="translate({x} 24)"><text y="-8" font-size="13">{xml_text(heading)}</text>{body}</g>'
+        )
         x += wide + 20
-    words = f'<text x="0" y="{height - 8}" font-size="9" fill="#555">{_text(caption.split(";")[0])}.</text>'
+    words = f'<text x="0" y="{height - 8}" font-size="9" fill="#555">{xml_text(caption.split(";")[0])}.</text>'
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         f'font-family="{FONT}"><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}{words}</svg>\n'
@@ -56,12 +56,12 @@ def _matrix(side: Side) -> tuple[str, int, int]:
         red, green, blue = colours[query, key]
         cells.append(
             f'<rect x="{SPACE + key * CELL}" y="{SPACE + query * CELL}" width="{CELL}" height="{CELL}" '
-            f'fill="#{red:02x}{green:02x}{blue:02x}"><title>{_text(said)}</title></rect>'
+            f'fill="#{red:02x}{green:02x}{blue:02x}"><title>{xml_text(said)}</title></rect>'
         )
     labels = []
     for place, text in enumerate(side.text):
         middle = SPACE + place * CELL + CELL - 2
-        label = _text(f"{text[:14]} {place}")
+        label = xml_text(f"{text[:14]} {place}")
         labels.append(f'<text x="{SPACE - 4}" y="{middle}" text-anchor="end">{label}</text>')
         labels.append(f'<text transform="translate({middle} {SPACE - 4}) rotate(-90)">{label}</text>')
     size = SPACE + length * CELL
@@ -90,12 +90,3 @@ def _grid(side: Side) -> tuple[str, int, int]:
         )
     lines = -(-len(side.heads) // columns)
     return "".join(parts), max(columns * step, 360), lines * step
-
-
-def _text(text: str) -> str:
-    """Text as XML allows it: other control characters and lone surrogates become U+FFFD."""
-    kept = (
-        letter if (ord(letter) >= 32 or ord(letter) in _ALLOWED) and not 0xD800 <= ord(letter) < 0xE000 else "\ufffd"
-        for letter in text
-    )
-    return escape("".join(kept).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd"))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Sequence
-from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 import xarray as xr
 
@@ -17,13 +14,12 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.show.attention_data import Side, grid_of, sides_of
 from mechmem.show.attention_svg import attention_svg
-from mechmem.show.embed import json_markup, script_markup
+from mechmem.show.fragment import Theme, fragment
 from mechmem.show.packed_patterns import packed
 from mechmem.show.picture import Picture
 from mechmem.show.png import png_address
 from mechmem.show.thumbnails import grid_pixels
 
-Theme = Literal["auto", "light", "dark"]
 # One page that a browser opens at once; a notebook of many should stay below 20 MB.
 MOST_BYTES = 24_000_000
 HINT = "Click a head for its matrix; arrow keys move. Click a token or a row for one query."
@@ -36,7 +32,6 @@ DIFFERENCE = (
     " The difference is {second} minus {first}, in percentage points of attention: blue where {second} attends more, "
     "orange where it attends less."
 )
-_numbers = itertools.count()
 
 
 @public("run")
@@ -90,9 +85,10 @@ def attention(
     caption = CAPTION + (DIFFERENCE.format(first=first, second=second) if equal else "")
     data = _page_data(shown, [first, second][: len(sides)], f"{second} minus {first}" if equal else None)
     data |= {"caption": caption, "theme": theme}
-    return Picture(
-        data["title"], _fragment(data, shown[0][0]), lambda: attention_svg(shown[0], [first, second], caption)
-    )
+    address = png_address(grid_pixels(shown[0][0]))
+    still = f'<img alt="{data["title"]}" src="{address}" style="max-width:100%">'
+    page = fragment("AttentionView", ("attention",), data, still)
+    return Picture(data["title"], page, lambda: attention_svg(shown[0], [first, second], caption))
 
 
 def _page_data(shown: list[list[Side]], names: list[str], difference: str | None) -> dict[str, Any]:
@@ -117,7 +113,6 @@ def _page_data(shown: list[list[Side]], names: list[str], difference: str | None
         "hint": HINT,
         "chosen": 0,
         "paragraphs": [{"title": group[0].title, "sides": pack} for group, pack in zip(shown, packs, strict=True)],
-        "style": _read("attention.css"),
     }
 
 
@@ -142,19 +137,3 @@ def _compared(model: Any, paragraphs: Paragraphs | None, compare: Any) -> tuple[
 
 def _packed(side: Side) -> dict[str, Any]:
     return {"text": side.text, "counts": side.counts, "prefix": side.prefix_len, "packed": packed(side.pattern)}
-
-
-def _fragment(data: dict[str, Any], side: Side) -> str:
-    """HTML that stands anywhere: the script defines itself once a page; without scripts a still picture is seen."""
-    name = f"mechmem-{os.getpid()}-{next(_numbers)}"
-    still = f'<img alt="{data["title"]}" src="{png_address(grid_pixels(side))}" style="max-width:100%">'
-    script = script_markup(_read("attention.js"))
-    return (
-        f'<div id="{name}" class="mechmem">{still}</div>'
-        f'<script type="application/json" id="{name}-data">{json_markup(data)}</script>'
-        f'<script>{script}\nwindow.mechmemAttention("{name}");</script>'
-    ).replace("\0", "\\x00")
-
-
-def _read(name: str) -> str:
-    return (resources.files("mechmem.show") / "scripts" / name).read_text(encoding="utf-8")

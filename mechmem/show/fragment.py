@@ -1,0 +1,37 @@
+"""HTML that stands anywhere: a view's data, its script, and a still picture for where scripts do not run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from importlib import resources
+from typing import Any, Literal
+
+from mechmem.show.embed import json_markup, script_markup
+
+Theme = Literal["auto", "light", "dark"]
+_numbers = itertools.count()
+
+
+def fragment(view: str, scripts: tuple[str, ...], data: dict[str, Any], still: str) -> str:
+    """One view, with all that it needs; several stand in one page, of one release or of several.
+
+    Args:
+        view: the class that draws it, of the last script: made with the host element and the data, then `show()`.
+        scripts: names of files in `scripts/`, each a .js and a .css, in their order; `shared` comes before them.
+        data: what the class gets, and a `style`: all the CSS.
+        still: trusted HTML, seen until the script has run, and where it does not run.
+    """
+    name = f"mechmem-{os.getpid()}-{next(_numbers)}"
+    names = ("shared", *scripts)
+    code = script_markup("\n".join(_read(f"{script}.js") for script in names))
+    content = json_markup(data | {"style": "".join(_read(f"{script}.css") for script in names)})
+    return (
+        f'<div id="{name}" class="mechmem">{still}</div>'
+        f'<script type="application/json" id="{name}-data">{content}</script>'
+        f'<script>(() => {{\n{code}\nopenView({view}, "{name}");\n}})();</script>'
+    ).replace("\0", "\\x00")
+
+
+def _read(name: str) -> str:
+    return (resources.files("mechmem.show") / "scripts" / name).read_text(encoding="utf-8")
