@@ -69,22 +69,37 @@ class Picture:
         Raises:
             InputError: another ending, a place that cannot be written, or PDF or PNG without Chromium.
         """
-        path = Path(path)
-        if path.suffix not in ENDINGS:
-            raise InputError(f"got '{path}'; need a file name that ends in one of {', '.join(ENDINGS)}")
-        check_output(path)
-        if path.suffix == ".html":
-            _write(path, self._page(self.html, 1400, 1000))
-            return path
-        svg, width, height = self.draw_svg()
-        if path.suffix == ".svg":
-            _write(path, '<?xml version="1.0" encoding="UTF-8"?>\n' + svg)
-        else:
-            draw(self._page(svg, width + 64, height + 64), path, width=width, height=height)
-        return path
+        return save_picture(path, self.title, lambda: self.html, self.draw_svg)
 
-    def _page(self, body: str, width: int, height: int) -> str:
-        return PAGE.format(policy=POLICY, title=html.escape(self.title), body=body, width=width, height=height)
+
+def save_picture(
+    path: str | Path, title: str, fragment: Callable[[], str], draw_svg: Callable[[], tuple[str, int, int]]
+) -> Path:
+    """Write a picture as its path's ending says; see `Picture.save`.
+
+    Args:
+        path: ends in .html, .svg, .pdf or .png.
+        title: of the page.
+        fragment: gives what the page shows, with all that it needs.
+        draw_svg: gives the still picture, its width and its height.
+    """
+    path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise InputError(f"got '{path}'; need a file name that ends in one of {', '.join(ENDINGS)}")
+    check_output(path)
+    if path.suffix == ".html":
+        _write(path, _page(title, fragment(), 1400, 1000))
+        return path
+    svg, width, height = draw_svg()
+    if path.suffix == ".svg":
+        _write(path, '<?xml version="1.0" encoding="UTF-8"?>\n' + svg)
+    else:
+        draw(_page(title, svg, width + 64, height + 64), path, width=width, height=height)
+    return path
+
+
+def _page(title: str, body: str, width: int, height: int) -> str:
+    return PAGE.format(policy=POLICY, title=html.escape(title), body=body, width=width, height=height)
 
 
 def _write(path: Path, text: str) -> None:

@@ -43,6 +43,11 @@ def plotly_text(text: object, limit: int = LABEL_LIMIT) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def page_colour(*, dark: bool = False) -> str:
+    """The page's own colour, under a picture."""
+    return "#151a20" if dark else "#ffffff"
+
+
 def template(*, dark: bool = False) -> go.layout.Template:
     """The plotly template of the report, for a light or a dark page; the background is the page's own."""
     dark_page, light_page = ("#d5dbe3", "#7d8895", "#333b46", "#20262e"), ("#2b333d", "#98a3b0", "#e6e9ee", "#ffffff")
