@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import secrets
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +12,18 @@ from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io.json as plotly_json
-from markupsafe import Markup
+from markupsafe import escape
 
 from mechmem.data.errors import InputError
 from mechmem.show.chart_svg import HEIGHT, WIDTH, drawn_figures
-from mechmem.show.embed import json_markup, script_markup
+from mechmem.show.fragment import Theme, fragment
 from mechmem.show.picture import save_picture
-from mechmem.show.plotly_script import plotly_here, plotly_markup, promise_script, script
+from mechmem.show.plotly_script import plotly_here, plotly_markup
 from mechmem.show.svg_text import xml_text
 from mechmem.show.theme import FONT, page_colour, template
 
 MARGIN = {"l": 56, "r": 12, "t": 14, "b": 48}
-PLACE = """<div id="{name}" class="mechmem" style="font: 14px/1.5 {font}; padding: 12px; border-radius: 6px">
-<div style="font-size: 16px; font-weight: 600">{title}</div>
-<div class="mechmem-line" style="font-size: 13px; margin: 8px 0">{still}</div>
-<div class="mechmem-plot" role="img" aria-label="{title}" style="height: {height}px"></div>
-<div style="font-size: 12px; opacity: 0.8; max-width: 80em; overflow-wrap: anywhere">{words}</div>
-</div>
-<script type="application/json" id="{name}-data">{data}</script>
-<script>{scripts}
-window.mechmemChart("{name}");</script>"""
-STILL = "An interactive chart stands here in a notebook that is trusted, or in a page saved by .save('chart.html')."
+STILL = "an interactive chart, shown where scripts run, as in a trusted notebook."
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +41,7 @@ class Chart:
 
     figure: go.Figure
     caption: str
-    theme: str = "auto"
+    theme: Theme | str = "auto"
 
     @property
     def title(self) -> str:
@@ -61,7 +51,7 @@ class Chart:
     @property
     def html(self) -> str:
         """A fragment that stands anywhere by itself, with plotly.js."""
-        return plotly_markup() + self.fragment()
+        return f"{plotly_markup()}{self.fragment()}"
 
     @property
     def _layout(self) -> Any:
@@ -76,7 +66,7 @@ class Chart:
         return f"Chart({self.title!r}): a notebook displays it; .figure is plotly's; .save('chart.html') writes it"
 
     def _repr_html_(self) -> str:
-        return plotly_here() + self.fragment()
+        return f"{plotly_here()}{self.fragment()}"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """What a notebook keeps: HTML and a line of text.
@@ -96,22 +86,14 @@ class Chart:
         if chosen not in ({}, themes["light"]):
             layout["template"] = chosen
         figure = json.loads(str(plotly_json.to_json_plotly({"data": parts["data"], "layout": layout})))
-        scripts = [promise_script(), *(script_markup(script(name)) for name in ("page_theme.js", "chart.js"))]
-        return (
-            Markup(PLACE)
-            .format(
-                # Not a count: a notebook holds cells of several kernels.
-                name=f"mechmem-chart-{secrets.token_hex(6)}",
-                font=FONT,
-                title=self.title,
-                still=STILL,
-                height=self._height,
-                words=Markup("<br>").join(self.caption.split("\n")),
-                data=json_markup(figure | {"theme": self.theme, "templates": themes}),
-                scripts=Markup("\n").join(scripts),
-            )
-            .replace("\0", "\\x00")
-        )
+        data = figure | {
+            "title": self.title,
+            "caption": self.caption,
+            "height": self._height,
+            "theme": self.theme,
+            "templates": themes,
+        }
+        return fragment("ChartView", ("chart",), data, f"<p>{escape(self.title)}: {STILL}</p>")
 
     def save(self, path: str | Path) -> Path:
         """Write one file that needs no other: .html (the same as in a notebook), .svg, .pdf or .png (still pictures).

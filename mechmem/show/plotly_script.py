@@ -25,20 +25,9 @@ def plotly_markup() -> Markup:
     rejected with a sentence.
     """
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    unpack = script_markup(script("plotly_unpack.js"))
-    return Markup("<script>{}{}window.mechmemPlotly.bring({});</script>").format(
-        promise_script(), unpack, Markup(f'"{packed}"')
-    )
-
-
-def promise_script() -> Markup:
-    """JavaScript that makes `window.mechmemPlotly` a promise: charts wait for it, the script below keeps it."""
-    return script_markup(script("plotly_promise.js"))
-
-
-def script(name: str) -> str:
-    """A file of `mechmem/show/scripts`."""
-    return (resources.files("mechmem.show") / "scripts" / name).read_text(encoding="utf-8")
+    unpack = resources.files("mechmem.show") / "scripts" / "plotly_unpack.js"
+    code = script_markup(unpack.read_text(encoding="utf-8"))
+    return Markup(f'<script>(() => {{\nconst packed = "{packed}";\n{code}}})();</script>')
 
 
 def load_plotly() -> Picture:
