@@ -13,6 +13,8 @@ COLOURS = {
 }
 # The original model, then the edits in their order.
 EDIT_COLOURS = ("#9aa3ad", "#1f83c4", "#12a17c", "#e58a1f", "#c779a8", "#8d6fc9", "#b8a411")
+# A shape as well as a colour for each edit, for readers who cannot tell the colours apart.
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star")
 SPARE_COLOURS = ("#12a17c", "#c779a8", "#b8a411", "#8d6fc9", "#7a8691")
 SEQUENTIAL = "Cividis"
 # Neutral in the middle, so that the eye finds what is away from zero; never red against green.

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mechmem.report import figures, heatmaps
+from mechmem.report import figures
+from mechmem.show import heatmaps, history_figures, score_figures
 from mechmem.show.theme import COLOURS, plotly_text, template
 
 
@@ -20,7 +21,7 @@ def test_text_for_plotly_shows_letter_by_letter():
 
 
 def test_the_histogram_counts_every_paragraph_once():
-    figure = figures.em_histogram(paragraphs([0, 0, 10, 11, 49, 50, 50, 50]), full=50)
+    figure = score_figures.em_histogram(paragraphs([0, 0, 10, 11, 49, 50, 50, 50]), full=50)
     counts = {int(x): int(y) for bar in figure.data for x, y in zip(bar.x, bar.y, strict=True) if y}
     assert counts == {0: 2, 10: 1, 11: 1, 49: 1, 50: 3}
     assert [sum(bar.y) for bar in figure.data] == [3, 2, 3]
@@ -28,16 +29,16 @@ def test_the_histogram_counts_every_paragraph_once():
 
 
 def test_few_counts_stand_for_themselves_and_many_fall_into_powers_of_two():
-    labels, group = figures.count_bins(np.array([0, 3, 3, 1]))
+    labels, group = score_figures.count_bins(np.array([0, 3, 3, 1]))
     assert labels == ["0", "1", "3"] and group.tolist() == [0, 2, 2, 1]
-    labels, group = figures.count_bins(np.arange(0, 40))
+    labels, group = score_figures.count_bins(np.arange(0, 40))
     assert labels == ["0", "1", "2–3", "4–7", "8–15", "16–31", "32–63"]
     assert group[[0, 1, 2, 3, 4, 31, 32]].tolist() == [0, 1, 2, 2, 3, 5, 6]
 
 
 def test_quartiles_and_shares_by_count_are_those_of_the_groups():
     em, count = paragraphs([0, 2, 4, 50, 50, 10]), paragraphs([0, 0, 0, 7, 7, 7])
-    figure = figures.em_by_count(em, count, full=50)
+    figure = score_figures.em_by_count(em, count, full=50)
     median = next(trace for trace in figure.data if trace.name == "median")
     share = next(trace for trace in figure.data if trace.type == "bar")
     assert list(median.x) == ["0", "7"] and list(median.y) == [2, 50]
@@ -94,7 +95,7 @@ def test_the_trade_off_shows_changes_from_before(synthetic):
 
 
 def test_edits_without_a_history_have_no_line(synthetic):
-    figure = figures.nll_history(synthetic.unlearned(np.random.default_rng(0)).nll_history)
+    figure = history_figures.nll_history(synthetic.unlearned(np.random.default_rng(0)).nll_history)
     assert [trace.name for trace in figure.data] == ["NPO, top 0.1 %", "NPO, random 0.1 %", "contrastive, all weights"]
 
 

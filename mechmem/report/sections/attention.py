@@ -4,11 +4,11 @@ import numpy as np
 import xarray as xr
 from scipy.stats import spearmanr
 
-from mechmem.report import heatmaps
 from mechmem.report.attention_views import attention_heads, received_attention
 from mechmem.report.page import Block, Cell, Figure, Section, Table, ViewGroup
 from mechmem.report.sections.wording import best_heads, head_name, signed
 from mechmem.report.study_files import StudyFiles
+from mechmem.show import heatmaps
 
 NAMED_HEADS = 5
 # Attention weights in a page; of long paragraphs only the first of each finding has matrices.

@@ -8,6 +8,7 @@ from mechmem.report import figures
 from mechmem.report.page import Block, Cell, Figure, Passage, Section, Table
 from mechmem.report.sections.wording import percent, plural
 from mechmem.report.study_files import StudyFiles
+from mechmem.show import score_figures
 
 SHOWN_ROWS = 200
 NEAR_MISSES = 30
@@ -49,7 +50,7 @@ def memorized_section(study: StudyFiles) -> Section:
         f"Each bar counts the paragraphs with this many correct tokens before the first mistake; EM = {full} means no "
         "mistake. Further right means more memorized. The vertical axis is logarithmic."
     )
-    blocks: list[Block] = [Figure(figures.em_histogram(exact, full=full), caption)]
+    blocks: list[Block] = [Figure(score_figures.em_histogram(exact, full=full), caption)]
     blocks += _by_count(study, exact, full) + _by_kind(study)
     blocks += [_paragraph_table(study), *_near_misses(study)]
     return Section(name, title, question, _answer(study, em, full), tuple(blocks), READING)
@@ -84,7 +85,7 @@ def _count_sentences(study: StudyFiles, em: np.ndarray, count: np.ndarray) -> li
         return []
     rho = float(spearmanr(em, count)[0])  # pyright: ignore
     relation = "rises with" if rho > 0.1 else "falls with" if rho < -0.1 else "hardly depends on"
-    labels, bins = figures.count_bins(count)
+    labels, bins = score_figures.count_bins(count)
     low, high = (float(np.median(em[bins == group])) for group in (0, len(labels) - 1))
     return [
         f"EM {relation} how often a paragraph occurs in the {_counted(study)} (Spearman {rho:.2f}): its median is "
@@ -129,7 +130,7 @@ def _by_count(study: StudyFiles, em: xr.DataArray, full: int) -> list[Block]:
         "Above: median EM in tokens and the middle half of the paragraphs; below: the percentage memorized. Higher "
         "means more memorized; further right means seen more often."
     )
-    figure = figures.em_by_count(em, xr.DataArray(count, dims="paragraph"), full=full)
+    figure = score_figures.em_by_count(em, xr.DataArray(count, dims="paragraph"), full=full)
     return [Figure(figure, caption, wide=study.column("source") is None)]
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import xarray as xr
 
-from mechmem.report import heatmaps
 from mechmem.report.page import Block, Figure
 from mechmem.report.position_maps import position_heatmap
 from mechmem.report.sections.wording import best_heads, percent
+from mechmem.show import heatmaps
 
 
 def patching_sentences(patching: xr.Dataset) -> list[str]:

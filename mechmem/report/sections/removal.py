@@ -2,11 +2,12 @@
 
 import xarray as xr
 
-from mechmem.report import figures, heatmaps
+from mechmem.report import figures
 from mechmem.report.page import Block, Cell, Figure, Section, Table
 from mechmem.report.sections.attacks import attack_blocks, attack_sentences
 from mechmem.report.sections.wording import percent, signed
 from mechmem.report.study_files import StudyFiles
+from mechmem.show import heatmaps, history_figures
 
 ORIGINAL = "original"
 TARGETS, HELD_OUT, OTHER, UNSEEN = "targets", "held-out memorized", "other", "never seen"
@@ -169,7 +170,7 @@ def _figures(unlearned: xr.Dataset) -> list[Block]:
         "NLL of the targets at each step, in nats per token. Higher means more forgotten; a steeper line means that "
         "this edit needs fewer steps. Edits stop when the targets' mean EM is low enough."
     )
-    blocks.append(Figure(figures.nll_history(unlearned.nll_history), reading, wide=len(blocks) == 1))
+    blocks.append(Figure(history_figures.nll_history(unlearned.nll_history), reading, wide=len(blocks) == 1))
     if "selected_share" in unlearned:
         title = "Where the selected weights are (brighter = more of them)"
         figure = heatmaps.component_heatmap(

@@ -3,11 +3,12 @@
 import numpy as np
 import xarray as xr
 
-from mechmem.report import figures, heatmaps
+from mechmem.report import figures
 from mechmem.report.page import Block, Figure, Section, Table
 from mechmem.report.sections.patching import patching_blocks, patching_sentences
 from mechmem.report.sections.wording import best_heads, head_name, listed, percent, signed
 from mechmem.report.study_files import StudyFiles
+from mechmem.show import heatmaps
 
 NAMED_HEADS = 5
 READING = (

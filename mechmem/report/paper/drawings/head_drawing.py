@@ -5,8 +5,8 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import xarray as xr
 
-from mechmem.report.heatmaps import head_heatmap
 from mechmem.report.paper.drawing import Drawing
+from mechmem.show.heatmaps import head_heatmap
 from mechmem.show.theme import COLOURS, empty_figure
 
 
