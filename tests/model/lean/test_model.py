@@ -9,6 +9,7 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.model.lean import attention
+from mechmem.model.lean import model as lean_model
 from mechmem.model.lean.model import KeyValues, LeanModel, fast_float32
 from mechmem.model.load import load_model
 
@@ -131,6 +132,33 @@ def test_another_forward_is_refused(small_model, changed, said):
         LeanModel(small_model(**changed))
 
 
+def test_a_processor_that_would_use_bfloat16_keeps_float32(monkeypatch):
+    """A stand-in for Intel's AMX: at "medium" the factors are rounded to bfloat16."""
+
+    def product(left, right):
+        rounded = torch.get_float32_matmul_precision() == "medium"
+        return left.bfloat16().float() @ right.bfloat16().float() if rounded else left @ right
+
+    monkeypatch.setattr(lean_model, "_product", product)
+    lean_model._medium_is_float32.cache_clear()
+    before = torch.get_float32_matmul_precision()
+    try:
+        with fast_float32(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == before
+    finally:
+        lean_model._medium_is_float32.cache_clear()
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_products_in_the_block_are_those_of_float32():
+    random = torch.Generator().manual_seed(1)
+    left, right = torch.randn(300, 700, generator=random), torch.randn(700, 900, generator=random)
+    with fast_float32(torch.device("cpu")):
+        fast = left @ right
+    assert (fast - left.double() @ right.double()).abs().max() < 1e-3
+
+
+@pytest.mark.skipif(not lean_model._medium_is_float32(), reason="this processor would use bfloat16")
 def test_the_fast_library_is_given_back():
     before = torch.get_float32_matmul_precision()
     with pytest.raises(ZeroDivisionError), fast_float32(torch.device("cpu")):
