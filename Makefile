@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make run` and `make test`. Both set up .venv first.
+# Two commands on a fresh machine: `make run` and `make test`. Both set up .venv first, and so does `make docs`.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= study
@@ -7,7 +7,7 @@ WORKERS ?= 2
 # How long `make fuzz` runs.
 SECONDS ?= 3600
 
-.PHONY: run test check fuzz soak clean
+.PHONY: run test check docs fuzz soak clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# The site, for docs/_site/index.html. Notebooks are executed once and again when they change; any warning is an error.
+docs: .venv/ready
+	$(BIN)/python -m sphinx -b html -E -W -n --keep-going -q -d docs/_doctrees docs docs/_site
+
 # Other cases every time; failing inputs are left in fuzz-found/.
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz --new --cases 100000000 --seconds $(SECONDS) --save fuzz-found
@@ -34,4 +38,4 @@ soak: .venv/ready
 	$(BIN)/python -m tests.soak --page docs/reliability.md
 
 clean:
-	rm -rf .venv study fuzz-found .pytest_cache .ruff_cache
+	rm -rf .venv study fuzz-found .pytest_cache .ruff_cache docs/_site docs/_doctrees docs/_executed docs/jupyter_execute docs/api

@@ -7,10 +7,14 @@ not evaluate properties, so each name is one until it is first used.
 
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import lazy_loader
+
+# Of several packages, in a notebook without ipywidgets; their progress is shown as text then.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _import_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

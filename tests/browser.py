@@ -76,10 +76,13 @@ def recording_proxy() -> Iterator[tuple[int, list[str]]]:
         del asked[asked_before:]
 
 
-def open_page(page: str, folder: Path, probe: str, *, size: str = "1300,2000") -> tuple[dict, list[str]]:
+def open_page(
+    page: str, folder: Path, probe: str, *, size: str = "1300,2000", query: str = ""
+) -> tuple[dict, list[str]]:
     """Open HTML text as a file; return what the probe saw, and every request that the browser made.
 
-    The probe is a script element that stands first in the page and writes JSON to `data-probe` of the root.
+    The probe is a script element that stands first in the page and writes JSON to `data-probe` of the root. A
+    query such as "?q=word" stands behind the file's address.
     """
     assert CHROMIUM is not None
     file = folder / "page.html"
@@ -94,7 +97,7 @@ def open_page(page: str, folder: Path, probe: str, *, size: str = "1300,2000") -
             "--virtual-time-budget=60000",
             f"--window-size={size}",
             "--dump-dom",
-            file.as_uri(),
+            file.as_uri() + query,
         ]
         done = subprocess.run(command, capture_output=True, timeout=180, check=True)
         shutil.rmtree(folder / "profile", ignore_errors=True)
