@@ -33,6 +33,7 @@ LEVEL = 0.05
 SETS = ("memorized", "other")
 # Measures of attention to rare tokens, and whether a high value means more of it.
 ATTENDS = {"excess": True, "spearman": False, "kendall": False, "pearson": False}
+KEPT = ("p_value", "tenth_mass", "tenth_expected")
 STEPS = 6
 
 
@@ -79,7 +80,8 @@ def head_report(
         progress: called with (steps done, steps).
 
     Returns:
-        Dataset. [set, layer, head]: excess, spearman, kendall, pearson, p_value. [layer, head]: value_gradient, and the
+        Dataset. [set, layer, head]: excess, spearman, kendall, pearson, p_value. [set, tenth, layer, head]:
+        tenth_mass, tenth_expected. [layer, head]: value_gradient, and the
         variables of `head_circuits`. [matrix, layer, head]: weight_gradient. [test, paragraph]: em_change (tokens) and
         nll_change (nats per token), after minus before, with nll_mean, nll_low and nll_high [test]; rare_minus_frequent
         [end] (mean, low, high of the difference between the two last tests). [view, query_pos, key_pos]: pattern of the
@@ -107,9 +109,7 @@ def head_report(
 
     rare = []
     for paragraphs in (memorized, other):
-        rare.append(
-            rare_token_attention(model, one_of_each_cluster(paragraphs), counts, seed=seed)[[*ATTENDS, "p_value"]]
-        )
+        rare.append(rare_token_attention(model, one_of_each_cluster(paragraphs), counts, seed=seed)[[*ATTENDS, *KEPT]])
         step()
     screen = cast(xr.Dataset, xr.concat(rare, xr.DataArray(list(SETS), dims="set", name="set")))
     chosen, screened = (named, {}) if named else _strongest(model, memorized, screen, method, seed)

@@ -18,7 +18,15 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.data.token_counts import as_counts
 from mechmem.localize.head_scores import SCORES, pattern_scores
-from mechmem.localize.rarity import kendall, pearson, rarest_weight, shuffled_p_value, spearman
+from mechmem.localize.rarity import (
+    kendall,
+    pearson,
+    rarest_weight,
+    rarity_counts,
+    rarity_weights,
+    shuffled_p_value,
+    spearman,
+)
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit, residual_before
 from mechmem.model.head_names import heads_of
@@ -29,6 +37,7 @@ from mechmem.model.public import public
 from mechmem.model.vocabulary import vocabulary
 
 RAREST = 0.1
+TENTHS = 10
 
 
 @public("run", renamed={"paras": "paragraphs"})
@@ -82,6 +91,10 @@ def rare_token_attention(
         mass_over_uniform: the same mass minus that of attention spread evenly over the prefix_len + 1 visible keys;
         higher: attends to the rarest tokens, or to where they stand;
         p_value: of the excess, 0 to 1; lower: less likely by chance;
+        tenth_mass and tenth_expected [tenth, layer, head]: attention mass on each tenth of a paragraph's prefix
+        tokens, from the rarest (0) to the most frequent (9), and the mass that the other paragraphs put on the same
+        positions; their difference at tenth 0 is the excess. The coordinate `tenth_count` is the median corpus count
+        of a tenth's tokens;
         previous_token, duplicate_token, induction (attention mass, 0 to 1) and entropy (nats): what else the head
         attends to, over all queries up to prefix_len, see `pattern_scores`; NaN without a repeated token.
 
@@ -103,6 +116,7 @@ def rare_token_attention(
     excess = einsum(matched, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paragraphs)
     mass = einsum(attention, weight, "paragraph head key_pos, paragraph key_pos -> head") / len(paragraphs)
     values = {
+        **_by_tenth(attention, matched, frequency),
         "spearman": spearman(attention, frequency),
         "kendall": kendall(attention, frequency),
         # A token of the paragraphs that the corpus lacks has no logarithm; one more of each changes no other by much.
@@ -112,7 +126,8 @@ def rare_token_attention(
         "p_value": shuffled_p_value(matched, tokens, counts, fraction=RAREST, permutations=permutations, seed=seed),
         **looks,
     }
-    return _dataset(model, values, {"query_pos": paragraphs.prefix_len, "paragraphs": len(paragraphs), "seed": seed})
+    result = _dataset(model, values, {"query_pos": paragraphs.prefix_len, "paragraphs": len(paragraphs), "seed": seed})
+    return result.assign_coords(tenth=np.arange(TENTHS), tenth_count=("tenth", rarity_counts(frequency, TENTHS)))
 
 
 def head_patterns(
@@ -170,6 +185,20 @@ def _attention(
     return joined.double().numpy(), dict(zip(SCORES, means, strict=True))
 
 
+def _by_tenth(
+    attention: Float[np.ndarray, "paragraph layer_head key_pos"],
+    matched: Float[np.ndarray, "paragraph layer_head key_pos"],
+    frequency: Float[np.ndarray, "paragraph key_pos"],
+) -> dict[str, Float[np.ndarray, "tenth layer_head"]]:
+    """Mass on each tenth of the keys, from the rarest on, and what is expected at the same positions."""
+    weights = rarity_weights(frequency, TENTHS)
+    mass, over = (
+        einsum(x, weights, "paragraph head key_pos, tenth paragraph key_pos -> tenth head") / len(frequency)
+        for x in (attention, matched)
+    )
+    return {"tenth_mass": mass, "tenth_expected": mass - over}
+
+
 def _dataset(model: HookedTransformer, values: dict[str, np.ndarray], attrs: dict[str, int]) -> xr.Dataset:
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
     more, mass = "attends more to rare tokens", "attention mass, 0 to 1"
@@ -179,11 +208,17 @@ def _dataset(model: HookedTransformer, values: dict[str, np.ndarray], attrs: dic
         "pearson": {"units": "correlation with log(1 + count)", "higher": "attends more to frequent tokens"},
         "excess": {"units": mass, "higher": more, "expectation": "other paragraphs' attention to the same positions"},
         "mass_over_uniform": {"units": mass, "higher": more, "expectation": "attention spread evenly"},
+        "tenth_mass": {"units": mass, "higher": "attends more to tokens of this rarity"},
+        "tenth_expected": {"units": mass, "higher": "other paragraphs attend more to the same positions"},
         "p_value": {"units": "1", "higher": "more likely by chance", "correction": "max-statistic over heads"},
         **{name: {"units": unit, "higher": higher} for name, (unit, higher) in SCORES.items()},
     }
     data = {
-        name: (("layer", "head"), rearrange(value, "(layer head) -> layer head", layer=layers), words[name])
+        name: (
+            ("tenth", "layer", "head")[-value.ndim - 1 :],
+            rearrange(value, "... (layer head) -> ... layer head", layer=layers),
+            words[name],
+        )
         for name, value in values.items()
     }
     return xr.Dataset(data, {"layer": np.arange(layers), "head": np.arange(heads)}, attrs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -78,6 +79,29 @@ def rarest_weight(
     rarer, tied = frequency < border, frequency == border
     share = (need - rarer.sum(-1, keepdims=True)) / tied.sum(-1, keepdims=True)
     return np.where(rarer, 1.0, tied * share)
+
+
+def rarity_weights(
+    frequency: Float[np.ndarray, "paragraph key_pos"], parts: int
+) -> Float[np.ndarray, "part paragraph key_pos"]:
+    """The weight of each key in each of some equal parts of a paragraph's keys, from the rarest part on.
+
+    Every key's weights sum to 1. Parts end at whole keys, and tied keys share what the parts that they lie in have, so
+    that no position is preferred. With fewer keys than parts, parts are empty from the second on.
+    """
+    keys = frequency.shape[-1]
+    ends = [max(1, round(part * keys / parts)) for part in range(1, parts + 1)]
+    reached = np.stack([rarest_weight(frequency, end / keys) for end in ends])
+    return np.diff(reached, axis=0, prepend=0)
+
+
+def rarity_counts(frequency: Float[np.ndarray, "paragraph key_pos"], parts: int) -> Float[np.ndarray, " part"]:
+    """The median frequency of the keys of each part, from the rarest on; NaN for an empty part."""
+    ordered, keys = np.sort(frequency, axis=-1), frequency.shape[-1]
+    ends = [0, *(max(1, round(part * keys / parts)) for part in range(1, parts + 1))]
+    return np.array(
+        [np.median(ordered[:, low:high]) if high > low else np.nan for low, high in itertools.pairwise(ends)]
+    )
 
 
 def shuffled_p_value(

@@ -1,11 +1,15 @@
 """Exact match of paragraphs: how many reach each, and by how often they occur."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from mechmem.show.theme import COLOURS, empty_figure, template
+from mechmem.show.theme import COLOURS, colour, empty_figure, plotly_text, template
+
+MOST_POINTS = 500
 
 
 def em_histogram(em: xr.DataArray, *, full: int) -> go.Figure:
@@ -18,12 +22,13 @@ def em_histogram(em: xr.DataArray, *, full: int) -> go.Figure:
     counts = np.bincount(em.values.astype(int), minlength=full + 1)
     low = full // 5
     figure = empty_figure("Paragraphs by exact match", 320)
-    spans = {"other": range(low + 1), "between": range(low + 1, full), "memorized": range(full, full + 1)}
+    # The same groups as of paragraphs, of the values that there are.
+    spans = {name: np.flatnonzero(rows) for name, rows in groups_by_em(np.arange(full + 1), full).items()}
     names = {"other": f"other (EM ≤ {low})", "between": "between", "memorized": f"memorized (EM = {full})"}
     for name, span in spans.items():
         figure.add_bar(
-            x=list(span),
-            y=counts[list(span)],
+            x=span.tolist(),
+            y=counts[span],
             name=names[name],
             marker_color=COLOURS[name],
             hovertemplate="EM %{x}: %{y} paragraphs<extra></extra>",
@@ -33,6 +38,40 @@ def em_histogram(em: xr.DataArray, *, full: int) -> go.Figure:
     figure.update_layout(barmode="overlay", bargap=0.12)
     figure.update_yaxes(type="log", range=[np.log10(0.6), top], title="paragraphs (log scale)", dtick=1)
     figure.update_xaxes(title="EM, tokens (higher = more memorized)")
+    return figure
+
+
+def groups_by_em(em: np.ndarray, full: int) -> dict[str, np.ndarray]:
+    """Which values are other (a fifth or less), between and memorized (all), as `split` divides them."""
+    other, memorized = em <= full // 5, em == full
+    return {"other": other, "between": ~other & ~memorized, "memorized": memorized}
+
+
+def nll_by_set(nll: Mapping[str, np.ndarray]) -> go.Figure:
+    """A box and all points of each set that has paragraphs.
+
+    Args:
+        nll: set -> NLL of its paragraphs, nats per token; lower means more memorized.
+    """
+    shown = {name: values for name, values in nll.items() if len(values)}
+    figure = empty_figure("NLL of each set", max(200, 60 * len(shown) + 110))
+    for position, (name, values) in enumerate(shown.items()):
+        figure.add_box(
+            x=values,
+            y=[plotly_text(name, 28)] * len(values),
+            orientation="h",
+            name=plotly_text(name, 28),
+            showlegend=False,
+            # Every point is drawn while one can still tell them apart.
+            boxpoints="all" if len(values) <= MOST_POINTS else "outliers",
+            jitter=0.6,
+            pointpos=0,
+            marker={"size": 4, "opacity": 0.55, "color": colour(name, position)},
+            line={"width": 1.5},
+            hovertemplate="%{x:.3f} nats per token<extra>%{y}</extra>",
+        )
+    figure.update_xaxes(title="NLL, nats per token<br>(lower = more memorized)", rangemode="tozero")
+    figure.update_yaxes(type="category", title="set")
     return figure
 
 

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, spearmanr
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.heads import head_patterns, rare_token_attention
-from mechmem.localize.rarity import kendall, rarest_weight, shuffled_p_value, spearman
+from mechmem.localize.rarity import kendall, rarest_weight, rarity_counts, rarity_weights, shuffled_p_value, spearman
 from mechmem.truth.planted import planted as real_planted
 
 PREFIX = 20
@@ -103,6 +103,7 @@ def test_every_number_equals_a_slow_oracle(tiny_model):
     result = rare_token_attention(tiny_model, Paragraphs(tokens, PREFIX), counts, permutations=9, batch_size=3)
     _, cache = tiny_model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
     frequency = counts[tokens[:, :PREFIX]].numpy()
+    np.testing.assert_allclose(result.tenth_count, np.median(np.sort(frequency).reshape(7, 10, 2), axis=(0, 2)))
     for layer in range(4):
         # Query 20 is the first continuation token; keys are 0..19.
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"][:, :, PREFIX, :PREFIX].double().numpy()
@@ -111,6 +112,13 @@ def test_every_number_equals_a_slow_oracle(tiny_model):
             excess, mass = slow_expectation(pattern[:, head], frequency, need=2)
             assert float(ours.excess) == pytest.approx(excess, abs=1e-6)
             assert float(ours.mass_over_uniform) == pytest.approx(mass - 2 / 21, abs=1e-6)
+            # Tenths of 20 keys are two keys each; the first one's difference is the excess.
+            order, rows = np.argsort(frequency, axis=1), pattern[:, head]
+            tenths = np.take_along_axis(rows, order, 1).reshape(7, 10, 2).sum(2).mean(0)
+            np.testing.assert_allclose(ours.tenth_mass, tenths, atol=1e-6)
+            others = [[rows[np.arange(7) != p][:, order[p]].reshape(6, 10, 2).sum(2).mean(0)] for p in range(7)]
+            np.testing.assert_allclose(ours.tenth_expected, np.mean(others, axis=(0, 1)), atol=1e-6)
+            assert float((ours.tenth_mass - ours.tenth_expected)[0]) == pytest.approx(excess, abs=1e-6)
             assert float(ours.spearman) == pytest.approx(scipys(spearmanr, pattern[:, head], frequency))
             assert float(ours.kendall) == pytest.approx(scipys(kendalltau, pattern[:, head], frequency))
 
@@ -135,6 +143,20 @@ def test_rarest_keys_share_what_is_left_at_the_border():
     np.testing.assert_allclose(weight[1], 0.3)
     np.testing.assert_allclose(weight[2], [0] * 7 + [1] * 3)
     np.testing.assert_allclose(rarest_weight(frequency, 0.01).sum(1), 1)
+
+
+def test_tenths_share_every_key_whatever_is_tied():
+    frequency = np.array([[5.0, 1, 3, 3, 3, 9, 9, 9, 9, 9, 9, 9], [1.0] * 12, list(range(12, 0, -1))])
+    weights = rarity_weights(frequency, 10)
+    np.testing.assert_allclose(weights.sum(0), 1)
+    np.testing.assert_allclose(weights.sum(2), np.diff(np.round(np.arange(11) * 1.2))[:, None].repeat(3, 1))
+    np.testing.assert_allclose(weights[:, 1], weights[:, 1, :1].repeat(12, 1))
+    np.testing.assert_allclose(weights[:, 2].argmax(0)[::-1], [0, 1, 2, 2, 3, 4, 5, 6, 7, 7, 8, 9])
+    assert (weights >= 0).all()
+    # Of three keys, parts of whole keys are empty where none ends.
+    few = rarity_weights(np.array([[3.0, 1, 2]]), 10)
+    np.testing.assert_allclose(few.sum(0), 1)
+    assert np.isnan(rarity_counts(np.array([[3.0, 1, 2]]), 10)).sum() == 7
 
 
 def test_a_position_that_every_paragraph_attends_to_is_no_excess(tiny_model, counts):
