@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.bounds import Count, Seed
@@ -47,9 +48,10 @@ def logit_lens(
 
     Returns:
         Dataset: top[paragraph, depth, pos], whether the true token is the first choice; nll[paragraph, depth, pos] of
-        the true token, nats (higher: less expected); first[paragraph, pos], the depth from which on the true token is
-        the first choice up to the end (lower: decided earlier), n_layers + 1 where it is not at the end. `pos` is that
-        of the token that is predicted.
+        the true token, nats (higher: less expected), and its rank, 1 for the first choice; choice[paragraph, depth,
+        pos], the id of the first choice; first[paragraph, pos], the depth from which on the true token is the first
+        choice up to the end (lower: decided earlier), n_layers + 1 where it is not at the end. `pos` is that of the
+        token that is predicted, and the coordinate token[paragraph, pos] its id.
 
     Raises:
         InputError: a head that the model does not have, or as `ablate_heads`.
@@ -63,7 +65,7 @@ def logit_lens(
     for layer, head in ablated:
         gone[layer, head] = True
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(layers)]
-    tops, losses = [], []
+    found = []
     for batch in batches(len(paragraphs), size, progress):
         rows = torch.arange(batch.start, batch.stop)
         hooks = {} if runs is None else runs.hooks(gone.expand(len(rows), -1, -1), rows)
@@ -72,31 +74,44 @@ def logit_lens(
             with recording(model, names) as recorded:
                 advance(model, embedded, 0, layers)
         depths = [embedded, *(recorded[name] for name in names)]
-        found = [_read(model, depth, paragraphs.continuation[rows], paragraphs.prefix_len) for depth in depths]
-        tops.append(torch.stack([top for top, _ in found], 1))
-        losses.append(torch.stack([nll for _, nll in found], 1))
-    return _dataset(torch.cat(tops).numpy(), torch.cat(losses).numpy(), paragraphs, ablated)
+        read = [_read(model, depth, paragraphs.continuation[rows], paragraphs.prefix_len) for depth in depths]
+        found.append([torch.stack(values, 1) for values in zip(*read, strict=True)])
+    whole = [torch.cat(values).numpy() for values in zip(*found, strict=True)]
+    return _dataset(*whole, paragraphs=paragraphs, without=ablated)
 
 
 @torch.no_grad()
-def _read(model: HookedTransformer, residual: Tensor, true: Tensor, prefix_len: int) -> tuple[Tensor, Tensor]:
+def _read(
+    model: HookedTransformer, residual: Tensor, true: Tensor, prefix_len: int
+) -> tuple[Int[Tensor, "row pos"], Float[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+    """The first choice, the true token's NLL, and how many tokens have a higher logit than it."""
     logits = unembed_continuation(model, residual, prefix_len)
-    true = true.to(logits.device)
-    nll = logits.logsumexp(-1) - logits.gather(-1, true[..., None])[..., 0]
-    return (logits.argmax(-1) == true).cpu(), nll.cpu()
+    own = logits.gather(-1, true.to(logits.device)[..., None])
+    nll = logits.logsumexp(-1) - own[..., 0]
+    return logits.argmax(-1).cpu(), nll.cpu(), (logits > own).sum(-1).cpu()
 
 
 def _dataset(
-    top: np.ndarray, nll: np.ndarray, paragraphs: Paragraphs, without: Sequence[tuple[int, int]]
+    choice: np.ndarray,
+    nll: np.ndarray,
+    above: np.ndarray,
+    *,
+    paragraphs: Paragraphs,
+    without: Sequence[tuple[int, int]],
 ) -> xr.Dataset:
+    true = paragraphs.continuation.cpu().numpy()
+    top = choice == true[:, None]
     # From the end backwards: how many depths in a row have the true token on top.
     run = np.flip(np.cumprod(np.flip(top, 1), 1), 1).sum(1)
     depths = top.shape[1]
     data = {
         "top": (("paragraph", "depth", "pos"), top, {"higher": "the true token is the first choice"}),
         "nll": (("paragraph", "depth", "pos"), nll, {"units": "nats", "higher": "the true token is less expected"}),
+        "rank": (("paragraph", "depth", "pos"), above + 1, {"units": "1", "higher": "the true token is less expected"}),
+        "choice": (("paragraph", "depth", "pos"), choice, {"units": "token id"}),
         "first": (("paragraph", "pos"), depths - run, {"units": "depth", "higher": "decided later"}),
     }
     positions = np.arange(paragraphs.prefix_len, paragraphs.tokens.shape[1])
     coords = {"paragraph": paragraphs.ids, "depth": np.arange(depths), "pos": positions}
+    coords |= {"token": (("paragraph", "pos"), true)}
     return xr.Dataset(data, coords, {"without": str([tuple(pair) for pair in without])})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ ATTENTION = ("Q", "K", "V", "O")
 MLP = ("in", "out")
 Reduction = Literal["max", "sum", "norm"]
 # Each takes [part, weight] and gives [part]; none is below zero.
+_COMPONENT = re.compile(r"blocks\.(\d+)\.(attn|mlp)\.W_(Q|K|V|O|in|out)")
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda values: values.abs().amax(-1),
     "sum": lambda values: values.abs().sum(-1),
@@ -73,18 +75,61 @@ def reduce_by_component(
     """
     if reduction not in REDUCTIONS:
         raise InputError(f"reduction is '{reduction}'; need one of {list(REDUCTIONS)}")
-    _check_values(values, editable_parameters(model))
-    rows = []
-    for layer in range(model.cfg.n_layers):
-        row: list[float] = []
-        for name in _layer_parameters(model, layer):
-            # The first axis of attention weights is the head; an MLP matrix is one component.
-            whole = values[name].detach()
-            parts = whole.flatten(1) if ".attn." in name else whole.reshape(1, -1)
-            row.extend(REDUCTIONS[reduction](parts.double()).tolist())
-        rows.append(row)
-    coords = {"layer": np.arange(model.cfg.n_layers), "component": component_names(model)}
-    return xr.DataArray(np.array(rows), coords, ("layer", "component"), attrs={"reduction": reduction})
+    parameters = editable_parameters(model)
+    _check_values(values, parameters)
+    reduce = REDUCTIONS[reduction]
+    sizes = {name: reduce(component_parts(name, values[name].detach()).double()).tolist() for name in parameters}
+    return component_grid(sizes).assign_attrs(reduction=reduction)
+
+
+def component_parts(name: str, values: Tensor) -> Float[Tensor, "part weight"]:
+    """The values of a weight by component: a row for each head; an MLP matrix is one component."""
+    # The first axis of attention weights is the head.
+    return values.flatten(1) if ".attn." in name else values.reshape(1, -1)
+
+
+def is_component(name: str) -> bool:
+    """Whether a parameter is one of W_Q, W_K, W_V, W_O, W_in and W_out of a layer."""
+    return _COMPONENT.fullmatch(name) is not None
+
+
+def component_grid(numbers: Mapping[str, Sequence[float]]) -> xr.DataArray:
+    """Numbers of components as a grid, without a model.
+
+    Args:
+        numbers: parameter name -> one number for each head, or one for an MLP matrix. Parameters that are no
+            component, such as biases, are left out.
+
+    Returns:
+        DataArray [layer, component], NaN where a parameter is missing.
+
+    Raises:
+        InputError: no parameter is a component, or two have another number of heads.
+    """
+    found = {match.groups(): list(numbers[name]) for name in numbers if (match := _COMPONENT.fullmatch(name))}
+    heads = {len(values) for (_, kind, _), values in found.items() if kind == "attn"}
+    if not found or len(heads) > 1:
+        raise InputError(
+            f"got values of {', '.join(list(numbers)[:3]) or 'nothing'}; need weights named blocks.0.attn.W_Q and so "
+            "on, of layers with as many heads each"
+        )
+    known = {(kind, part) for _, kind, part in found}
+    names = {
+        (kind, part): [f"{part}{head}" for head in range(max(heads))] if kind == "attn" else [f"mlp_{part}"]
+        for kind, part in [*(("attn", letter) for letter in ATTENTION), *(("mlp", end) for end in MLP)]
+        if (kind, part) in known
+    }
+    layers = 1 + max(int(layer) for layer, _, _ in found)
+    rows = [
+        [
+            value
+            for (kind, part), labels in names.items()
+            for value in found.get((str(layer), kind, part), [np.nan] * len(labels))
+        ]
+        for layer in range(layers)
+    ]
+    columns = [label for labels in names.values() for label in labels]
+    return xr.DataArray(np.array(rows), {"layer": np.arange(layers), "component": columns}, ("layer", "component"))
 
 
 def _layer_parameters(model: HookedTransformer, layer: int) -> list[str]:

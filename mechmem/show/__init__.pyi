@@ -1,7 +1,11 @@
 from .attention_view import attention as attention
 from .chart import Chart as Chart
+from .effects_view import effects as effects
+from .gradients_view import gradients as gradients
 from .heads_view import heads as heads
 from .history_view import history as history
+from .lens_view import lens as lens
+from .mask_view import mask as mask
 from .picture import Picture as Picture
 from .plotly_script import load_plotly as load_plotly
 from .rare_view import rare_tokens as rare_tokens

@@ -6,12 +6,6 @@ const signed = (change) => `${change < 0 ? "−" : "+"}${(100 * Math.abs(change)
 // Weights come as 255 times their square root, so that small ones keep their digits.
 const SQUARES = Float32Array.from({ length: 256 }, (_, byte) => (byte / 255) ** 2);
 
-async function unpacked(text) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
 class AttentionView {
   constructor(host, data) {
     this.data = data;

@@ -17,6 +17,13 @@ const THEMES = {
 const ramp = (from, to, count) => Array.from({ length: count }, (_, step) =>
   from.map((value, channel) => Math.round(value + ((to[channel] - value) * step) / (count - 1))));
 
+// Bytes that Python compressed and wrote as text.
+async function unpacked(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
 // Whether the page around a view is dark: JupyterLab, VS Code, Colab, the documentation, or the browser says so.
 function isDark(theme) {
   if (theme !== "auto") return theme === "dark";
