@@ -131,7 +131,9 @@ def _of_experiment(found: xr.Dataset) -> tuple[list[Reading], Told]:
     for direction in directions:
         here = found.sel(direction=direction)
         attrs = shared | {name: float(here[name]) for name in ("base", "source") if name in here}
-        means = {name: here[f"effect_{name}"] for name in ("mean", "low", "high") if f"effect_{name}" in here}
+        means: dict[str, Any] = {
+            name: here[f"effect_{name}"] for name in ("mean", "low", "high") if f"effect_{name}" in here
+        }
         check_cells(here.effect)
         blue = blue_end(attrs, direction)
         readings.append(Reading(direction, "exact patch", here.effect, blue=blue, **means))
@@ -155,10 +157,17 @@ def _of_panels(found: xr.Dataset) -> tuple[list[Reading], Told]:
         for site in map(str, found.site.values):
             here = found.sel(reading=reading, site=site)
             ends = {name: float(here[name]) for name in ("base", "source") if name in here}
-            means = {name: here[f"effect_{name}"] for name in ("mean", "low", "high") if f"effect_{name}" in here}
+            means: dict[str, Any] = {
+                name: here[f"effect_{name}"] for name in ("mean", "low", "high") if f"effect_{name}" in here
+            }
             check_cells(here.effect)
             readings.append(Reading(site, reading, here.effect, blue=blue_end(attrs | ends, direction), **means))
     return readings, Told("Effect of each head at the perturbed token", caption, attrs, _units(found.effect))
+
+
+def _means(here: xr.Dataset) -> dict[str, Any]:
+    """Mean, low and high of one reading, as far as the result holds them."""
+    return {name: here[f"effect_{name}"] for name in ("mean", "low", "high") if f"effect_{name}" in here}
 
 
 def _caption(attrs: Mapping[str, Any], own: Mapping[str, Any], directions: Sequence[str | None]) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
+from datasets import Dataset
 
 from mechmem.data.choices import check_choice
 from mechmem.data.paragraphs import Paragraphs
@@ -70,7 +72,7 @@ def effects(
         # First the texts, one below the other, then what is small, side by side.
         return [heatmap for kind in zip(*found, strict=True) for heatmap in kind]
 
-    beside = None if model is None else _beside(model, paragraphs, corrupt, readings[0], options)
+    beside = _beside(model, _pairs(effect, paragraphs, corrupt), readings[0], options)
     hint = HINT + ("" if beside is None else " Click a head's cell for its attention pattern.")
     words = Words(told.title, _caption(readings, told, shown), facts(told.attrs, model), hint)
     return heatmap_picture(words, choosers, maps, theme=theme, beside=beside)
@@ -94,20 +96,26 @@ def _whole(reading: Reading, shown: Shown) -> bool:
 
 
 def _beside(
-    model: HookedTransformer | xr.Dataset,
-    paragraphs: Paragraphs | None,
-    corrupt: Paragraphs | None,
-    reading: Reading,
-    options: list[int | None],
+    model: HookedTransformer | xr.Dataset | None, pairs: list[Paragraphs], reading: Reading, options: list[int | None]
 ) -> Beside | None:
-    """Attention patterns for cells that are heads."""
+    """Attention patterns for cells that are heads, of texts that are known."""
     size = _head_sizes(reading)
-    if size is None:
+    if model is None or size is None or not pairs:
         return None
-    if paragraphs is None and isinstance(model, HookedTransformer):
-        # Tokens alone are wanted of it.
-        return None
-    return patterns_beside(model, paragraphs, corrupt, size, 2, [0 if place is None else place for place in options])
+    return patterns_beside(model, pairs, size, 2, [0 if place is None else place for place in options])
+
+
+def _pairs(
+    effect: xr.DataArray | xr.Dataset, paragraphs: Paragraphs | None, corrupt: Paragraphs | None
+) -> list[Paragraphs]:
+    """The paragraphs whose patterns can be shown, and those beside them: the caller's, or an experiment's own."""
+    if paragraphs is not None:
+        return [paragraphs] if corrupt is None else [paragraphs, corrupt]
+    if not isinstance(effect, xr.Dataset) or "clean_token" not in effect or "prefix_len" not in effect.attrs:
+        return []
+    table = Dataset.from_dict({"id": effect.paragraph.values.tolist()})
+    sides = (effect[f"{side}_token"].values for side in ("clean", "corrupt"))
+    return [Paragraphs(torch.from_numpy(tokens), int(effect.attrs["prefix_len"]), table) for tokens in sides]
 
 
 def _head_sizes(reading: Reading) -> xr.DataArray | None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mechmem.data.argument_checks import check_results
+from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.head_names import head_name
 from mechmem.model.load import HookedTransformer
@@ -17,6 +19,7 @@ from mechmem.show.packed_patterns import packed
 
 # Weights of all patterns in one picture: about as many bytes.
 MOST_WEIGHTS = 350_000
+FEWEST = 8
 CAPTION = (
     "Attention weight; colour grows with its square root. Rows are queries, columns keys, both from the first token."
 )
@@ -24,8 +27,7 @@ CAPTION = (
 
 def patterns_beside(
     model: HookedTransformer | xr.Dataset,
-    paragraphs: Paragraphs | None,
-    corrupt: Paragraphs | None,
+    pairs: Sequence[Paragraphs],
     size: xr.DataArray,
     chooser: int,
     of: Sequence[int],
@@ -33,30 +35,35 @@ def patterns_beside(
     """Patterns of the heads with the largest values, as many as a picture should hold.
 
     Args:
-        model: whose patterns; or a capture of them.
-        paragraphs: that are shown; None: only with a capture.
-        corrupt: the other sides of the pairs, shown beside the first; None: there are none.
+        model: whose patterns; or a capture of the first side's.
+        pairs: the paragraphs that are shown, and, of a model, those beside them.
         size: how large each head's value is, [layer, head].
         chooser: place of the chooser of paragraphs.
         of: the paragraph of each of its options.
+
+    Raises:
+        InputError: a capture of other paragraphs, or without patterns.
     """
-    length = paragraphs.tokens.shape[1] if paragraphs is not None else model.sizes["key_pos"]  # pyright: ignore
-    texts = (len(paragraphs) if paragraphs is not None else model.sizes["paragraph"]) * (1 if corrupt is None else 2)  # pyright: ignore
-    most = max(1, MOST_WEIGHTS // max(1, texts * length * (length + 1) // 2))
-    heads = _largest(size, most)
-    sides = [sides_of(model, paragraphs, heads, None)]
-    if corrupt is not None:
-        sides.append(sides_of(model, corrupt, heads, None))
-    left = size.size - len(heads)
+    given: list[tuple[Any, Paragraphs | None]] = [(model, each) for each in pairs]
+    if isinstance(model, xr.Dataset):
+        check_results("model", model, ("pattern",), "capture(model, paragraphs, sites='pattern')")
+        given = [(aligned(model, pairs[0]), None)]
+        size = size.sel(layer=np.isin(size.layer, model.layer), head=np.isin(size["head"], model["head"]))
+    rows, length = pairs[0].tokens.shape
+    # Of many paragraphs the first, so that there is room for a few heads of each.
+    room = MOST_WEIGHTS // (len(given) * length * (length + 1) // 2)
+    kept = min(rows, max(1, room // FEWEST))
+    heads = _largest(size, max(1, room // kept))
+    sides = [sides_of(each, None if texts is None else texts[:kept], heads, None)[:kept] for each, texts in given]
     data: dict[str, Any] = {
         "heads": [head_name(head) for head in heads],
         "names": ["clean", "corrupt"][: len(sides)],
-        "difference": "corrupt minus clean" if corrupt is not None else None,
-        "hint": "",
+        "difference": "corrupt minus clean" if len(sides) > 1 else None,
         "caption": CAPTION,
-        "missing": f"Click a cell of a head for its attention pattern{_kept(len(heads), left)}.",
+        "missing": f"Click a cell of a head for its attention pattern{_kept(len(heads), size.size - len(heads))}.",
         "chooser": chooser,
-        "of": list(of),
+        "of": [row if row < kept else None for row in of],
+        "unknown": f"The picture holds the attention patterns of the first {kept} paragraphs.",
         "paragraphs": [[_side(side) for side in group] for group in zip(*sides, strict=True)],
     }
     return Beside(("attention",), data)

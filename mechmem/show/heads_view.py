@@ -18,7 +18,7 @@ from mechmem.model.head_names import head_name
 from mechmem.show.chart import Chart
 from mechmem.show.figure_stack import origin, stacked
 from mechmem.show.fragment import Theme
-from mechmem.show.heatmaps import head_heatmap
+from mechmem.show.heatmap_figures import head_heatmap
 from mechmem.show.theme import COLOURS, empty_figure
 
 Change = Literal["nll_change", "em_change"]

@@ -78,7 +78,7 @@ class Heatmap:
     low: Float[np.ndarray, "row column"] | None = None
     high: Float[np.ndarray, "row column"] | None = None
     also: Sequence[Also] = ()
-    words: Sequence[Sequence[str]] | None = None
+    words: list[list[str]] | None = None
     framed: Sequence[tuple[int, int]] = ()
     framed_as: str = ""
 

@@ -60,8 +60,8 @@ def position_axis(positions: Sequence[Any], begins: int | None = None) -> Axis:
 
 def token_axis(
     positions: Sequence[Any],
-    clean: Sequence[str],
-    corrupt: Sequence[str] | None,
+    clean: list[str],
+    corrupt: list[str] | None,
     begins: int | None,
     differs: Any = None,
 ) -> Axis:

@@ -24,7 +24,8 @@ from mechmem.show.token_labels import shortened, token_labels
 CAPTION = (
     "Rows are depths: the residual stream that enters each layer, read through the final norm and the unembedding; the "
     "last row is the model's own prediction. A word is the first choice there; the column's label is the true token. A "
-    "frame: the true token is the first choice from here on. Full colour: NLL 0, or rank 1; none: an NLL of 10 or more, or the last rank."
+    "frame: the true token is the first choice from here on. Full "
+    "colour: NLL 0, or rank 1; none: an NLL of 10 or more, or the last rank."
 )
 # Nats: of a worse prediction one need not see how much worse.
 WORST = 10.0

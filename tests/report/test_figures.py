@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from mechmem.report import figures
-from mechmem.show import heatmaps, history_figures, score_figures
+from mechmem.show import heatmap_figures, history_figures, score_figures
 from mechmem.show.theme import COLOURS, plotly_text, template
 
 
@@ -47,32 +47,34 @@ def test_quartiles_and_shares_by_count_are_those_of_the_groups():
 
 def test_a_component_map_keeps_layers_and_components_in_place():
     values = xr.DataArray([[1.0, 10.0], [100.0, 0.0], [1.0, 1.0]], {"layer": [0, 1, 2], "component": ["Q0", "K0"]})
-    heatmap = heatmaps.component_heatmap(values, title="t", unit="u", kind="log").data[0]
+    heatmap = heatmap_figures.component_heatmap(values, title="t", unit="u", kind="log").data[0]
     assert heatmap.z[0].tolist() == [0, 1] and heatmap.z[1][0] == 2
     assert np.isnan(heatmap.z[1][1]), "a gradient of zero has no logarithm and is left blank"
     assert list(heatmap.x) == ["Q0", "K0"] and list(heatmap.y) == ["L0", "L1", "L2"]
-    plain = heatmaps.component_heatmap(values.transpose(), title="t", unit="u", kind="plain").data[0]
+    plain = heatmap_figures.component_heatmap(values.transpose(), title="t", unit="u", kind="plain").data[0]
     assert plain.z.tolist() == values.values.tolist()
 
 
 def test_shared_colours_stand_for_the_same_values():
     values = xr.DataArray([[1.0, 10.0]], {"layer": [0], "component": ["Q0", "K0"]})
-    heatmap = heatmaps.component_heatmap(values, title="t", unit="u", kind="log", span=(0.1, 1000.0)).data[0]
+    heatmap = heatmap_figures.component_heatmap(values, title="t", unit="u", kind="log", span=(0.1, 1000.0)).data[0]
     assert (heatmap.zmin, heatmap.zmax) == pytest.approx((-1, 3))
 
 
 def test_a_head_map_is_centred_on_zero_and_frames_the_largest():
     values = xr.DataArray([[1.0, -7.0, 5.0], [0.0, 2.0, -1.0]], {"layer": [0, 1], "head": [0, 1, 2]})
-    figure = heatmaps.head_heatmap(values, title="t", unit="u", top=2)
+    figure = heatmap_figures.head_heatmap(values, title="t", unit="u", top=2)
     assert (figure.data[0].zmin, figure.data[0].zmax) == (-7, 7)
     assert [(note.text, note.x, note.y) for note in figure.layout.annotations] == [("1", 2, 0), ("2", 1, 1)]
     assert len(figure.layout.shapes) == 2
-    assert heatmaps.top_cells(values.values, 6) == [(0, 2), (1, 1), (0, 0)], "what does not help is never framed"
+    assert heatmap_figures.top_cells(values.values, 6) == [(0, 2), (1, 1), (0, 0)], "what does not help is never framed"
 
 
 def test_a_head_map_can_show_the_lowest_as_the_finding():
     values = xr.DataArray([[1.0, -7.0, 5.0], [0.0, 2.0, -1.0]], {"layer": [0, 1], "head": [0, 1, 2]})
-    high, low = (heatmaps.head_heatmap(values, title="t", unit="u", top=3, blue=end) for end in ("highest", "lowest"))
+    high, low = (
+        heatmap_figures.head_heatmap(values, title="t", unit="u", top=3, blue=end) for end in ("highest", "lowest")
+    )
     assert low.data[0].z.tolist() == values.values.tolist() and low.data[0].reversescale
     assert not high.data[0].reversescale
     assert [(note.text, note.x, note.y) for note in low.layout.annotations] == [("1", 1, 0), ("2", 2, 1)]
@@ -105,7 +107,7 @@ def test_names_from_outside_are_escaped_everywhere():
     pictures = [
         figures.memorized_by_kind(share, xr.ones_like(share)),
         figures.stage_timings({bad: 1.0}),
-        heatmaps.component_heatmap(
+        heatmap_figures.component_heatmap(
             xr.DataArray([[1.0]], {"layer": [0], "component": [bad]}), title="t", unit="u", kind="plain"
         ),
         figures.layer_shares(xr.DataArray([[1.0]], {"set": [bad], "layer": [0]}, ("set", "layer"))),

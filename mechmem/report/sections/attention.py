@@ -8,7 +8,7 @@ from mechmem.report.attention_views import attention_heads, received_attention
 from mechmem.report.page import Block, Cell, Figure, Section, Table, ViewGroup
 from mechmem.report.sections.wording import best_heads, head_name, signed
 from mechmem.report.study_files import StudyFiles
-from mechmem.show import heatmaps
+from mechmem.show import heatmap_figures
 
 NAMED_HEADS = 5
 # Attention weights in a page; of long paragraphs only the first of each finding has matrices.
@@ -112,14 +112,14 @@ def _needed_and_rare(heads: xr.Dataset, rare: xr.Dataset) -> str:
 
 
 def _rare_figures(rare: xr.Dataset) -> list[Block]:
-    excess = heatmaps.head_heatmap(
+    excess = heatmap_figures.head_heatmap(
         100 * rare.excess,
         title="Excess attention on rare tokens (blue = more)",
         unit="percentage points",
         top=NAMED_HEADS,
     )
     # The range of a correlation; the lowest is blue, so that blue means rare tokens in both figures.
-    spearman = heatmaps.head_heatmap(
+    spearman = heatmap_figures.head_heatmap(
         rare.spearman,
         title="Attention by frequency (blue = rarer tokens)",
         unit="Spearman's coefficient",

@@ -6,7 +6,7 @@ import xarray as xr
 from mechmem.report.page import Block, Figure
 from mechmem.report.position_maps import position_heatmap
 from mechmem.report.sections.wording import best_heads, percent
-from mechmem.show import heatmaps
+from mechmem.show import heatmap_figures
 
 
 def patching_sentences(patching: xr.Dataset) -> list[str]:
@@ -45,7 +45,7 @@ def patching_blocks(patching: xr.Dataset) -> list[Block]:
     )
     stream.update_traces(reversescale=True)
     stream.update_xaxes(title="position, counted back from the first changed token")
-    heads = heatmaps.head_heatmap(
+    heads = heatmap_figures.head_heatmap(
         _head_change(patching.z),
         title="NLL change by restoring a head's output (blue = restores the memory)",
         unit="nats",

@@ -7,7 +7,7 @@ from mechmem.report.page import Block, Cell, Figure, Section, Table
 from mechmem.report.sections.attacks import attack_blocks, attack_sentences
 from mechmem.report.sections.wording import percent, signed
 from mechmem.report.study_files import StudyFiles
-from mechmem.show import heatmaps, history_figures
+from mechmem.show import heatmap_figures, history_figures
 
 ORIGINAL = "original"
 TARGETS, HELD_OUT, OTHER, UNSEEN = "targets", "held-out memorized", "other", "never seen"
@@ -173,7 +173,7 @@ def _figures(unlearned: xr.Dataset) -> list[Block]:
     blocks.append(Figure(history_figures.nll_history(unlearned.nll_history), reading, wide=len(blocks) == 1))
     if "selected_share" in unlearned:
         title = "Where the selected weights are (brighter = more of them)"
-        figure = heatmaps.component_heatmap(
+        figure = heatmap_figures.component_heatmap(
             100 * unlearned.selected_share, title=title, unit="% of the selected weights", kind="plain"
         )
         reading = (

@@ -8,7 +8,7 @@ from mechmem.report.page import Block, Figure, Section, Table
 from mechmem.report.sections.patching import patching_blocks, patching_sentences
 from mechmem.report.sections.wording import best_heads, head_name, listed, percent, signed
 from mechmem.report.study_files import StudyFiles
-from mechmem.show import heatmaps
+from mechmem.show import heatmap_figures
 
 NAMED_HEADS = 5
 READING = (
@@ -86,7 +86,7 @@ def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
     span = (float(positive.min()), float(positive.max()))
     blocks: list[Block] = [
         Figure(
-            heatmaps.component_heatmap(
+            heatmap_figures.component_heatmap(
                 size.sel(set=name),
                 title=f"Gradient on {name} text (brighter = larger)",
                 unit="max |gradient|",
@@ -100,7 +100,7 @@ def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
     if {"memorized", "other"} <= set(size.set.values):
         memorized, other = size.sel(set="memorized"), size.sel(set="other")
         part = 100 * (memorized / memorized.sum() - other / other.sum())
-        figure = heatmaps.component_heatmap(
+        figure = heatmap_figures.component_heatmap(
             part,
             title="Share of the gradient, memorized minus other (blue = larger on memorized text)",
             unit="percentage points",
@@ -166,7 +166,7 @@ def _head_figures(heads: xr.Dataset) -> list[Block]:
     limit = float(np.nanmax(np.abs(heads.em_change.values), initial=0)) or 1.0
     blocks: list[Block] = []
     for name in heads.set.values:
-        figure = heatmaps.head_heatmap(
+        figure = heatmap_figures.head_heatmap(
             heads.em_change.sel(set=name),
             title=f"EM change without each head, {name} text",
             unit="tokens",

@@ -142,16 +142,16 @@ class HeatmapPage {
     const { at, row, column } = this.cell, { rows, columns } = this.maps[at].map;
     const head = [this.maps[at].cell(row, column), rows.names[row], columns.names[column]]
       .map((name) => beside.heads.indexOf(name)).find((place) => place >= 0);
+    const paragraph = beside.of[this.chosen[beside.chooser]], host = element("div");
     this.beside.hidden = false;
-    if (head === undefined) {
-      this.beside.replaceChildren(element("p", { textContent: beside.missing }));
+    if (head === undefined || paragraph === null) {
+      this.beside.replaceChildren(element("p", { textContent: head === undefined ? beside.missing : beside.unknown }));
       return;
     }
-    const paragraph = beside.of[this.chosen[beside.chooser] ?? 0] ?? 0, host = element("div");
     this.beside.replaceChildren(host);
     const sides = beside.paragraphs[paragraph].map((side) => ({ ...side, packed: side.packs[head] }));
     new AttentionView(host, {
-      title: `Attention of ${beside.heads[head]}`, heads: [beside.heads[head]], columns: 1, labels: null, rows: null, chosen: 0,
+      title: `Attention of ${beside.heads[head]}, ${sides[0].title}`, heads: [beside.heads[head]], columns: 1, labels: null, rows: null, chosen: 0,
       names: beside.names, difference: beside.difference, hint: "", caption: beside.caption, style: this.data.style,
       theme: this.data.theme, paragraphs: [{ title: sides[0].title, sides }],
     }).show();
