@@ -31,7 +31,7 @@ ORDER = [
 ONLY_IN = {
     "transformer_lens": {"model"},
     "plotly": {"report", "show"},
-    "circuitsvis": {"report"},
+    "circuitsvis": {"show"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -108,10 +109,23 @@ class ExactScorer:
             found["bfloat16"] = tolerance(model, self.first, calibration, fast_float32)
         self.tolerance = {name: each.margin for name, each in found.items()}
 
-    def score(self, paras: Paragraphs, progress: Progress | None = None) -> Scores:
-        """Score paragraphs, in the order given; `progress` is called with (paragraphs done, paragraphs)."""
+    def score(
+        self,
+        paras: Paragraphs,
+        progress: Progress | None = None,
+        *,
+        each: Callable[[TokenScores], None] | None = None,
+    ) -> Scores:
+        """Score paragraphs, in the order given.
+
+        Args:
+            paras: the paragraphs.
+            progress: called with (paragraphs done, paragraphs).
+            each: called with the scores of every token of each batch, in order; the method "full" alone has them.
+        """
+        assert each is None or self.method == "full"
         parts = [
-            self._batch(paras.tokens[rows], paras.prefix_len)
+            self._batch(paras.tokens[rows], paras.prefix_len, each)
             for rows in batches(len(paras), self.batch_size(paras), progress)
         ]
         if not parts:
@@ -129,9 +143,11 @@ class ExactScorer:
         widest = max(layer.w_in.shape[1] for layer in self.lean.layers)
         return max(1, int(BLOCK / (run * widest * self.first.dtype.itemsize)))
 
-    def _batch(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
+    def _batch(
+        self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int, each: Callable[[TokenScores], None] | None
+    ) -> tuple[Tensor, ...]:
         tokens = tokens.to(self.lean.device)
-        return (self._whole if self.method == "full" else self._cascade)(tokens, prefix_len)
+        return self._whole(tokens, prefix_len, each) if self.method == "full" else self._cascade(tokens, prefix_len)
 
     def tokens(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> TokenScores:
         """Score every continuation token of some paragraphs: in the model's type, near-ties of EM in float64."""
@@ -159,9 +175,16 @@ class ExactScorer:
         result = margins(self.lean, hidden, true, nll=False)
         return result.matches(true), result.greedy(true)
 
-    def _whole(self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int) -> tuple[Tensor, ...]:
+    def _whole(
+        self,
+        tokens: Int[Tensor, "paragraph pos"],
+        prefix_len: int,
+        each: Callable[[TokenScores], None] | None = None,
+    ) -> tuple[Tensor, ...]:
         """EM, NLL, share of matches and rival from all columns."""
         found = self.tokens(tokens, prefix_len)
+        if each is not None:
+            each(found)
         em = leading_matches(found.match)
         share = found.match.to(found.token_nll.dtype).mean(-1)
         return em, found.token_nll.mean(-1), share, _at_mismatch(found.greedy, em)

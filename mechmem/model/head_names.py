@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
-
-from transformer_lens import HookedTransformer
+from typing import TYPE_CHECKING, Any
 
 from mechmem.data.bounds import check_bounds
 from mechmem.data.errors import InputError
+
+# Pages name heads and must not wait for torch.
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+else:
+    HookedTransformer = Any
 
 NAME = re.compile(r"L(\d+)H(\d+)", re.IGNORECASE)
 

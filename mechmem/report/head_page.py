@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import xarray as xr
 
-from mechmem.report.attention_views import attention_heads, received_attention
-from mechmem.report.page import Block, Card, Cell, Page, Section, Table, ViewGroup
+from mechmem.model.head_names import parsed_heads
+from mechmem.report.page import Block, Card, Cell, Page, Section, Table, View
+from mechmem.show.attention_picture import attention_picture
+from mechmem.show.attention_side import Side
+from mechmem.show.token_labels import shortened
 
 SETS = {"memorized": "memorized", "perturbed": "the same with one token replaced", "other": "not memorized"}
 
@@ -54,13 +57,14 @@ def _tests(report: xr.Dataset) -> Section:
 
 
 def _views(report: xr.Dataset, name: str) -> Section:
-    groups: list[Block] = []
+    pair = parsed_heads([name])[0]
+    assert pair is not None
+    sides = []
     for number in range(report.sizes["view"]):
         one = report.isel(view=number)
-        tokens, pattern = [str(text) for text in one.text.values], one.pattern.values
-        kind = SETS[str(one.view_set.item())]
-        strip = received_attention(tokens, pattern, first_query=1, label="attention that each token receives")
-        title = f"Paragraph {one.paragraph_id.item()}, {kind}"
-        caption = "Darker means more attention; point at a token or a cell for its value."
-        groups.append(ViewGroup(title, caption, [strip, attention_heads(tokens, pattern[None], [name])], number == 0))
-    return Section("attention", "Attention", "Where does it look?", [f"{len(groups)} paragraphs."], groups)
+        text = [shortened(str(token)) or "∅" for token in one.text.values]
+        title = f"{SETS[str(one.view_set.item())]}, paragraph {one.paragraph_id.item()}"
+        sides.append([Side(title, [pair], text, None, None, one.pattern.values[None].astype(float))])
+    reading = "Darker means more attention; point at a token or a cell for its value; choose a paragraph above."
+    blocks: list[Block] = [View(f"Attention of {name}", attention_picture(sides), reading)] if sides else []
+    return Section("attention", "Attention", "Where does it look?", [f"{len(sides)} paragraphs."], blocks)

@@ -13,50 +13,31 @@
     displayModeBar: window.matchMedia("(hover: hover)").matches ? "hover" : false,
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   };
-  for (const data of document.querySelectorAll("script.plot-data")) {
-    const { data: traces, layout } = read(data);
-    layout.template = scheme();
-    // On a touch screen a drag must scroll the page, not zoom the figure.
-    if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
-    const target = document.getElementById(data.dataset.for);
-    Plotly.newPlot(target, traces, layout, settings);
-    dark.addEventListener("change", () => Plotly.relayout(target, { template: scheme() }));
-  }
-
-  // Attention views are heavy to draw: one fold at a time, when it is opened.
-  const mount = (fold) => {
-    for (const data of fold.querySelectorAll("script.view-data")) {
-      const target = data.parentElement.querySelector(".mount");
-      if (target.dataset.mounted) continue;
-      target.dataset.mounted = "yes";
-      CircuitsVis.render(target.id, CircuitsVis[target.dataset.component], read(data));
+  const figures = [...document.querySelectorAll("script.plot-data")];
+  const draw = (Plotly) => {
+    for (const data of figures) {
+      const { data: traces, layout } = read(data);
+      layout.template = scheme();
+      // On a touch screen a drag must scroll the page, not zoom the figure.
+      if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
+      const target = document.getElementById(data.dataset.for);
+      Plotly.newPlot(target, traces, layout, settings);
+      const repaint = (template) => Plotly.relayout(target, { template });
+      dark.addEventListener("change", () => repaint(scheme()));
+      // Paper is white, and narrower than a screen.
+      window.addEventListener("beforeprint", () => { target.style.width = "660px"; Plotly.Plots.resize(target); repaint(templates.light); });
+      window.addEventListener("afterprint", () => { target.style.width = ""; Plotly.Plots.resize(target); repaint(scheme()); });
     }
   };
-  for (const fold of document.querySelectorAll("details.views")) {
-    if (fold.open) mount(fold);
-    fold.addEventListener("toggle", () => fold.open && mount(fold));
-  }
+  const undrawn = (error) => {
+    for (const data of figures) document.getElementById(data.dataset.for).textContent = `The figure was not drawn: ${error}`;
+  };
+  if (figures.length) window.mechmemPlotly.then(draw).catch(undrawn);
 
-  // Tables: search by substring, sort by a click on the column's head.
+  // Tables: sort by a click on the column's head.
   for (const block of document.querySelectorAll(".table-block")) {
     const body = block.querySelector("tbody");
     const rows = [...body.rows];
-    const box = block.querySelector("input");
-    if (box) {
-      const texts = rows.map((row) => row.textContent.toLowerCase());
-      const found = block.querySelector(".found");
-      const search = () => {
-        const wanted = box.value.toLowerCase();
-        let shown = 0;
-        rows.forEach((row, index) => {
-          row.hidden = !texts[index].includes(wanted);
-          shown += !row.hidden;
-        });
-        found.textContent = `${shown} of ${rows.length} rows`;
-      };
-      box.addEventListener("input", search);
-      search();
-    }
     const heads = [...block.querySelectorAll("th")];
     heads.forEach((head, column) => {
       head.firstElementChild.addEventListener("click", () => {
@@ -73,7 +54,9 @@
       });
     });
     for (const clamp of block.querySelectorAll(".clamp")) {
-      clamp.addEventListener("click", () => clamp.classList.toggle("opened"));
+      const toggle = () => clamp.classList.toggle("opened");
+      clamp.addEventListener("click", toggle);
+      clamp.addEventListener("keydown", (event) => { if (event.key === "Enter") toggle(); });
     }
   }
 

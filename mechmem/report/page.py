@@ -1,6 +1,8 @@
 """One self-contained HTML page: the blocks that a report is made of, and the file with everything inside it."""
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,11 +13,11 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io.json as plotly_json
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from mechmem.data.files import replacing
-from mechmem.report.attention_views import View, circuitsvis_script
 from mechmem.show.embed import json_markup, json_text_markup, script_markup
+from mechmem.show.picture import Picture
+from mechmem.show.plotly_script import plotly_markup
 from mechmem.show.theme import template
 
 # Nothing may be loaded or sent: were an escape ever missing, a paragraph's text could still not reach a server.
@@ -23,6 +25,8 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
     "connect-src 'none'; worker-src 'none'; object-src 'none'; frame-src 'none'; base-uri 'none'; form-action 'none'"
 )
+# Unique in a notebook, by process and number.
+_VIEW_NAME = re.compile(r'^<div id="(mechmem-\d+-\d+)"')
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,29 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A sentence of the page's beginning: the question in a word or two, the answer, and the section that shows it."""
+
+    label: str
+    sentence: str
+    section: str
+
+
+@dataclass(frozen=True)
 class Figure:
-    """A figure and how to read it; its own title becomes the heading. `wide` gives it the full width."""
+    """A figure and how to read it; its own title becomes the heading.
+
+    Attributes:
+        figure: what is drawn.
+        reading: what it shows, with units and what higher means.
+        wide: whether it gets the full width.
+        code: the line that makes it in a notebook, where `study` is the opened study.
+    """
 
     figure: go.Figure
     reading: str
     wide: bool = True
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,24 +78,28 @@ Cell = str | int | float | Passage | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a heading, folded away unless `opened`; `searchable` adds a search box. Every column can be sorted."""
+    """Rows under a heading, folded away unless `opened`. Every column can be sorted."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
-    searchable: bool = False
     opened: bool = False
+
+    @property
+    def passages(self) -> bool:
+        """Whether rows hold paragraphs, which need the page's whole width."""
+        return any(isinstance(cell, Passage) for row in self.rows for cell in row)
 
 
 @dataclass(frozen=True)
-class ViewGroup:
-    """Attention views of one paragraph, folded away unless `opened`."""
+class View:
+    """A picture of `mechmem.show` that answers to clicks, with a heading and how to read it."""
 
     title: str
-    caption: str
-    views: Sequence[View]
-    opened: bool = False
+    picture: Picture
+    reading: str
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +110,7 @@ class Verbatim:
     text: str
 
 
-Block = Figure | Table | ViewGroup | Verbatim
+Block = Figure | Table | View | Verbatim
 
 
 @dataclass(frozen=True)
@@ -100,6 +125,7 @@ class Section:
         blocks: figures, tables, views, in order.
         reading: how to read the section, for a newcomer.
         missing: what has not been run, a sentence each.
+        limits: what the figures do not show, a sentence each.
     """
 
     name: str
@@ -109,6 +135,7 @@ class Section:
     blocks: Sequence[Block] = ()
     reading: Sequence[str] = ()
     missing: Sequence[str] = ()
+    limits: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +149,9 @@ class Page:
         cards: the summary.
         sections: in order.
         terms: terms and their meaning, folded away.
+        answers: what the page begins with, a sentence each.
+        basis: what the answers rest on, a line below them.
+        view: what stands between the answers and the sections.
     """
 
     title: str
@@ -130,12 +160,15 @@ class Page:
     cards: Sequence[Card]
     sections: Sequence[Section]
     terms: Sequence[tuple[str, str]] = ()
+    answers: Sequence[Answer] = ()
+    basis: str = ""
+    view: View | None = None
 
 
 def write_page(path: str | Path, page: Page) -> Path:
     """Write the page as one HTML file that loads nothing, whole or not at all; returns the path.
 
-    All text is escaped. The scripts of plotly and CircuitsVis stand in the file once each, and only if it uses them.
+    All text is escaped. The script of plotly stands in the file once, and only if a figure needs it.
     """
     html = page_html(page)
     path = Path(path)
@@ -157,23 +190,33 @@ def page_html(page: Page) -> str:
     )
     blocks = [block for section in page.sections for block in section.blocks]
     has_figures = any(isinstance(block, Figure) for block in blocks)
-    has_views = any(isinstance(block, ViewGroup) for block in blocks)
     own_script = (files / "page.js").read_text(encoding="utf-8")
     html = environment.get_template("page.html.jinja").render(
         page=page,
         policy=CONTENT_SECURITY_POLICY,
         style=Markup((files / "page.css").read_text(encoding="utf-8")),
-        libraries=[script_markup(get_plotlyjs())] * has_figures + [script_markup(circuitsvis_script())] * has_views,
+        libraries=[plotly_markup()] * has_figures,
         script=script_markup(own_script),
         templates=json_markup({mode: template(dark=mode == "dark").to_plotly_json() for mode in ("light", "dark")}),
         kind=lambda block: type(block).__name__,
         figure_json=_figure_json,
         figure_title=lambda figure: figure.layout.title.text or "",
-        json=json_markup,
+        picture=_picture(),
         cell=_cell,
     )
     # A browser replaces a NUL and turns a carriage return into a line feed. In scripts neither is left.
     return html.replace("\0", "\\x00").replace("\r", "&#13;")
+
+
+def _picture() -> Callable[[Picture], Markup]:
+    """What gives pictures as HTML, numbered in their order on the page, so that equal results give equal bytes."""
+    count = itertools.count(1)
+
+    def numbered(picture: Picture) -> Markup:
+        name = _VIEW_NAME.search(picture.html)
+        return Markup(picture.html if name is None else picture.html.replace(name[1], f"view-{next(count)}"))
+
+    return numbered
 
 
 def _figure_json(figure: go.Figure) -> Markup:

@@ -48,6 +48,11 @@ class StudyFiles:
             return None
         return self.paragraphs.column(name) if name in self.paragraphs.table.column_names else None
 
+    def column_names(self) -> set[str]:
+        """Names of the paragraphs' columns."""
+        known = None if self.paragraphs is None else self.paragraphs.table
+        return set() if known is None else set(known.column_names)
+
     def counts(self) -> np.ndarray | None:
         """How often each paragraph occurs in the training text, or None where that is not known of all of them."""
         count = self.column("count")

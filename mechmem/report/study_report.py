@@ -6,15 +6,19 @@ import numpy as np
 
 from mechmem.data.files import check_output
 from mechmem.data.folder_lock import only_writer
-from mechmem.report.page import Card, Page, write_page
+from mechmem.report.page import Page, write_page
+from mechmem.report.sections.answers import basis, five_answers
 from mechmem.report.sections.attention import attention_section
-from mechmem.report.sections.memorized import memorized_section, paragraph_counts
-from mechmem.report.sections.removal import HELD_OUT, ORIGINAL, OTHER, TARGETS, em_of, first_edit, removal_section
+from mechmem.report.sections.memorized import memorized_section
+from mechmem.report.sections.removal import removal_section
 from mechmem.report.sections.run import mapping, run_section
 from mechmem.report.sections.where import where_section
-from mechmem.report.sections.wording import best_heads, percent, signed
 from mechmem.report.study_files import StudyFiles, read_study
 
+LEAD = (
+    "Five answers first, then the paragraphs themselves, then one section for each question with the data behind its "
+    "answer."
+)
 TERMS = (
     ("prefix, continuation", "the tokens that the model is given, and those that follow them in the text"),
     ("EM", "exact match: how many tokens of the continuation the model gets right before its first mistake"),
@@ -53,65 +57,16 @@ def study_page(study: StudyFiles) -> Page:
     ]
     name = mapping(study.manifest, "model").get("name", "the model")
     model = "the bundled model" if name == "bundled" else name
-    lead = (
-        "Which paragraphs the model reproduces, which heads and weights they depend on, and what unlearning them "
-        "costs. Each section asks a question, answers it with numbers and shows the data behind the answer."
+    return Page(
+        title=f"What {model} memorized",
+        lead=LEAD,
+        facts=_facts(study),
+        cards=(),
+        sections=sections,
+        terms=TERMS,
+        answers=five_answers(study),
+        basis=basis(study),
     )
-    return Page(f"What {model} memorized", lead, _facts(study), summary_cards(study), sections, TERMS)
-
-
-def summary_cards(study: StudyFiles) -> list[Card]:
-    """The numbers on top; a dash where the stage has not been run."""
-    return [*_scan_cards(study), _head_card(study), *_removal_cards(study)]
-
-
-def _scan_cards(study: StudyFiles) -> list[Card]:
-    em = study.column("em")
-    if study.paragraphs is None or em is None:
-        return [
-            Card(label, "–", "not run yet")
-            for label in ("Paragraphs scored", "Memorized", "Clusters of memorized text")
-        ]
-    total, memorized, clusters = paragraph_counts(study)
-    length, given = study.paragraphs.continuation_len, study.paragraphs.prefix_len
-    return [
-        Card("Paragraphs scored", f"{total:,}", f"{given} tokens given, {length} to continue"),
-        Card("Memorized", f"{memorized:,}", f"{percent(memorized / max(total, 1))}, all {length} tokens right"),
-        Card(
-            "Clusters of memorized text",
-            "–" if clusters is None else f"{clusters:,}",
-            "near-identical text counted once",
-        ),
-    ]
-
-
-def _head_card(study: StudyFiles) -> Card:
-    if study.heads is None or "memorized" not in study.heads.set.values:
-        return Card("Most needed head", "–", "not run yet")
-    (name, drop), *_ = best_heads(-study.heads.em_change.sel(set="memorized"), 1)
-    return Card("Most needed head", name, f"without it EM changes by {signed(-drop)} tokens on memorized text")
-
-
-def _removal_cards(study: StudyFiles) -> list[Card]:
-    labels = ("EM of the targets after unlearning", "EM of other text after unlearning")
-    unlearned = study.unlearned
-    if unlearned is None:
-        return [Card(label, "–", "not run yet") for label in labels]
-    edit = first_edit(unlearned)
-    cards = []
-    for label, name in zip(labels, (TARGETS, OTHER), strict=True):
-        before, after = em_of(unlearned, ORIGINAL, name), em_of(unlearned, edit, name)
-        if before is None or after is None:
-            cards.append(Card(label, "–", "this set was not evaluated"))
-            continue
-        note = f"before → after, {edit}"
-        held_out = em_of(unlearned, edit, HELD_OUT)
-        if name == TARGETS and held_out is not None:
-            note = f"{edit}; memorized text not targeted: {held_out:.1f}"
-        elif name == OTHER:
-            note = f"{signed(after - before)} tokens; higher is better kept"
-        cards.append(Card(label, f"{before:.1f} → {after:.1f}", note))
-    return cards
 
 
 def _facts(study: StudyFiles) -> list[str]:

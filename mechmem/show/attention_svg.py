@@ -8,7 +8,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from mechmem.model.head_names import head_name
-from mechmem.show.attention_data import Side, grid_of
+from mechmem.show.attention_side import Side, grid_of
 from mechmem.show.png import png_address
 from mechmem.show.svg_text import FONT, xml_text
 from mechmem.show.thumbnails import coloured, thumbnail

@@ -26,6 +26,7 @@ from mechmem.measure.worst_pairs import worst_perturbations
 from mechmem.model.load import HookedTransformer
 from mechmem.model.token_text import token_texts
 from mechmem.study.folder import SETS, StudyFolder
+from mechmem.study.kept_for_view import labels_of, texts_and_patterns, with_intervals
 
 
 def scan_stage(study: StudyFolder) -> str:
@@ -34,7 +35,10 @@ def scan_stage(study: StudyFolder) -> str:
     count = len(paragraphs) if decoded is None else min(decoded, len(paragraphs))
     parts = study.parts({"scoring paragraphs": len(paragraphs), "decoding continuations": 2 * count})
     scorer = ExactScorer(study.model, paragraphs.select(np.arange(min(CALIBRATION, len(paragraphs)))))
-    scores = scorer.score(paragraphs, parts["scoring paragraphs"])
+    token_nll: list[np.ndarray] = []
+    scores = scorer.score(
+        paragraphs, parts["scoring paragraphs"], each=lambda found: token_nll.append(found.token_nll.cpu().numpy())
+    )
     length = paragraphs.continuation_len
     memorized, other = memorized_other(scores.em, length)
     rows = rows_to_decode(scores.em, length, decoded, seed=study.settings.seed)
@@ -55,6 +59,8 @@ def scan_stage(study: StudyFolder) -> str:
     scored = paragraphs.with_columns(
         em=scores.em,
         nll=scores.nll,
+        token_nll=np.concatenate(token_nll),
+        token_label=labels_of(study.model, paragraphs.tokens),
         match_fraction=scores.match_fraction,
         edit_distance=distance,
         set=np.select([memorized, other], SETS, default="between"),
@@ -102,18 +108,13 @@ def gradient_stage(study: StudyFolder) -> str:
 def head_stage(study: StudyFolder) -> str:
     """Ablate every head alone, for both sets; -> heads.nc."""
     parts = study.parts({f"ablating heads on {name} text": 1 for name in SETS})
-    results = [
-        ablate_heads(
-            study.model,
-            study.subset(name, study.settings.ablation_sample),
-            method="mean",
-            seed=study.settings.seed,
-            progress=parts[f"ablating heads on {name} text"],
-        )
-        for name in SETS
-    ]
-    # Each set has other paragraphs, so what is known of single ones is left out.
-    means = [result.drop_dims("paragraph", errors="ignore") for result in results]
+    means, seed = [], study.settings.seed
+    for name in SETS:
+        sample = study.subset(name, study.settings.ablation_sample)
+        progress = parts[f"ablating heads on {name} text"]
+        result = ablate_heads(study.model, sample, method="mean", average=False, seed=seed, progress=progress)
+        # Each set has other paragraphs, so what is known of single ones is left out.
+        means.append(with_intervals(result, sample, seed=seed))
     heads = xr.concat(means, dim=_set_axis(SETS), combine_attrs="override")
     study.save(heads, "heads.nc")
     needed = -heads.em_change.sel(set="memorized")
@@ -165,7 +166,8 @@ def patch_stage(study: StudyFolder) -> str:
     heads = patch(study.model, **pairs, site="z", cells=cells, average=False, progress=progress)
     heads = heads.assign_attrs(rank_correlation=rank_correlation(estimate, heads.mean("paragraph", skipna=False)))
     columns = {name: ("paragraph", clean.column(name)) for name in ("perturbed_pos", "impact_pos")}
-    study.save(xr.Dataset({"resid_pre": stream, "z": heads, "z_estimate": estimate} | columns), "patching.nc")
+    effects = xr.Dataset({"resid_pre": stream, "z": heads, "z_estimate": estimate} | columns)
+    study.save(effects.merge(texts_and_patterns(study.model, clean, corrupt)), "patching.nc")
     rise = stream.attrs["base"] - stream.attrs["source"]
     relief = -heads.mean("paragraph", skipna=False).fillna(0).sum("pos")
     ((layer, head),) = top_heads(relief, 1)

@@ -80,6 +80,9 @@ def attention(rng: np.random.Generator, hostile: str, length: int = 2 * FULL) ->
     weights = np.exp(np.where(np.tril(np.ones((length, length), bool)), logits, -np.inf))
     pattern = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
     token = np.array([[f" {WORDS[i % len(WORDS)]}{hostile if i % 9 == 0 else ''}" for i in range(length)]] * 2, object)
+    if hostile:
+        # Long tokens are cut: these are short.
+        token[:, 1:4] = ["</script>", "<img/src=x onerror=window.pwned=1>", "<img/src=http://leak.test/bare>"]
     return xr.Dataset(
         {
             "pattern": (("view", "head_slot", "query_pos", "key_pos"), pattern),

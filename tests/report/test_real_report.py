@@ -26,7 +26,7 @@ def test_every_section_is_answered_with_the_study_s_numbers(small_study, text):
     unlearn = open_study(small_study.folder).results["unlearn"]
     before, after = (float(unlearn.em.sel(set="targets", edit=edit)) for edit in ("original", "NPO, all weights"))
     assert f"the targets from {before:.1f} to {after:.1f} tokens of EM" in text
-    assert f"{before:.1f} → {after:.1f}" in text
+    assert f"takes the {unlearn.attrs['targets']} targets from {before:.1f} to {after:.1f} tokens of EM" in text
     for edit in unlearn.edit.values:
         assert str(edit) in text
     assert "As many random weights" in text

@@ -19,25 +19,32 @@ NAMES = {
 NOTICEABLE = 2.0
 
 
+def strongest_attack(attacks: xr.Dataset, edit: str) -> tuple[str, xr.Dataset] | None:
+    """The attack that recovers most of the text after an edit, in words, and its numbers; None: nothing noticeable."""
+    # The original's last layers hold the text themselves, so they would recover even what is gone.
+    own = attacks.sel(edit=edit).where(attacks.attack != "late layers", drop=True)
+    gained = (own.em_after - own.em_after.sel(attack="none")).fillna(-np.inf)
+    best = int(gained.values.argmax())
+    name = str(gained.attack.values[best])
+    return None if float(gained.max()) < NOTICEABLE else (NAMES.get(name, name), own.isel(attack=best))
+
+
 def attack_sentences(attacks: xr.Dataset | None) -> list[str]:
     """For each edit, the attack that recovers most of the text."""
     if attacks is None:
         return []
     sentences = []
     for edit in map(str, attacks.edit.values):
-        # The original's last layers hold the text themselves, so they would recover even what is gone.
-        after = attacks.em_after.sel(edit=edit).where(attacks.attack != "late layers", drop=True)
-        plain = float(after.sel(attack="none"))
-        gained = (after - plain).fillna(-np.inf)
-        best = str(gained.attack.values[int(gained.values.argmax())])
-        if float(gained.max()) < NOTICEABLE:
+        found = strongest_attack(attacks, edit)
+        if found is None:
             sentences.append(f"After the edit '{edit}', no attack recovers a noticeable amount of the targets.")
-        else:
-            sentences.append(
-                f"After the edit '{edit}', the strongest attack ({NAMES.get(best, best)}) raises the targets from "
-                f"{plain:.1f} to {float(after.sel(attack=best)):.1f} tokens of EM: what an attack recovers was hidden, "
-                "not removed."
-            )
+            continue
+        name, one = found
+        plain = float(attacks.em_after.sel(edit=edit, attack="none"))
+        sentences.append(
+            f"After the edit '{edit}', the strongest attack ({name}) raises the targets from {plain:.1f} to "
+            f"{float(one.em_after):.1f} tokens of EM: what an attack recovers was hidden, not removed."
+        )
     return sentences
 
 

@@ -4,26 +4,29 @@ import numpy as np
 import xarray as xr
 from scipy.stats import spearmanr
 
-from mechmem.report.attention_views import attention_heads, received_attention
-from mechmem.report.page import Block, Cell, Figure, Section, Table, ViewGroup
-from mechmem.report.sections.wording import best_heads, head_name, signed
+from mechmem.report.page import Block, Cell, Figure, Section, Table, View
+from mechmem.report.sections.wording import best_heads, head_name, listed, signed
 from mechmem.report.study_files import StudyFiles
 from mechmem.show import heatmap_figures
+from mechmem.show.attention_picture import attention_picture
+from mechmem.show.attention_side import Side
+from mechmem.show.token_labels import shortened
 
 NAMED_HEADS = 5
-# Attention weights in a page; of long paragraphs only the first of each finding has matrices.
-MOST_CELLS = 1_000_000
 FINDINGS = {"memorized": "the most needed heads", "rare": "the heads that attend most to rare tokens"}
+LIMITS = (
+    "Attention shows where a head looks, not what it does with what it finds there: the ablation above measures that.",
+    "A head that attends to names or to fixed places can look like one that attends to rare tokens.",
+)
 READING = (
     "Rare tokens identify a paragraph better than common ones, so a head that retrieves memorized text may attend to "
     "tokens that are rare in the corpus.",
     "Excess is the attention on the rarest tokens of the prefix minus what would be expected there if rarity did not "
     "matter: above zero, the head attends to rare tokens more. Spearman's coefficient is the rank correlation of the "
     "attention that a token gets with its frequency: below zero means that rarer tokens get more.",
-    "In the attention matrices a row is the query token, a column the key token, and darker means more attention. The "
-    "lines of text show the same for reading: each token is as dark as the attention that it receives while the model "
-    "predicts the continuation. The first token often gets attention that is not needed elsewhere (an attention sink); "
-    "ignore it.",
+    "In the attention matrices a row is the query token, a column the key token, and darker means more attention. In "
+    "the text below, each token is as dark as the attention that it receives on average from later tokens. The first "
+    "token often gets attention that is not needed elsewhere (an attention sink).",
 )
 
 
@@ -42,12 +45,11 @@ def attention_section(study: StudyFiles) -> Section:
     if study.attention is None:
         missing.append("No attention patterns were kept: there is no attention.nc in the study folder.")
     else:
-        first_query = 0 if study.paragraphs is None else study.paragraphs.prefix_len - 1
-        blocks += _views(study.attention, first_query)
+        blocks += _views(study)
     if study.rare is not None:
         blocks.append(_rare_table(study.rare))
     question = "Do the heads that memorized text needs attend to rare tokens, and what else do they attend to?"
-    return Section("attention", "What do the heads attend to?", question, answer, blocks, READING, missing)
+    return Section("attention", "What do the heads attend to?", question, answer, blocks, READING, missing, LIMITS)
 
 
 def _rare_sentences(rare: xr.Dataset) -> list[str]:
@@ -166,26 +168,42 @@ def _rare_table(rare: xr.Dataset) -> Table:
     return Table("All heads and rare tokens as numbers", ["Head", *columns.values()], rows, note)
 
 
-def _views(attention: xr.Dataset, first_query: int) -> list[Block]:
-    groups: list[Block] = []
-    seen: set[str] = set()
-    all_matrices = attention.pattern.size <= MOST_CELLS
-    for number in range(attention.sizes["view"]):
-        one = attention.isel(view=number)
-        tokens = [str(token) for token in one.token.values]
-        pattern = one.pattern.values.astype(float)
-        names = [
-            head_name(int(layer), int(head)) for layer, head in zip(one.layer.values, one["head"].values, strict=True)
-        ]
-        strips = [
-            received_attention(tokens, matrix, first_query=first_query, label=f"Attention received in head {name}")
-            for matrix, name in zip(pattern, names, strict=True)
-        ]
-        finding = str(one.finding.item())
-        title = f"Paragraph {one.paragraph_id.item()}, attention of {FINDINGS[finding]}: {', '.join(names)}"
-        caption = f"{one.caption.item()}. Darker means more attention; point at a token or a cell for its value."
-        first, seen = finding not in seen, seen | {finding}
-        matrices = [attention_heads(tokens, pattern, names)] if first or all_matrices else []
-        views = [*strips, *matrices]
-        groups.append(ViewGroup(title, caption, views, opened=number == 0))
-    return groups
+def _views(study: StudyFiles) -> list[Block]:
+    """One view for each finding: its heads on the paragraphs that were kept."""
+    assert study.attention is not None
+    prefix = None if study.paragraphs is None else study.paragraphs.prefix_len
+    blocks: list[Block] = []
+    for finding, words in FINDINGS.items():
+        views = study.attention.isel(view=np.flatnonzero(study.attention.finding.values == finding))
+        if not views.sizes["view"]:
+            continue
+        sides = [side_of(views.isel(view=number), prefix) for number in range(views.sizes["view"])]
+        names = listed([head_name(*pair) for pair in sides[0].heads])
+        blocks.append(
+            View(
+                f"Attention of {words}: {names}",
+                attention_picture([[side] for side in sides]),
+                "Darker means more attention. Click a head for its matrix; point at a token or a cell for its value.",
+                _line(study, views),
+            )
+        )
+    return blocks
+
+
+def side_of(view: xr.Dataset, prefix_len: int | None) -> Side:
+    """One view of `attention.nc` as `show.attention` draws it."""
+    heads = [(int(layer), int(head)) for layer, head in zip(view.layer.values, view["head"].values, strict=True)]
+    text = [shortened(str(token)) or "∅" for token in view.token.values]
+    title = f"paragraph {view.paragraph_id.item()}"
+    return Side(title, heads, text, None, prefix_len, view.pattern.values.astype(float))
+
+
+def _line(study: StudyFiles, views: xr.Dataset) -> str:
+    """The call that makes the view in a notebook."""
+    if study.paragraphs is None:
+        return ""
+    ids = study.paragraphs.ids.tolist()
+    rows = [ids.index(found) for found in views.paragraph_id.values.tolist() if found in ids]
+    one = views.isel(view=0)
+    names = [head_name(int(layer), int(head)) for layer, head in zip(one.layer.values, one["head"].values, strict=True)]
+    return f"mm.show.attention(study.model, study.paragraphs[{rows}], heads={names})"

@@ -10,8 +10,13 @@ from mechmem.report.sections.wording import percent, plural
 from mechmem.report.study_files import StudyFiles
 from mechmem.show import score_figures
 
-SHOWN_ROWS = 200
-NEAR_MISSES = 30
+# All of them are in the list above.
+SHOWN_ROWS, NEAR_MISSES = 12, 8
+LIMITS = (
+    "A full match shows that the model can continue the text from this prefix. It does not show how often the text "
+    "has to be seen, and text that is reproduced with small changes does not count.",
+    "Only greedy decoding from one prefix was tried: sampling and other prefixes can bring out more.",
+)
 COLUMNS = {
     "id": "Id",
     "source": "Kind",
@@ -53,7 +58,7 @@ def memorized_section(study: StudyFiles) -> Section:
     blocks: list[Block] = [Figure(score_figures.em_histogram(exact, full=full), caption)]
     blocks += _by_count(study, exact, full) + _by_kind(study)
     blocks += [_paragraph_table(study), *_near_misses(study)]
-    return Section(name, title, question, _answer(study, em, full), tuple(blocks), READING)
+    return Section(name, title, question, _answer(study, em, full), tuple(blocks), READING, limits=LIMITS)
 
 
 def _answer(study: StudyFiles, em: np.ndarray, full: int) -> list[str]:
@@ -162,10 +167,10 @@ def _paragraph_table(study: StudyFiles) -> Table:
     order = "those seen least often come first" if count is not None else "those it was least sure of come first"
     note = (
         f"{len(chosen)} of {plural(len(memorized), 'memorized paragraph')}; {order}. Grey is what the model was "
-        "given, coloured is what it generated, word for word as in the text. NLL in nats per token. Click a paragraph "
-        "to open it, a column heading to sort."
+        "given, coloured is what it generated, word for word as in the text. NLL in nats per token. A click or Enter "
+        "opens a paragraph. The list above has all of them."
     )
-    return _table(study, chosen, "The memorized paragraphs", note, constant=FULL_MATCH, opened=len(chosen) > 0)
+    return _table(study, chosen, "Some memorized paragraphs", note, constant=FULL_MATCH, opened=len(chosen) > 0)
 
 
 def _near_misses(study: StudyFiles) -> list[Block]:
@@ -198,7 +203,7 @@ def _table(
         [_plain(label, values[row]) for label, values in present.items()] + [passage]
         for row, passage in zip(chosen, passages, strict=True)
     ]
-    return Table(title, [*present, "Paragraph"], rows, note, searchable=True, opened=opened)
+    return Table(title, [*present, "Paragraph"], rows, note, opened=opened)
 
 
 def _plain(label: str, value: object) -> Cell:
@@ -218,11 +223,3 @@ def _passages(study: StudyFiles, chosen: np.ndarray, said: np.ndarray | None) ->
     else:
         parts = [("(the study folder holds no text)", "")] * len(chosen)
     return [Passage(*part, said) for part, said in zip(parts, own, strict=True)]
-
-
-def paragraph_counts(study: StudyFiles) -> tuple[int, int, int | None]:
-    """How many paragraphs were scored, how many of them are memorized, and in how many clusters these are."""
-    memorized = study.members("memorized")
-    clusters = study.column("cluster")
-    total = 0 if study.paragraphs is None else len(study.paragraphs)
-    return total, len(memorized), None if clusters is None else len(np.unique(clusters[memorized]))

@@ -14,6 +14,12 @@ TARGETS, HELD_OUT, OTHER, UNSEEN = "targets", "held-out memorized", "other", "ne
 # Tokens of EM below which an edit removed nothing; share of EM and nats per token of other text that are a cost.
 NOTICEABLE = 1.0
 COST_SHARE, COST_NATS = 0.1, 0.1
+# A control that removes this share of what the chosen weights remove is said to do as much.
+SAME = 0.8
+LIMITS = (
+    "The costs are EM, NLL and KL on samples of these sets: no other ability of the model was tested.",
+    "An attack that recovers nothing does not show that the text is gone: another attack may.",
+)
 READING = (
     "Unlearning trains the model for a few steps until it no longer reproduces the targets, while its predictions on "
     "other text are held in place. NPO and contrastive are two objectives; contrastive is the one of the original "
@@ -37,7 +43,7 @@ def removal_section(study: StudyFiles) -> Section:
         return Section(name, title, question, (), missing=missing)
     blocks = [*_figures(unlearned), _numbers(unlearned), *attack_blocks(study.attacks)]
     answer = [*_answer(unlearned), *attack_sentences(study.attacks)]
-    return Section(name, title, question, answer, blocks, READING)
+    return Section(name, title, question, answer, blocks, READING, limits=LIMITS)
 
 
 def first_edit(unlearned: xr.Dataset) -> str:
@@ -65,11 +71,14 @@ def _answer(unlearned: xr.Dataset) -> list[str]:
     first = edits[0]
     sentences = [_headline(unlearned, first), *_transfer(unlearned, first), *_cost(unlearned, first)]
     sentences += [_beside(unlearned, edit) for edit in edits[1:] if "random" not in edit]
-    return sentences + [
-        _against_random(unlearned, edit.replace("random", "top"), edit)
-        for edit in edits
-        if "random" in edit and edit.replace("random", "top") in edits
-    ]
+    return sentences + [_against_random(unlearned, chosen, control) for chosen, control in random_pairs(unlearned)]
+
+
+def random_pairs(unlearned: xr.Dataset) -> list[tuple[str, str]]:
+    """Edits of chosen weights, each with the same edit of as many random weights, its control."""
+    edits = [str(name) for name in unlearned.edit.values]
+    pairs = [(edit.replace("random", "top"), edit) for edit in edits if "random" in edit]
+    return [pair for pair in pairs if pair[0] in edits]
 
 
 def _headline(unlearned: xr.Dataset, edit: str) -> str:
@@ -106,7 +115,7 @@ def _against_random(unlearned: xr.Dataset, top: str, rival: str) -> str:
     )
     if max(chosen, control) < NOTICEABLE:
         return f"{fact}: neither edit removed a noticeable amount."
-    if control >= 0.8 * chosen:
+    if control >= SAME * chosen:
         return (
             f"{fact}: as much or nearly so, hence this edit does not show that the chosen weights are where the "
             "memory is stored."

@@ -11,6 +11,12 @@ from mechmem.report.study_files import StudyFiles
 from mechmem.show import heatmap_figures
 
 NAMED_HEADS = 5
+LIMITS = (
+    "Ablation shows what the model needs, not what is stored where: a head can be needed because later ones rely on "
+    "it, and two heads that can replace each other cost little one at a time.",
+    "A gradient shows where the loss responds to a small change, not where a text was written.",
+    "Patching covers a few pairs, each with the one replaced token that does the most harm.",
+)
 READING = (
     "Gradients and ablation answer different questions. A gradient says how strongly the loss on the paragraphs "
     "responds to a small change of a weight: where the text could be changed. Ablation replaces the output of a head "
@@ -46,7 +52,7 @@ def where_section(study: StudyFiles) -> Section:
         answer += patching_sentences(study.patching)
         blocks += patching_blocks(study.patching)
     question = "Which layers, weights and attention heads carry the memorized paragraphs?"
-    return Section("where", "Where does it sit?", question, answer, blocks, READING, missing)
+    return Section("where", "Where does it sit?", question, answer, blocks, READING, missing, LIMITS)
 
 
 def _gradient_sentences(gradients: xr.Dataset) -> list[str]:
@@ -142,6 +148,14 @@ def _head_sentences(heads: xr.Dataset) -> list[str]:
     if "other" in heads.set.values:
         sentences.append(_specific(heads, name))
     return sentences
+
+
+def most_needed(heads: xr.Dataset) -> tuple[str, xr.Dataset]:
+    """The head whose ablation lowers EM on memorized text most, and its numbers on that text."""
+    own = heads.sel(set="memorized")
+    (name, _), *_ = best_heads(-own.em_change, 1)
+    layer, head = (int(part) for part in name[1:].split("H"))
+    return name, own.sel(layer=layer, head=head)
 
 
 def _specific(heads: xr.Dataset, name: str) -> str:
