@@ -40,3 +40,12 @@ def fingerprint_of_file(path: Path) -> str:
 def vocabulary_size(mark: str) -> int:
     """How many ids a tokenizer of this fingerprint gives."""
     return int(mark.split("-")[0])
+
+
+def tokenizer_of(mark: str) -> Any | None:
+    """A tokenizer of this fingerprint that this process has met, as models with it are loaded; None: there is none.
+
+    All tokenizers of one fingerprint give the same text for the same ids.
+    """
+    known = [tokenizer for tokenizer, found in list(_KNOWN.items()) if found == mark]
+    return next((tokenizer for tokenizer in known if hasattr(tokenizer, "convert_ids_to_tokens")), None)

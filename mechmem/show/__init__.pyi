@@ -10,3 +10,4 @@ from .picture import Picture as Picture
 from .plotly_script import load_plotly as load_plotly
 from .rare_view import rare_tokens as rare_tokens
 from .scores_view import scores as scores
+from .tokens_view import tokens as tokens

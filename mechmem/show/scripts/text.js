@@ -1,0 +1,113 @@
+// A text, a span a token, coloured by a number of each; and the legend of the colours.
+const YES = 0.22, NO = 0.75;
+
+// Three digits, as the still picture writes them.
+const numberText = (value) => {
+  const size = Math.abs(value), sign = value < 0 ? "−" : "";
+  if (size === 0) return "0";
+  if (size < 0.001) return sign + size.toExponential(1).replace("+", "");
+  return sign + size.toFixed(size < 1 ? 3 : size < 10 ? 2 : size < 100 ? 1 : 0);
+};
+// As short as it can be: 4 and not 4.00.
+const shortText = (value) => { const text = numberText(value); return text.includes("e") ? text : text.replace(/\.0+$|(\.\d*[1-9])0+$/, "$1"); };
+const signedText = (value) => (value > 0 ? "+" : "") + numberText(value);
+
+const luminance = (colour) => {
+  const [red, green, blue] = colour.map((value) => value / 255)
+    .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+};
+// Dark or light letters, whichever can be read better.
+const letters = (background) => {
+  const light = luminance(background);
+  return 1.05 / (light + 0.05) > (light + 0.05) / (luminance([16, 21, 26]) + 0.05) ? "#fff" : "#10151a";
+};
+
+class ColourScale {
+  constructor(about, theme) {
+    Object.assign(this, about);
+    this.more = ramp(theme.paper, theme.more, 256);
+    this.less = ramp(theme.paper, theme.less, 256);
+  }
+
+  at(share, blue) { return (blue ? this.more : this.less)[Math.round(255 * share)]; }
+
+  colour(value) {
+    if (this.is_match && !this.signed) return value > 0.5 ? this.at(YES, true) : this.at(NO, false);
+    return this.at(Math.sqrt(Math.min(1, Math.abs(value) / this.most)), (value >= 0) === this.blue_is_high);
+  }
+
+  // Colours with their numbers: a bar, or two patches for yes and no.
+  legend(name, units) {
+    const box = element("div", { className: "legend" });
+    const patch = (value, text) => {
+      const colour = this.colour(value);
+      const made = element("span", { className: "patch", textContent: text });
+      made.style.background = `rgb(${colour.join(",")})`;
+      made.style.color = letters(colour);
+      return made;
+    };
+    if (this.is_match && !this.signed) {
+      box.append(patch(1, "the first choice"), patch(0, "another token is"));
+      return box;
+    }
+    const shares = this.signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
+    const value = (share) => Math.sign(share) * share * share * this.most;
+    const said = (share) => shortText(Number(value(share).toPrecision(6)));
+    const steps = Array.from({ length: 33 }, (_, step) => shares[0] + ((1 - shares[0]) * step) / 32);
+    const bar = element("span", { className: "ramp" });
+    bar.style.background = `linear-gradient(to right, ${steps.map((share) => `rgb(${this.colour(value(share)).join(",")})`)})`;
+    const marks = shares.map((share) => element("span", { textContent: this.signed && share > 0 ? `+${said(share)}` : said(share) }));
+    box.append(element("span", { textContent: name }),
+      element("span", { className: "scale" }, bar, element("span", { className: "marks" }, ...marks)),
+      element("span", { textContent: units }));
+    return box;
+  }
+}
+
+// One text. `about`: labels, values (null where there is none) and whether it is read from the right; optionally
+// `begins` (where the continuation begins), `diverges` (the first token that the model does not say) and `fresh`
+// (which tokens another text does not have there). `on.point(pos, event)` is called for the token under the pointer,
+// or under the arrow keys, with null when there is none any more.
+function colouredText(about, scale, on) {
+  const spans = about.labels.map((label, pos) => {
+    const span = element("span", { className: "token", textContent: label });
+    span.dataset.pos = pos;
+    const value = about.values[pos];
+    if (value === null || value === undefined) span.classList.add("bare");
+    else {
+      const colour = scale.colour(value);
+      span.style.background = `rgb(${colour.join(",")})`;
+      span.style.color = letters(colour);
+    }
+    if (pos === about.begins) span.classList.add("begins");
+    if (pos === about.diverges) span.classList.add("diverges");
+    if (about.fresh && about.fresh[pos]) span.classList.add("fresh");
+    return span;
+  });
+  // A line of the text ends where its last token says so.
+  const parts = spans.flatMap((span) => (/↵ *$/.test(span.textContent) ? [span, element("br")] : [span]));
+  const text = element("p", { className: "text", tabIndex: 0, dir: about.rtl ? "rtl" : "ltr" }, ...parts);
+  let current = null;
+  const point = (span, event) => {
+    if (current) current.classList.remove("at");
+    current = span;
+    if (span) span.classList.add("at");
+    on.point(span ? Number(span.dataset.pos) : null, event, span);
+  };
+  text.onmouseover = (event) => { if (event.target.dataset.pos !== undefined) point(event.target, event); };
+  text.onmousemove = (event) => { if (event.target === current) on.point(Number(current.dataset.pos), event, current); };
+  text.onmouseleave = () => point(null);
+  text.onblur = () => point(null);
+  text.onkeydown = (event) => {
+    const step = { ArrowLeft: about.rtl ? 1 : -1, ArrowRight: about.rtl ? -1 : 1, Escape: 0 }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    if (step === 0) { point(null); return; }
+    const next = spans[current ? Number(current.dataset.pos) + step : step > 0 ? 0 : spans.length - 1];
+    if (!next) return;
+    const box = next.getBoundingClientRect();
+    point(next, { clientX: box.left, clientY: box.bottom - 8 });
+  };
+  return text;
+}
