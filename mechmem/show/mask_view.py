@@ -89,7 +89,7 @@ def _counts(indices: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
             continue
         parts, total = _parts(name, shape), math.prod(shape)
         held = indices.get(name, torch.zeros(0, dtype=torch.long))
-        chosen[name] = torch.bincount(held.cpu() // max(1, total // parts), minlength=parts).tolist()
+        chosen[name] = torch.bincount(held.cpu() // max(1, total // parts), minlength=parts).double().tolist()
         sizes[name] = [total / parts] * parts
     return {"weights": component_grid(chosen), "of": component_grid(sizes)}
 

@@ -20,7 +20,7 @@ def four_digits(values: Any) -> Float32[np.ndarray, "*shape"]:
     plain = np.where(np.isfinite(plain), plain, np.float32("nan"))
     bits = np.ascontiguousarray(plain).view(np.uint32)
     rounded = (bits + np.uint32(1 << (_LOST - 1))) & np.uint32(0xFFFFFFFF << _LOST & 0xFFFFFFFF)
-    found = rounded.view(np.float32)
+    found = rounded.view(np.float32).reshape(plain.shape)
     return np.where(np.isnan(plain), np.float32("nan"), found)
 
 

@@ -45,6 +45,8 @@ class HeatmapCanvas {
     this.zoomed = null;
     this.heading = element("h3");
     this.canvas = element("canvas", { className: "heat", tabIndex: 0, attrs: { role: "img" } });
+    // Found from the canvas by whoever drives the page.
+    this.canvas.mechmem = this;
     this.legend = element("div", { className: "legend" });
     this.slider = element("input", { type: "range", min: 0, attrs: { "aria-label": "first column" } });
     this.slider.oninput = () => { this.from = Number(this.slider.value); this.paint(); };
