@@ -32,7 +32,8 @@ myst_heading_anchors = 3
 # Executed once; a second build reads the results of notebooks whose code is the same.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(DOCS / "_executed")
-nb_execution_timeout = 300
+nb_execution_timeout = 600
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 # The kernel is the environment that builds the site, under whatever name it is registered.

@@ -20,8 +20,6 @@ LOGGER = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1] / "mechmem"
 ANNOTATED = re.compile(r"Annotated\[([^,\[\]]+), [^\[\]]*\]")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
-# What functions return and nobody makes: its example is the function's.
-RETURNED = {"show.Picture": "show.attention"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,9 @@ def page_of(section: Section, names: list[str]) -> str:
 def entry(name: str, section: Section) -> list[str]:
     """The directive that shows a name's docstring, with its example."""
     value = value_of(name)
-    example = example_of(RETURNED.get(name, name), section.code)
+    # Pictures are returned and not made: any of `show` is an example of them.
+    returned = inspect.isclass(value) and name.startswith("show.")
+    example = example_of("show" if returned else name, section.code)
     if not (inspect.getdoc(value) or "").strip() and not isinstance(value, (tuple, list, dict, str)):
         LOGGER.warning("%s is public and has no docstring", name)
     if example is None:

@@ -38,7 +38,7 @@ def test_a_notebook_runs_from_clean(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     client = nbclient.NotebookClient(
-        with_answers(read(path)), timeout=240, resources={"metadata": {"path": str(tmp_path)}}
+        with_answers(read(path)), timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     errors = [
