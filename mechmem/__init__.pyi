@@ -7,6 +7,7 @@ from .data.counts import cluster as cluster
 from .data.counts import corpus_unigram_counts as corpus_unigram_counts
 from .data.filters import PAPER_KEYWORDS as PAPER_KEYWORDS
 from .data.paragraphs import Paragraphs as Paragraphs
+from .data.progress import set_progress as set_progress
 from .data.windows import WindowSettings as WindowSettings
 from .intervene.attack import AttackSizes as AttackSizes
 from .intervene.attack import attack as attack

@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
+from mechmem.data.progress import reporting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -111,7 +112,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         bound = signature.bind_partial(*args, **kwargs)
         for name, value in bound.arguments.items():
             bound.arguments[name] = check_bounds(name, value, annotations_of(function).get(name))
-        return function(*bound.args, **bound.kwargs)
+        if "progress" not in signature.parameters:
+            return function(*bound.args, **bound.kwargs)
+        with reporting(bound.arguments.get("progress"), function.__name__) as report:
+            bound.arguments["progress"] = report
+            return function(*bound.args, **bound.kwargs)
 
     return checks
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mechmem.data.bounds import Amount, Count, Seed, Share
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import Progress, part_of
+from mechmem.data.progress import ProgressLike, as_callback, part_of
 from mechmem.measure.scores import score
 from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
@@ -64,7 +64,7 @@ def noise_curve(
     seed: Seed = 0,
     control: bool = True,
     batch_size: Count = 32,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """EM and NLL of sets of paragraphs under more and more noise on chosen weights, and on random ones.
 
@@ -98,7 +98,7 @@ def noise_curve(
     seeds = [np.random.SeedSequence([seed, draw]).generate_state(2).tolist() for draw in range(draws)]
     names = ["chosen", "random"] if control else ["chosen"]
     values = np.zeros((len(names), len(scales), draws, len(sets), len(ABOUT)))
-    noisy = copy.deepcopy(model)
+    noisy, report = copy.deepcopy(model), as_callback(progress, "noise_curve")
     with frozen(noisy):
         for row, name in enumerate(names):
             for draw, (noise_seed, mask_seed) in enumerate(seeds):
@@ -106,9 +106,9 @@ def noise_curve(
                 for column, scale in enumerate(scales):
                     _put_noise(model, noisy, here, scale, noise_seed)
                     values[row, column, draw] = _means(noisy, sets, batch_size)
-                    if progress is not None:
+                    if report is not None:
                         done = (row * draws + draw) * len(scales) + column + 1
-                        progress(done, len(names) * draws * len(scales))
+                        report(done, len(names) * draws * len(scales))
                 _put_noise(model, noisy, here, 0.0, noise_seed)
     coords = {"mask": names, "scale": list(scales), "draw": np.arange(draws), "set": list(sets)}
     coords |= {name: ("draw", [each[i] for each in seeds]) for i, name in enumerate(("noise_seed", "mask_seed"))}
@@ -131,7 +131,7 @@ def noise_by_size(
     draws: Count = 5,
     seed: Seed = 0,
     control: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> xr.Dataset:
     """EM and NLL under noise of one scale on more and more weights, those that score highest first.
 

@@ -9,11 +9,12 @@ public function declares which, with this decorator and nowhere else:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from transformer_lens import HookedTransformer
@@ -21,7 +22,7 @@ from transformer_lens import HookedTransformer
 from mechmem.data.argument_checks import check_paragraphs, check_sets
 from mechmem.data.bounds import annotations_of, check_bounds
 from mechmem.data.errors import InputError
-from mechmem.data.progress import as_callback
+from mechmem.data.progress import reporting
 from mechmem.model.devices import check_device, check_dtype
 from mechmem.model.hooks import refuse_hooks
 from mechmem.model.model_lock import holding
@@ -35,7 +36,7 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
     """Mark a public function that takes one or more models, and check its arguments when it is called.
 
     1. Arguments under their old names are accepted, with a DeprecationWarning.
-    2. `progress=True` becomes a bar.
+    2. `progress` becomes what it stands for (`mechmem.data.progress.reporting`): a bar for True, closed at the end.
     3. Arguments annotated as `HookedTransformer`, `Paragraphs` or another class of this package must be of this kind;
        the error says how to get one.
     4. Numbers must be within the bounds of their annotation (`mechmem.data.bounds`), and come as Python's own.
@@ -53,11 +54,9 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             _rename(function.__name__, renamed or {}, kwargs)
-            if "progress" in kwargs:
-                kwargs["progress"] = as_callback(kwargs["progress"], function.__name__)  # pyright: ignore[reportArgumentType]
             given = signature.bind_partial(*args, **kwargs)
             # Held before hooks are looked for: those of another thread's work are gone when it is done.
-            with holding(*_models(given.arguments.values())):
+            with reported(given.arguments), holding(*_models(given.arguments.values())):
                 for name, value in given.arguments.items():
                     parameter = signature.parameters[name]
                     several = parameter.kind is inspect.Parameter.VAR_POSITIONAL
@@ -65,6 +64,14 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
                         _check(function, name, parameter.annotation, each, hooks)
                     given.arguments[name] = check_bounds(name, value, annotations_of(function).get(name))
                 return function(*given.args, **given.kwargs)
+
+        @contextlib.contextmanager
+        def reported(arguments: dict[str, Any]) -> Iterator[None]:
+            if "progress" not in signature.parameters:
+                yield
+                return
+            with reporting(arguments.get("progress"), function.__name__) as arguments["progress"]:
+                yield
 
         typing.cast(Any, checked).hooks = hooks
         return checked

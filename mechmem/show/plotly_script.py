@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from mechmem.data.notebook import notebook_shell
 from mechmem.show.embed import script_markup
 from mechmem.show.picture import Picture
 
@@ -39,7 +40,7 @@ def load_plotly() -> Picture:
     Returns:
         A `Picture` that draws nothing.
     """
-    shell = _kernel()
+    shell = notebook_shell()
     if shell is not None:
         _carrier.watch(shell)
         _carrier.cell = _cell(shell)
@@ -53,7 +54,7 @@ def plotly_here() -> Markup:
 
     Outside of notebooks every place carries it, and where each output is a frame of its own (Colab, Databricks).
     """
-    shell = _kernel()
+    shell = notebook_shell()
     if shell is None:
         return plotly_markup()
     _carrier.watch(shell)
@@ -82,13 +83,6 @@ class _Carrier:
 
 
 _carrier = _Carrier()
-
-
-def _kernel() -> Any:
-    """The shell of a notebook's kernel; None elsewhere."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell if shell is not None and hasattr(shell, "kernel") else None
 
 
 def _cell(shell: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 from mechmem.data.errors import InputError
 from mechmem.data.files import check_output, foreign_entries
 from mechmem.data.folder_lock import only_writer
-from mechmem.data.progress import ProgressLike, as_callback
+from mechmem.data.progress import ProgressLike, reporting
 from mechmem.data.source_digest import source_digest
 from mechmem.model.load import provenance
 from mechmem.report.study_report import write_report
@@ -98,12 +98,11 @@ def run_study(
     """
     required(until)
     folder = Path(folder)
-    call = as_callback(progress, "run_study")
     manifest = _manifest(folder, settings)
     if manifest is not None and not missing_stages(folder, manifest, until):
         # Nothing is written, so a study can be read where nobody may write.
         return _go_on(StudyFolder(folder, manifest_settings(manifest), device), manifest, until)
-    with only_writer(folder):
+    with reporting(progress, "run_study") as call, only_writer(folder):
         # Another process may have ended meanwhile.
         manifest = _manifest(folder, settings)
         known = settings if manifest is None or settings is not None else manifest_settings(manifest)
