@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # Nats per token: less than this does not matter, however sure it is. Half a nat over a continuation of 50 tokens.
 SMALLEST = 0.01
+# Of an interval that lies above zero and reaches below that.
+TOO_LITTLE = f"though not shown to be by at least {SMALLEST:g} nats per token"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def _removal(found: Findings) -> str:
     numbers = f"{mean:+.3g} nats per token [{low:.3g}, {high:.3g}], EM {found.em:+.3g}"
     if found.matters:
         return f"Without its output the memorized text is less likely ({numbers})."
+    if low > 0:
+        return f"Without its output the memorized text is less likely, {TOO_LITTLE} ({numbers})."
     return f"Its removal was not shown to cost anything ({numbers})."
 
 
@@ -82,6 +86,9 @@ def _keys(found: Findings) -> str:
     against = f"its attention to the {found.keys} rarest prefix tokens away costs"
     if found.at_rare:
         return f"Taking {against} more than taking away that to as many frequent ones ({numbers})."
+    if low > 0:
+        more = "more than taking away that to as many frequent ones"
+        return f"Taking {against} {more}, {TOO_LITTLE} ({numbers})."
     return f"Taking {against} not measurably more than taking away that to as many frequent ones ({numbers})."
 
 
@@ -94,4 +101,6 @@ def _conclusion(found: Findings) -> str:
         return "It attends to rare tokens; not shown to matter."
     if found.matters:
         return "It matters, but not shown to attend to rare tokens."
+    if found.output[1] > 0:
+        return "It was not shown to attend to rare tokens, and little depends on it."
     return "Nothing was shown for this head."

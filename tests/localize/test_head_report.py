@@ -167,12 +167,30 @@ def test_one_of_each_cluster():
         ({"rare": (0.1, -0.1, 0.3)}, "that it matters by what it reads from them was not shown."),
         ({"output": (0.5, -0.1, 1.0)}, "It attends to rare tokens; not shown to matter."),
         ({"output": (0.005, 0.004, 0.006)}, "It attends to rare tokens; not shown to matter."),
+        (
+            {"output": (0.005, 0.004, 0.006), "excess": {"memorized": -0.2, "other": 0.2}},
+            "It was not shown to attend to rare tokens, and little depends on it.",
+        ),
         ({"p": {"memorized": 0.2, "other": 0.2}}, "It matters, but not shown to attend to rare tokens."),
         ({"excess": {"memorized": -0.2, "other": 0.2}}, "It matters, but not shown to attend to rare tokens."),
     ],
 )
 def test_the_verdict_names_what_was_not_shown(changed, ending):
-    values: dict = {
+    found = verdict(Findings(**(findings() | changed)))
+    assert found.endswith(ending) and found.startswith("L3H1 ")
+
+
+def test_the_verdict_does_not_deny_a_small_change_whose_interval_lies_above_zero():
+    small, none = {"output": (0.005, 0.002, 0.02), "rare": (0.004, 0.001, 0.006)}, (0.005, -0.001, 0.02)
+    found = verdict(Findings(**(findings() | small)))
+    assert found.count("though not shown to be by at least 0.01 nats per token (+0.00") == 2
+    assert "not measurably" not in found and "not shown to cost" not in found
+    found = verdict(Findings(**(findings() | {"output": none, "rare": none})))
+    assert "though" not in found and "not measurably" in found and "not shown to cost anything" in found
+
+
+def findings() -> dict:
+    return {
         "head": "L3H1",
         "heads": 144,
         "excess": {"memorized": 0.3, "other": 0.2},
@@ -184,8 +202,6 @@ def test_the_verdict_names_what_was_not_shown(changed, ending):
         "keys": 5,
         "level": 0.05,
     }
-    found = verdict(Findings(**(values | changed)))
-    assert found.endswith(ending) and found.startswith("L3H1 ")
 
 
 @pytest.mark.parametrize(
