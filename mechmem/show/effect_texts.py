@@ -11,7 +11,9 @@ import xarray as xr
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.show.token_labels import shortened, token_labels
+from mechmem.model.load import HookedTransformer
+from mechmem.show.coloured_text import tokenizer_for
+from mechmem.show.token_labels import shortened, text_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,13 @@ class Shown:
     begins: int | None
 
 
+def tokenizer_of(model: object, paragraphs: Paragraphs | None) -> Any:
+    """The model's tokenizer, or one of the paragraphs' vocabulary that this process has met; None: neither."""
+    if isinstance(model, HookedTransformer):
+        return model.tokenizer
+    return None if paragraphs is None else tokenizer_for(paragraphs, None)
+
+
 def shown_of(
     effect: xr.DataArray | xr.Dataset, paragraphs: Paragraphs | None, corrupt: Paragraphs | None, tokenizer: Any
 ) -> Shown:
@@ -79,10 +88,10 @@ def shown_of(
 def pair_text(paragraphs: Paragraphs, corrupt: Paragraphs | None, row: int, tokenizer: Any) -> PairText:
     """The text of one paragraph, and of the one beside it."""
     tokens = paragraphs.tokens[row].tolist()
-    clean = token_labels(tokenizer, tokens)
+    clean = text_labels(tokenizer, tokens)
     other, differs = None, None
     if corrupt is not None:
-        other = token_labels(tokenizer, corrupt.tokens[row].tolist())
+        other = text_labels(tokenizer, corrupt.tokens[row].tolist())
         differs = (paragraphs.tokens[row] != corrupt.tokens[row]).cpu().numpy()
     return PairText(_title(row, clean), clean, other, differs, paragraphs.prefix_len)
 
@@ -148,7 +157,7 @@ def _stored(pair: xr.Dataset, row: int, tokenizer: Any, begins: int | None) -> P
         ids, texts = pair[f"{side}_token"].values.tolist(), pair[f"{side}_text"].values.tolist()
         bare = all(str(text) == str(token) for text, token in zip(texts, ids, strict=True))
         if tokenizer is not None or bare:
-            labels.append(token_labels(tokenizer, ids))
+            labels.append(text_labels(tokenizer, ids))
         else:
             labels.append([shortened(str(text)) or "∅" for text in texts])
     differs = pair.clean_token.values != pair.corrupt_token.values

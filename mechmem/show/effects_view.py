@@ -15,7 +15,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.show.caption_facts import facts
 from mechmem.show.effect_maps import maps_of, views_of
-from mechmem.show.effect_texts import Shown, shown_of
+from mechmem.show.effect_texts import Shown, shown_of, tokenizer_of
 from mechmem.show.effects_data import Reading, Told, readings_of
 from mechmem.show.fragment import Theme
 from mechmem.show.head_patterns import patterns_beside
@@ -60,8 +60,7 @@ def effects(
     """
     check_choice("theme", theme, Theme)
     readings, told = readings_of(effect)
-    tokenizer = model.tokenizer if isinstance(model, HookedTransformer) else None
-    shown = shown_of(effect, paragraphs, corrupt, tokenizer)
+    shown = shown_of(effect, paragraphs, corrupt, tokenizer_of(model, paragraphs))
     choosers, options = _choosers(readings, shown)
     groups = list(choosers[0].options)
 

@@ -55,7 +55,7 @@ class Gradients:
         """What colours mean, for gradients of activations."""
         if self.signed:
             return "Blue: the activation makes the text more likely (below zero); orange: less likely."
-        return "Colours by the square root; white: 0."
+        return "Colours by the square root; without colour: 0."
 
     def of(self, paragraph: int | None) -> xr.DataArray:
         """One paragraph's, by place, or the mean."""

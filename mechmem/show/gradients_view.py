@@ -17,7 +17,7 @@ from mechmem.model.public import public
 from mechmem.model.sites import Reduction
 from mechmem.show.caption_facts import facts
 from mechmem.show.effect_maps import maps_of, views_of
-from mechmem.show.effect_texts import shown_of
+from mechmem.show.effect_texts import shown_of, tokenizer_of
 from mechmem.show.fragment import Theme
 from mechmem.show.gradients_data import Gradients, gradients_of
 from mechmem.show.heatmap import Heatmap
@@ -93,7 +93,7 @@ def _by_component(one: Gradients, two: Gradients | None, names: tuple[str, str],
         change = (sets[1] - sets[0]).assign_coords(sets[0].coords)
         return [*found, replace(_grid(f"{names[1]} minus {names[0]}", change, unit), kind="diverging")]
 
-    caption = [one.higher, "Colours by the logarithm; white: 0."]
+    caption = [one.higher, "Colours by the logarithm; without colour: 0."]
     if two is not None:
         caption.append(f"The difference is {names[1]} minus {names[0]}: blue where {names[1]} is larger.")
     return heatmap_picture(Words(one.title, " ".join(filter(None, caption)), told), choosers, maps, theme=theme)
@@ -108,7 +108,6 @@ def _by_position(
     told: str,
     theme: str,
 ) -> Picture:
-    tokenizer = None if model is None else model.tokenizer
     readings = [one.reading(names[0] if two is not None else one.what, one.values)]
     if two is not None:
         means = [one.of(None), two.of(None)]
@@ -116,7 +115,7 @@ def _by_position(
         change = means[1].copy(data=means[1].values - means[0].values)
         difference = one.reading(f"{names[1]} minus {names[0]}", change)
         readings.append(replace(difference, kind="diverging", blue="higher"))
-    shown = shown_of(readings[0].values, paragraphs, None, tokenizer)
+    shown = shown_of(readings[0].values, paragraphs, None, tokenizer_of(model, paragraphs))
     count = len(shown.titles)
     options: list[int | None] = [*([None] if count != 1 else []), *range(count)]
     titles = [f"mean of {count}" if row is None else shown.titles[row] for row in options]

@@ -15,11 +15,12 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.show.caption_facts import facts
+from mechmem.show.effect_texts import tokenizer_of
 from mechmem.show.fragment import Theme
 from mechmem.show.heatmap import Also, Axis, Heatmap
 from mechmem.show.heatmap_page import Chooser, Words, heatmap_picture
 from mechmem.show.picture import Picture
-from mechmem.show.token_labels import shortened, token_labels
+from mechmem.show.token_labels import shortened, text_labels, token_labels
 
 CAPTION = (
     "Rows are depths: the residual stream that enters each layer, read through the final norm and the unembedding; the "
@@ -45,7 +46,7 @@ def lens(
     Args:
         lens: what `logit_lens` returned.
         paragraphs: those to show, found by their ids; None: all.
-        model: for readable tokens; None: ids are shown.
+        model: for readable tokens, and to be named below; None: the paragraphs' vocabulary where it is loaded, or ids.
         theme: "auto" follows the notebook or the browser.
 
     Returns:
@@ -60,8 +61,8 @@ def lens(
         lens = aligned(lens, paragraphs)
     if not lens.sizes["paragraph"]:
         raise InputError("got 0 paragraphs; need at least 1: check the mask or filter that selected them")
-    tokenizer = None if model is None else model.tokenizer
-    true = [token_labels(tokenizer, row) for row in lens.token.values.tolist()]
+    tokenizer = tokenizer_of(model, paragraphs)
+    true = [text_labels(tokenizer, row) for row in lens.token.values.tolist()]
     titles = [f"{row}: {shortened(''.join(labels[:20]).strip())}" for row, labels in enumerate(true)]
     known = np.unique(lens.choice.values)
     labels = dict(zip(known.tolist(), token_labels(tokenizer, known.tolist()), strict=True))

@@ -120,6 +120,6 @@ def _picture(grids: dict[str, xr.DataArray], words: Words, theme: str, told: str
         values = shown[name].values.astype(float)
         return [Heatmap(name, values, rows, columns, unit, "root", joint=" ", also=also)]
 
-    caption = f"{words.caption} Colours grow with the square root of a number; white: none."
+    caption = f"{words.caption} Colours grow with the square root of a number; without colour: none."
     words = Words(words.title, caption, told)
     return heatmap_picture(words, [Chooser("show", list(shown))], maps, theme=theme)

@@ -183,7 +183,8 @@ class AttentionView {
   // Pixels for a canvas: a column, or the whole width of a narrow page.
   room() {
     const width = this.root.host.getBoundingClientRect().width - 28;
-    return Math.max(200, Math.min(this.data.heads.length === 1 || this.side().text.length > CELL ? 1024 : CELL, width));
+    const most = this.data.heads.length === 1 || this.side().text.length > CELL ? 1024 : CELL;
+    return Math.max(200, Math.min(this.data.widest || most, width));
   }
 
   drawGrid() {

@@ -43,6 +43,8 @@ class HeatmapCanvas {
     this.cursor = null;
     this.from = 0;
     this.zoomed = null;
+    // Whether colours of a diverging map grow with the square root, so that small values show.
+    this.rooted = false;
     this.heading = element("h3");
     this.canvas = element("canvas", { className: "heat", tabIndex: 0, attrs: { role: "img" } });
     // Found from the canvas by whoever drives the page.
@@ -86,7 +88,10 @@ class HeatmapCanvas {
   shade(value) {
     const [least, most] = this.map.ends, { kind } = this.map;
     if (Number.isNaN(value)) return null;
-    if (kind === "diverging") return Math.max(-1, Math.min(1, value / most));
+    if (kind === "diverging") {
+      const part = Math.max(-1, Math.min(1, value / most));
+      return this.rooted ? Math.sign(part) * Math.sqrt(Math.abs(part)) : part;
+    }
     if (kind === "root") return Math.min(1, Math.sqrt(Math.max(0, value) / most));
     if (kind === "log") {
       if (!(value > 0)) return value === 0 ? 0 : null;
@@ -339,7 +344,8 @@ class HeatmapCanvas {
       const place = Math.max(0, first - this.from);
       if (place >= this.shown) continue;
       context.fillStyle = this.text;
-      context.fillText(name, this.left + place * this.wide + 3, bottom + this.below - 3);
+      const end = this.left + this.shown * this.wide + 4 - context.measureText(name).width;
+      context.fillText(name, Math.min(this.left + place * this.wide + 3, end), bottom + this.below - 3);
     }
   }
 

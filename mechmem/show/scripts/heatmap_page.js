@@ -30,6 +30,11 @@ class HeatmapPage {
       select.onchange = () => { this.chosen[number] = Number(select.value); this.show(); };
       this.bar.append(element("label", {}, `${chooser.name} `, select));
     });
+    if (data.panels.some((panel) => panel.some((map) => map.kind === "diverging"))) {
+      const small = element("input", { type: "checkbox" });
+      small.onchange = () => { this.rooted = small.checked; this.show(); };
+      this.bar.append(element("label", { title: "Colours grow with the square root of a value" }, small, " show small values"));
+    }
     this.bar.hidden = !this.bar.childNodes.length;
     this.panels = element("div", { className: "maps" });
     this.note = element("p", { className: "said", textContent: data.hint, attrs: { "aria-live": "polite" } });
@@ -55,6 +60,7 @@ class HeatmapPage {
     drawn.forEach((map, number) => {
       // Few columns: several maps stand in a line.
       this.maps[number].part.parentElement.classList.toggle("small", map.columns.labels.length <= 16 && !map.words);
+      this.maps[number].rooted = Boolean(this.rooted);
       this.maps[number].draw(map);
     });
     if (this.cell && !(this.cell.at < drawn.length && this.inside(this.cell))) this.cell = null;
@@ -72,11 +78,16 @@ class HeatmapPage {
     this.panels.append(host);
     const map = new HeatmapCanvas(host, {
       point: (row, column, event) => this.point(at, row, column, event),
-      leave: () => { this.tip.hidden = true; },
+      leave: () => this.leave(),
       choose: (row, column, event) => this.choose(at, row, column, event),
     });
     map.use(this.theme);
     this.maps.push(map);
+  }
+
+  leave() {
+    this.tip.hidden = true;
+    for (const token of this.tokens || []) token.classList.remove("pointed");
   }
 
   // What is known of a cell; the column's mark belongs to it.
@@ -87,6 +98,8 @@ class HeatmapPage {
   }
 
   point(at, row, column, event) {
+    this.leave();
+    if (this.texted === at && this.tokens[column]) this.tokens[column].classList.add("pointed");
     const [value, ...more] = this.lines(at, row, column);
     placeTip(this.tip, this.root.host, event);
     this.tip.replaceChildren(element("b", { textContent: value }), ...more.map((line) => element("div", { textContent: line })));
@@ -119,7 +132,8 @@ class HeatmapPage {
       }
       return best;
     };
-    this.text.replaceChildren(...columns.labels.map((label, column) => {
+    this.texted = at;
+    this.tokens = columns.labels.map((label, column) => {
       const row = chosen ? chosen.row : strongest(column), shade = map.shade(map.value(row, column));
       const token = element("span", { className: "token", textContent: label });
       if (shade !== null) token.style.background = map.ink(shade);
@@ -129,10 +143,11 @@ class HeatmapPage {
       token.classList.toggle("marked", column in columns.marks);
       if (seen.get(label) > 1) token.append(element("sub", { textContent: column }));
       token.onmouseenter = (event) => this.point(at, row, column, event);
-      token.onmouseleave = () => { this.tip.hidden = true; };
+      token.onmouseleave = () => this.leave();
       token.onclick = () => this.choose(at, row, column, null);
       return token;
-    }));
+    });
+    this.text.replaceChildren(...this.tokens);
   }
 
   // The pattern of the head that was clicked.
@@ -151,7 +166,7 @@ class HeatmapPage {
     this.beside.replaceChildren(host);
     const sides = beside.paragraphs[paragraph].map((side) => ({ ...side, packed: side.packs[head] }));
     new AttentionView(host, {
-      title: `Attention of ${beside.heads[head]}, ${sides[0].title}`, heads: [beside.heads[head]], columns: 1, labels: null, rows: null, chosen: 0,
+      title: `Attention of ${beside.heads[head]}, ${sides[0].title}`, heads: [beside.heads[head]], columns: 1, labels: null, rows: null, chosen: 0, widest: 520,
       names: beside.names, difference: beside.difference, hint: "", caption: beside.caption, style: this.data.style,
       theme: this.data.theme, paragraphs: [{ title: sides[0].title, sides }],
     }).show();
