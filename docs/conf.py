@@ -36,6 +36,8 @@ nb_execution_timeout = 600
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# Progress bars of a slow machine; tests refuse any other text there.
+nb_output_stderr = "remove"
 # The kernel is the environment that builds the site, under whatever name it is registered.
 nb_kernel_rgx_aliases = {".*": "python3"}
 

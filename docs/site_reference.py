@@ -63,7 +63,8 @@ def write_pages(docs: Path) -> None:
     """Write one page for each section and an index, and remove pages of sections that are gone."""
     names = public_names(PACKAGE)
     found, folder = sections((docs / "reference.md").read_text()), docs / "api"
-    pages = {f"{section.page}.rst": page_of(section, names) for section in found if placed(section, names)}
+    code = "\n".join(section.code for section in found)
+    pages = {f"{section.page}.rst": page_of(section, names, code) for section in found if placed(section, names)}
     pages["index.rst"] = index_of([section for section in found if placed(section, names)])
     for name in sorted(set(names) - {name for section in found for name in placed(section, names)}):
         LOGGER.warning("%s is public and has no row in reference.md", name)
@@ -109,21 +110,21 @@ def placed(section: Section, names: list[str]) -> list[str]:
     return named
 
 
-def page_of(section: Section, names: list[str]) -> str:
-    """A section's page in reStructuredText."""
+def page_of(section: Section, names: list[str], code: str) -> str:
+    """A section's page in reStructuredText; examples are from the code of all sections."""
     lines = [section.title, "=" * len(section.title), ""]
     lines += ["The examples continue one session: :doc:`/reference` has them in order.", ""]
     for name in placed(section, names):
-        lines += entry(name, section)
+        lines += entry(name, section, code)
     return "\n".join(lines)
 
 
-def entry(name: str, section: Section) -> list[str]:
+def entry(name: str, section: Section, code: str) -> list[str]:
     """The directive that shows a name's docstring, with its example."""
     value = value_of(name)
     # Pictures are returned and not made: any of `show` is an example of them.
     returned = inspect.isclass(value) and name.startswith("show.")
-    example = example_of("show" if returned else name, section.code)
+    example = example_of("show" if returned else name, code)
     if not (inspect.getdoc(value) or "").strip() and not isinstance(value, (tuple, list, dict, str)):
         LOGGER.warning("%s is public and has no docstring", name)
     if example is None:

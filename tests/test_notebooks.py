@@ -6,11 +6,13 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from jupyter_client.manager import AsyncKernelManager
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 ANSWER = re.compile(r"^<details><summary>Answer</summary>\n(.*?)^</details>", re.M | re.S)
 CODE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+PROGRESS = re.compile(r"\d+%\||\d+/\d+ \[|\d+it ")
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -37,17 +39,20 @@ def test_a_notebook_runs_from_clean(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Not by TCP: two kernels that begin at once may be given one port.
+    manager = AsyncKernelManager(kernel_name="python3", transport="ipc")
     client = nbclient.NotebookClient(
-        with_answers(read(path)), timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+        with_answers(read(path)), km=manager, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
-    errors = [
+    said = "".join(
         output.text
         for cell in client.nb.cells
         for output in cell.get("outputs", [])
         if output.output_type == "stream" and output.name == "stderr"
-    ]
-    assert not errors
+    )
+    # On a slow machine, long work shows its progress.
+    assert not [line for line in re.split(r"[\r\n]+", said) if line.strip() and not PROGRESS.search(line)]
 
 
 @every
