@@ -1,5 +1,6 @@
 from .attention_view import attention as attention
 from .chart import Chart as Chart
+from .diff_view import diff as diff
 from .effects_view import effects as effects
 from .gradients_view import gradients as gradients
 from .heads_view import heads as heads

@@ -9,6 +9,7 @@ import torch
 
 import mechmem as mm
 from tests.browser import HOSTILE, needs_chromium, open_page
+from tests.show.texts import NASTY, text_of
 
 pytestmark = needs_chromium
 
@@ -77,23 +78,6 @@ def page_of(picture, folder):
     return picture.save(folder / "view.html").read_text(encoding="utf-8")
 
 
-class Says:
-    """A tokenizer of given texts."""
-
-    def __init__(self, texts):
-        self.texts = texts
-
-    def decode(self, ids):
-        return self.texts[ids[0]]
-
-    def convert_ids_to_tokens(self, token):
-        return self.texts[token]
-
-
-def text_of(texts, prefix_len=2):
-    return mm.Paragraphs(torch.arange(len(texts))[None], prefix_len), Says(texts)
-
-
 def test_pointer_and_keys_say_the_models_numbers(tiny_model, tiny_paragraphs, tmp_path):
     edited, _ = mm.edit_weights(tiny_model, {"W_V": 0.0}, heads=["L0H1"])
     picture = mm.show.tokens(tiny_paragraphs, tiny_model, compare=edited, counts=np.arange(61) * 1000, theme="light")
@@ -119,19 +103,6 @@ def test_pointer_and_keys_say_the_models_numbers(tiny_model, tiny_paragraphs, tm
         red, _, blue = (int(part) for part in colour[4:-1].split(","))
         assert abs(change[pos]) < 0.01 or (blue > red) == (change[pos] < 0)
     assert seen["marks"][2] == "0" and seen["marks"][4] == "+" + seen["marks"][0][1:]
-
-
-NASTY = [
-    "</script>",
-    "<img/src=x onerror=window.pwned=1>",
-    "{{7*7}}",
-    "שלום",
-    "😀",
-    "x" * 2000,
-    "\u2028",
-    "\0",
-    "\u202e",
-]
 
 
 def test_hostile_tokens_are_shown_and_do_nothing(tmp_path):

@@ -65,49 +65,81 @@ class ColourScale {
   }
 }
 
-// One text. `about`: labels, values (null where there is none) and whether it is read from the right; optionally
-// `begins` (where the continuation begins), `diverges` (the first token that the model does not say) and `fresh`
-// (which tokens another text does not have there). `on.point(pos, event)` is called for the token under the pointer,
-// or under the arrow keys, with null when there is none any more.
-function colouredText(about, scale, on) {
-  const spans = about.labels.map((label, pos) => {
-    const span = element("span", { className: "token", textContent: label });
-    span.dataset.pos = pos;
-    const value = about.values[pos];
+// One text. `about`: labels, values (null where there is none) and whether it is read from the right (`rtl`);
+// optionally `first` (the position of the first token; 0), `begins` (where the continuation begins), `diverges` (the
+// first token that the model does not say) and `fresh` (of each token, whether another text does not have it there).
+// `point(pos, event)` is called for the token under the pointer or the arrow keys, with null when there is none any more.
+function colouredText(about, scale, point) {
+  const { first = 0 } = about;
+  const spans = about.labels.map((label, place) => {
+    const span = element("span", { className: "token", textContent: label }), value = about.values[place];
+    span.dataset.pos = first + place;
     if (value === null || value === undefined) span.classList.add("bare");
     else {
       const colour = scale.colour(value);
       span.style.background = `rgb(${colour.join(",")})`;
       span.style.color = letters(colour);
     }
-    if (pos === about.begins) span.classList.add("begins");
-    if (pos === about.diverges) span.classList.add("diverges");
-    if (about.fresh && about.fresh[pos]) span.classList.add("fresh");
+    if (first + place === about.begins) span.classList.add("begins");
+    if (first + place === about.diverges) span.classList.add("diverges");
+    if (about.fresh && about.fresh[place]) span.classList.add("fresh");
     return span;
   });
   // A line of the text ends where its last token says so.
   const parts = spans.flatMap((span) => (/↵ *$/.test(span.textContent) ? [span, element("br")] : [span]));
   const text = element("p", { className: "text", tabIndex: 0, dir: about.rtl ? "rtl" : "ltr" }, ...parts);
   let current = null;
-  const point = (span, event) => {
-    if (current) current.classList.remove("at");
+  const look = (span, event) => {
     current = span;
-    if (span) span.classList.add("at");
-    on.point(span ? Number(span.dataset.pos) : null, event, span);
+    point(span ? Number(span.dataset.pos) : null, event);
   };
-  text.onmouseover = (event) => { if (event.target.dataset.pos !== undefined) point(event.target, event); };
-  text.onmousemove = (event) => { if (event.target === current) on.point(Number(current.dataset.pos), event, current); };
-  text.onmouseleave = () => point(null);
-  text.onblur = () => point(null);
+  text.onmouseover = (event) => { if (event.target.dataset.pos !== undefined) look(event.target, event); };
+  text.onmousemove = (event) => { if (event.target === current) look(current, event); };
+  text.onmouseleave = () => look(null);
+  text.onblur = () => look(null);
   text.onkeydown = (event) => {
     const step = { ArrowLeft: about.rtl ? 1 : -1, ArrowRight: about.rtl ? -1 : 1, Escape: 0 }[event.key];
     if (step === undefined) return;
     event.preventDefault();
-    if (step === 0) { point(null); return; }
-    const next = spans[current ? Number(current.dataset.pos) + step : step > 0 ? 0 : spans.length - 1];
+    if (step === 0) { look(null); return; }
+    const next = spans[current ? spans.indexOf(current) + step : step > 0 ? 0 : spans.length - 1];
     if (!next) return;
     const box = next.getBoundingClientRect();
-    point(next, { clientX: box.left, clientY: box.bottom - 8 });
+    look(next, { clientX: box.left, clientY: box.bottom - 8 });
   };
   return text;
+}
+
+// Several texts of the same tokens: marks one position in all of them; null: none.
+function markPosition(box, pos) {
+  box.querySelectorAll(".token").forEach((span) => span.classList.toggle("at", Number(span.dataset.pos) === pos));
+}
+
+// Says what is known of a token: its label, then line by line.
+function describeToken(tip, host, event, label, lines) {
+  tip.replaceChildren(element("b", {}, element("bdi", { textContent: `“${label}”` })),
+    ...lines.map((line) => element("div", { textContent: line })));
+  placeTip(tip, host, event);
+}
+
+// Ten texts at a time of many; `state.start` is the first of them.
+const PAGE = 10;
+class Pager {
+  constructor(state, total, show) {
+    const turn = (step) => {
+      if (state.start + step < 0 || state.start + step >= total) return;
+      state.start += step;
+      show();
+    };
+    const button = (text, label, step) => {
+      const made = element("button", { type: "button", textContent: text, attrs: { "aria-label": label } });
+      made.onclick = () => turn(step);
+      return made;
+    };
+    this.where = element("output");
+    this.box = element("span", { className: "pager" },
+      button("‹", "earlier paragraphs", -PAGE), this.where, button("›", "later paragraphs", PAGE));
+    this.box.hidden = total <= PAGE;
+    this.say = () => { this.where.textContent = `${state.start + 1} to ${Math.min(state.start + PAGE, total)} of ${total}`; };
+  }
 }

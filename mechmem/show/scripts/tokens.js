@@ -1,6 +1,4 @@
 // Texts coloured by numbers of their tokens, one below the other; two numbers stand beside each other.
-const PAGE = 10;
-
 class TokensView {
   constructor(host, data) {
     this.data = data;
@@ -22,20 +20,12 @@ class TokensView {
     const bar = element("div", { className: "bar" });
     if (pair) bar.append(this.chooser("show", "shown", ["side by side", ...data.names, "difference"]));
     if (data.paragraphs.length > 1) bar.append(this.chooser("order", "order", data.orders.map((one) => one.name)));
-    if (data.paragraphs.length > PAGE) {
-      const button = (text, label, step) => {
-        const made = element("button", { type: "button", textContent: text, attrs: { "aria-label": label } });
-        made.onclick = () => this.turn(step);
-        return made;
-      };
-      this.where = element("output");
-      bar.append(element("span", { className: "pager" },
-        button("‹", "earlier paragraphs", -PAGE), this.where, button("›", "later paragraphs", PAGE)));
-    }
+    this.pager = new Pager(this.state, data.paragraphs.length, () => this.show());
+    bar.append(this.pager.box);
     this.root.replaceChildren(element("style", { textContent: data.style }), element("section", { className: "view" },
       element("h2", { textContent: data.title }), bar, this.legends, this.list,
       element("p", { className: "caption", textContent: data.caption }), this.tip));
-    if (!bar.children.length) bar.hidden = true;
+    bar.hidden = !pair && data.paragraphs.length === 1;
   }
 
   chooser(label, name, words) {
@@ -49,13 +39,6 @@ class TokensView {
     return element("label", {}, `${label} `, select);
   }
 
-  turn(step) {
-    const start = this.state.start + step;
-    if (start < 0 || start >= this.data.paragraphs.length) return;
-    this.state.start = start;
-    this.show();
-  }
-
   // The places of all paragraphs, in the order that was chosen.
   ordered() {
     const places = this.data.paragraphs.map((_, place) => place), { by, largest } = this.data.orders[this.state.order];
@@ -66,8 +49,7 @@ class TokensView {
 
   show() {
     const { data, state } = this, places = this.ordered().slice(state.start, state.start + PAGE);
-    if (this.where)
-      this.where.textContent = `${state.start + 1} to ${state.start + places.length} of ${data.paragraphs.length}`;
+    this.pager.say();
     const difference = data.names.length > 1 && [0, 3].includes(state.shown), values = state.shown !== 3;
     this.legends.replaceChildren(...[
       values && this.scale.legend(data.quantity, data.units),
@@ -87,7 +69,7 @@ class TokensView {
     const shown = state.shown === 0 ? sides : [sides[state.shown - 1]];
     const columns = shown.map((side) => {
       const about = { labels, values: side.values, begins: one.prefix, diverges: side.diverges && side.diverges.pos, rtl: one.rtl };
-      const text = colouredText(about, side.scale, { point: (pos, event) => this.point(one, box, pos, event) });
+      const text = colouredText(about, side.scale, (pos, event) => this.point(one, box, pos, event));
       const said = side.diverges ? [element("p", { className: "said" }, ...this.said(one, side.diverges))] : [];
       return element("div", { className: "column" },
         ...(shown.length > 1 ? [element("h4", { textContent: side.name })] : []), text, ...said);
@@ -106,21 +88,15 @@ class TokensView {
   }
 
   point(one, box, pos, event) {
-    box.querySelectorAll(".token.at").forEach((span) => { if (Number(span.dataset.pos) !== pos) span.classList.remove("at"); });
+    markPosition(box, pos);
     if (pos === null) { this.tip.hidden = true; return; }
-    box.querySelectorAll(`.token[data-pos="${pos}"]`).forEach((span) => span.classList.add("at"));
-    const { data } = this, { labels, ids, counts } = data.vocabulary, token = one.tokens[pos];
-    const lines = data.names.map((name, side) => {
-      const value = one.values[side][pos], before = data.names.length > 1 ? `${name}: ` : "";
-      return `${before}${this.worded(value)}`;
-    });
+    const { data } = this, { labels, ids, counts } = data.vocabulary, token = one.tokens[pos], pair = data.names.length > 1;
+    const lines = data.names.map((name, side) => `${pair ? `${name}: ` : ""}${this.worded(one.values[side][pos])}`);
     const [first, second] = one.values.map((values) => values[pos]);
-    if (data.names.length > 1 && first !== null && second !== null)
+    if (pair && first !== null && second !== null)
       lines.push(`${data.difference}: ${signedText(second - first)} ${data.units}`);
     const count = counts ? [`${counts[token].toLocaleString("en")} in the corpus`] : [];
-    this.tip.replaceChildren(element("b", {}, element("bdi", { textContent: `“${labels[token]}”` })),
-      ...[`position ${pos}, id ${ids[token]}`, ...count, ...lines].map((text) => element("div", { textContent: text })));
-    placeTip(this.tip, this.root.host, event);
+    describeToken(this.tip, this.root.host, event, labels[token], [`position ${pos}, id ${ids[token]}`, ...count, ...lines]);
   }
 
   worded(value) {
