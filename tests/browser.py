@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def recording_proxy() -> Iterator[tuple[int, list[str]]]:
 
 
 def open_page(
-    page: str, folder: Path, probe: str, *, size: str = "1300,2000", query: str = ""
+    page: str, folder: Path, probe: str, *, size: str = "1300,2000", query: str = "", flags: Sequence[str] = ()
 ) -> tuple[dict, list[str]]:
     """Open HTML text as a file; return what the probe saw, and every request that the browser made.
 
@@ -91,6 +91,7 @@ def open_page(
         command = [
             CHROMIUM,
             *FLAGS,
+            *flags,
             f"--user-data-dir={folder / 'profile'}",
             f"--proxy-server=127.0.0.1:{port}",
             "--proxy-bypass-list=<-loopback>",

@@ -6,7 +6,7 @@ import numpy as np
 
 from mechmem.data.files import check_output
 from mechmem.data.folder_lock import only_writer
-from mechmem.report.page import Page, write_page
+from mechmem.report.page import Page, View, write_page
 from mechmem.report.sections.answers import basis, five_answers
 from mechmem.report.sections.attention import attention_section
 from mechmem.report.sections.memorized import memorized_section
@@ -14,6 +14,7 @@ from mechmem.report.sections.removal import removal_section
 from mechmem.report.sections.run import mapping, run_section
 from mechmem.report.sections.where import where_section
 from mechmem.report.study_files import StudyFiles, read_study
+from mechmem.report.study_view import study_view
 
 LEAD = (
     "Five answers first, then the paragraphs themselves, then one section for each question with the data behind its "
@@ -66,7 +67,19 @@ def study_page(study: StudyFiles) -> Page:
         terms=TERMS,
         answers=five_answers(study),
         basis=basis(study),
+        view=_view(study),
     )
+
+
+def _view(study: StudyFiles) -> View | None:
+    """The list of paragraphs; None before any was scored."""
+    if study.column("em") is None:
+        return None
+    reading = (
+        "Click a paragraph, or use the arrow keys: its text, the loss of each token, what a patch restores and what "
+        "the heads attend to are shown below the list. Paragraphs marked ● were patched, or their attention was kept."
+    )
+    return View("The paragraphs", study_view(study), reading, "study.show()")
 
 
 def _facts(study: StudyFiles) -> list[str]:

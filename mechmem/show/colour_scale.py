@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 PAPER, BLUE, ORANGE = (255, 255, 255), (11, 90, 148), (179, 88, 6)
-DARK_INK, LIGHT_INK = (16, 21, 26), (255, 255, 255)
+DARK_INK, LIGHT_INK = (0, 0, 0), (255, 255, 255)
 # The largest value of a scale, so that its quarters have few digits: 16 nats has marks at 1, 4 and 9.
 ROUND = (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 4.8, 6.4, 8, 10)
 # How strong the two colours of yes and no are.

@@ -31,7 +31,7 @@ def nll_history(nll: xr.DataArray) -> go.Figure:
         values = nll.sel(edit=edit).values
         known = np.isfinite(values)
         if known.any():
-            figure.add_trace(step_line(nll.step.values[known], values[known], edit, position))
+            figure.add_trace(step_line(nll.step.values[known].tolist(), values[known].tolist(), str(edit), position))
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title="NLL, nats per token", rangemode="tozero")
     return figure

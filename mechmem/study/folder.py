@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import xarray as xr
 
 from mechmem.data.assets import bundled_paragraphs
 from mechmem.data.checksums import writing
+from mechmem.data.choices import check_choice
 from mechmem.data.corpora import read_corpus
 from mechmem.data.errors import InputError
 from mechmem.data.lengths import check_lengths
@@ -24,6 +26,10 @@ from mechmem.model.devices import check_device
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer, load_model
 from mechmem.report.study_contents import read_paragraphs, read_result
+from mechmem.report.study_files import read_study
+from mechmem.report.study_view import study_view
+from mechmem.show.fragment import Theme
+from mechmem.show.picture import Picture
 from mechmem.study.manifest import settings_of
 from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.settings import StudySettings
@@ -82,6 +88,30 @@ class StudyFolder:
     def __repr__(self) -> str:
         held = f"results: {', '.join(self.results) or 'none'}; edits: {', '.join(self.edits) or 'none'}"
         return f"StudyFolder({str(self.folder)!r}, model {self.settings.model!r}; {held})"
+
+    def _repr_html_(self) -> str:
+        """The linked view; of a study without scored paragraphs, what it is and what to do."""
+        try:
+            return self.show().html
+        except InputError as error:
+            return f"<p>{escape(repr(self))}</p><p>{escape(str(error))}</p>"
+
+    def show(self, *, theme: Theme | str = "auto") -> Picture:
+        """A table of the paragraphs; of the one that is chosen the text, the loss of each token, heatmaps and heads.
+
+        The study's files alone are read, and its model is not loaded. A notebook shows the same for the study itself.
+
+        Args:
+            theme: "auto" follows the notebook or the browser; "light"; "dark".
+
+        Returns:
+            A `Picture`: `.save("study.html")` writes one file that loads nothing.
+
+        Raises:
+            InputError: no paragraph was scored yet, or a file is damaged.
+        """
+        check_choice("theme", theme, Theme)
+        return study_view(read_study(self.folder), theme=theme)
 
     @cached_property
     def model(self) -> HookedTransformer:

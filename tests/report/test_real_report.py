@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import mechmem
 from mechmem.report.sections.attacks import NAMES
 from mechmem.report.study_files import read_study
 from mechmem.study.folder import open_study
@@ -52,3 +53,13 @@ def test_the_run_is_told_with_findings_times_and_settings(small_study, text):
     assert "of CPU time" in text and "What each stage found" in text
     assert "paragraphs reproduced exactly" in text
     assert study.settings.edits[0] in text
+
+
+def test_every_line_of_code_makes_something_in_a_notebook(small_study):
+    markup = (small_study.folder / "report.html").read_text(encoding="utf-8")
+    lines = list(dict.fromkeys(html.unescape(line) for line in re.findall(r"<code>(.*?)</code>", markup)))
+    assert len(lines) >= 12 and "study.show()" in lines
+    study = open_study(small_study.folder)
+    for line in lines:
+        made = eval(line, {"mm": mechmem, "study": study})
+        assert hasattr(made, "_repr_html_") or len(made), f"a notebook shows nothing for {line}"

@@ -135,6 +135,7 @@ def _rare_figures(rare: xr.Dataset) -> list[Block]:
             f"Attention on the rarest tokens of the prefix minus the expectation ({_expectation(rare)}), in percentage "
             f"points. Bluer means more on rare tokens; the top {NAMED_HEADS} are framed, with their rank.",
             wide=False,
+            code='mm.show.rare_tokens(study.results["rare"])',
         ),
         Figure(
             spearman,
@@ -142,6 +143,7 @@ def _rare_figures(rare: xr.Dataset) -> list[Block]:
             "below zero: rarer tokens get more; the "
             f"{NAMED_HEADS} lowest are framed, with their rank.",
             wide=False,
+            code='study.results["rare"].spearman.to_pandas()',
         ),
     ]
 

@@ -10,8 +10,9 @@ from mechmem.report.sections.wording import percent, plural
 from mechmem.report.study_files import StudyFiles
 from mechmem.show import score_figures
 
-# All of them are in the list above.
 SHOWN_ROWS, NEAR_MISSES = 12, 8
+SCORES = "mm.show.scores(mm.score(study.model, study.paragraphs), study.paragraphs)"
+KINDS = 'study.paragraphs.table.to_pandas().groupby("source")["set"].value_counts(normalize=True)'
 LIMITS = (
     "A full match shows that the model can continue the text from this prefix. It does not show how often the text "
     "has to be seen, and text that is reproduced with small changes does not count.",
@@ -55,7 +56,7 @@ def memorized_section(study: StudyFiles) -> Section:
         f"Each bar counts the paragraphs with this many correct tokens before the first mistake; EM = {full} means no "
         "mistake. Further right means more memorized. The vertical axis is logarithmic."
     )
-    blocks: list[Block] = [Figure(score_figures.em_histogram(exact, full=full), caption)]
+    blocks: list[Block] = [Figure(score_figures.em_histogram(exact, full=full), caption, code=SCORES)]
     blocks += _by_count(study, exact, full) + _by_kind(study)
     blocks += [_paragraph_table(study), *_near_misses(study)]
     return Section(name, title, question, _answer(study, em, full), tuple(blocks), READING, limits=LIMITS)
@@ -136,7 +137,7 @@ def _by_count(study: StudyFiles, em: xr.DataArray, full: int) -> list[Block]:
         "means more memorized; further right means seen more often."
     )
     figure = score_figures.em_by_count(em, xr.DataArray(count, dims="paragraph"), full=full)
-    return [Figure(figure, caption, wide=study.column("source") is None)]
+    return [Figure(figure, caption, wide=study.column("source") is None, code=SCORES)]
 
 
 def _by_kind(study: StudyFiles) -> list[Block]:
@@ -155,7 +156,7 @@ def _by_kind(study: StudyFiles) -> list[Block]:
     beside = study.counts() is not None
     if beside:
         figure.update_layout(height=max(430, figure.layout.height))
-    return [Figure(figure, caption, wide=not beside)]
+    return [Figure(figure, caption, wide=not beside, code=KINDS)]
 
 
 def _paragraph_table(study: StudyFiles) -> Table:
@@ -168,7 +169,7 @@ def _paragraph_table(study: StudyFiles) -> Table:
     note = (
         f"{len(chosen)} of {plural(len(memorized), 'memorized paragraph')}; {order}. Grey is what the model was "
         "given, coloured is what it generated, word for word as in the text. NLL in nats per token. A click or Enter "
-        "opens a paragraph. The list above has all of them."
+        "opens a paragraph. The list above has more."
     )
     return _table(study, chosen, "Some memorized paragraphs", note, constant=FULL_MATCH, opened=len(chosen) > 0)
 

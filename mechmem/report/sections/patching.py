@@ -61,11 +61,13 @@ def patching_blocks(patching: xr.Dataset) -> list[Block]:
             "at one position is set to its value in the true paragraph. Change of the NLL of the first token that "
             "changes, in nats, patched minus unpatched; blue, below zero: the true token becomes likely again. Mean "
             "over pairs, aligned at the first token that changes.",
+            code='mm.show.effects(study.results["patching"].resid_pre)',
         ),
         Figure(
             heads,
             "The same for one head's output, in nats, summed over positions. Heads are patched only where an estimate "
             f"from one backward pass is largest; the rest counts as zero.{said}",
+            code='mm.show.effects(study.results["patching"].z)',
         ),
     ]
 

@@ -16,6 +16,9 @@ NOTICEABLE = 1.0
 COST_SHARE, COST_NATS = 0.1, 0.1
 # A control that removes this share of what the chosen weights remove is said to do as much.
 SAME = 0.8
+TRADE_OFF = 'study.results["unlearn"][["em", "kl"]].to_dataframe()'
+HISTORY = "mm.show.history({name: edit.history for name, edit in study.edits.items()})"
+SELECTED = 'study.results["unlearn"].selected_share.to_pandas()'
 LIMITS = (
     "The costs are EM, NLL and KL on samples of these sets: no other ability of the model was tested.",
     "An attack that recovers nothing does not show that the text is gone: another attack may.",
@@ -167,6 +170,7 @@ def _figures(unlearned: xr.Dataset) -> list[Block]:
             figures.em_intervals(unlearned),
             "Mean EM of each set of paragraphs in the original model and after each edit, with 95 % intervals. Lower "
             "is the aim for the targets; all other sets should stay at the grey bar.",
+            code='study.results["unlearn"][["em", "em_low", "em_high"]].to_dataframe()',
         )
     ]
     if OTHER in unlearned.set.values:
@@ -174,12 +178,16 @@ def _figures(unlearned: xr.Dataset) -> list[Block]:
             "Up: change of the targets' EM in tokens, after minus before; right: KL on other text in nats per token, "
             "how far the predictions moved. The best edit is at the bottom left."
         )
-        blocks.append(Figure(figures.trade_off(unlearned, target=TARGETS, keep=OTHER), reading, wide=False))
+        blocks.append(
+            Figure(figures.trade_off(unlearned, target=TARGETS, keep=OTHER), reading, wide=False, code=TRADE_OFF)
+        )
     reading = (
         "NLL of the targets at each step, in nats per token. Higher means more forgotten; a steeper line means that "
         "this edit needs fewer steps. Edits stop when the targets' mean EM is low enough."
     )
-    blocks.append(Figure(history_figures.nll_history(unlearned.nll_history), reading, wide=len(blocks) == 1))
+    blocks.append(
+        Figure(history_figures.nll_history(unlearned.nll_history), reading, wide=len(blocks) == 1, code=HISTORY)
+    )
     if "selected_share" in unlearned:
         title = "Where the selected weights are (brighter = more of them)"
         figure = heatmap_figures.component_heatmap(
@@ -189,7 +197,7 @@ def _figures(unlearned: xr.Dataset) -> list[Block]:
             "Percent of the top weights that are in each component; all cells add up to 100 %. Brighter means that "
             "more of the weights with the largest gradient are here."
         )
-        blocks.append(Figure(figure, reading))
+        blocks.append(Figure(figure, reading, code=SELECTED))
     return blocks
 
 

@@ -11,6 +11,12 @@ from mechmem.report.study_files import StudyFiles
 from mechmem.show import heatmap_figures
 
 NAMED_HEADS = 5
+GRADIENTS = (
+    'mm.show.gradients(*(study.results["gradients"].max_gradient.sel(set=name) for name in ("memorized", "other")), '
+    'names=("memorized", "other"))'
+)
+SHARES = 'study.results["gradients"].layer_share.to_pandas()'
+HEADS = 'mm.show.heads(study.results["heads"].sel(set="{}"), measure="em_change")'
 LIMITS = (
     "Ablation shows what the model needs, not what is stored where: a head can be needed because later ones rely on "
     "it, and two heads that can replace each other cost little one at a time.",
@@ -100,6 +106,7 @@ def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
                 span=span,
             ),
             caption.format(name),
+            code=GRADIENTS,
         )
         for name in size.set.values
     ]
@@ -116,12 +123,12 @@ def _gradient_figures(gradients: xr.Dataset) -> list[Block]:
             "Each component's percentage of its set's total, memorized minus other, in percentage points. Blue: a "
             "larger share for memorized text than for other text; orange: a smaller one."
         )
-        blocks.append(Figure(figure, reading))
+        blocks.append(Figure(figure, reading, code=GRADIENTS))
     reading = (
         "Percent of the set's gradient total; the bars of one colour add up to 100 %. Where the bar of memorized text "
         "is higher, the layer matters relatively more for it."
     )
-    return [*blocks, Figure(figures.layer_shares(gradients.layer_share), reading)]
+    return [*blocks, Figure(figures.layer_shares(gradients.layer_share), reading, code=SHARES)]
 
 
 def _head_sentences(heads: xr.Dataset) -> list[str]:
@@ -194,7 +201,7 @@ def _head_figures(heads: xr.Dataset) -> list[Block]:
             "scale"
             + (f"; the {NAMED_HEADS} most needed heads are framed, with their rank." if name == "memorized" else ".")
         )
-        blocks.append(Figure(figure, reading, wide=heads.sizes["set"] == 1))
+        blocks.append(Figure(figure, reading, wide=heads.sizes["set"] == 1, code=HEADS.format(name)))
     return blocks
 
 

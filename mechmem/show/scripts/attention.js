@@ -247,8 +247,9 @@ class AttentionView {
     side.text.forEach((text) => seen.set(text, (seen.get(text) || 0) + 1));
     const spans = side.text.map((text, pos) => {
       const span = element("span", { className: "token", textContent: text });
-      span.style.background = `rgb(${this.colour(values[pos]).join(",")})`;
-      if (Math.abs(values[pos]) > 0.3) span.classList.add("inked");
+      const colour = this.colour(values[pos]);
+      span.style.background = `rgb(${colour.join(",")})`;
+      span.style.color = letters(colour);
       if (pos === this.state.query) span.classList.add("pinned");
       if (pos === side.prefix) span.classList.add("begins");
       // Equal tokens are told apart by their position.

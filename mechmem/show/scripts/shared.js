@@ -17,6 +17,17 @@ const THEMES = {
 const ramp = (from, to, count) => Array.from({ length: count }, (_, step) =>
   from.map((value, channel) => Math.round(value + ((to[channel] - value) * step) / (count - 1))));
 
+const luminance = (colour) => {
+  const [red, green, blue] = colour.map((value) => value / 255)
+    .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+};
+// Black or white letters, whichever can be read better: anything lighter than black is hard to read on middle colours.
+const letters = (background) => {
+  const light = luminance(background);
+  return 1.05 / (light + 0.05) > (light + 0.05) / 0.05 ? "#fff" : "#000";
+};
+
 // Bytes that Python compressed and wrote as text.
 async function unpacked(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));

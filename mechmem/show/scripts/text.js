@@ -12,17 +12,6 @@ const numberText = (value) => {
 const shortText = (value) => { const text = numberText(value); return text.includes("e") ? text : text.replace(/\.0+$|(\.\d*[1-9])0+$/, "$1"); };
 const signedText = (value) => (value > 0 ? "+" : "") + numberText(value);
 
-const luminance = (colour) => {
-  const [red, green, blue] = colour.map((value) => value / 255)
-    .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-};
-// Dark or light letters, whichever can be read better.
-const letters = (background) => {
-  const light = luminance(background);
-  return 1.05 / (light + 0.05) > (light + 0.05) / (luminance([16, 21, 26]) + 0.05) ? "#fff" : "#10151a";
-};
-
 class ColourScale {
   constructor(about, theme) {
     Object.assign(this, about);
