@@ -29,7 +29,7 @@ def shades(heatmap: Heatmap) -> Float[np.ndarray, "row column"]:
             values > 0, FAINTEST + (1 - FAINTEST) * np.clip(part, 0, 1), np.where(values == 0, 0.0, np.nan)
         )
     else:
-        shade = (values - least) / (most - least)
+        shade = np.clip((values - least) / (most - least), 0, 1)
     return np.clip(shade, -1, 1)
 
 

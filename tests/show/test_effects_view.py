@@ -139,7 +139,7 @@ def test_panels_at_the_perturbed_token(tiny_model, pairs):
 
 
 def test_paths_stand_by_sender(tiny_model, pairs):
-    found = mm.patch_paths(tiny_model, *pairs, "L2H1")
+    found = mm.patch_paths(tiny_model, *pairs, receiver="L2H1")
     picture = mm.show.effects(found)
     (panel,) = shown_maps(picture)
     close(numbers_of(picture, panel), found)

@@ -7,8 +7,9 @@ import pytest
 import xarray as xr
 
 import mechmem as mm
-from mechmem.show.heatmap import Axis, Heatmap
+from mechmem.show.heatmap import Axis, Heatmap, Kind
 from mechmem.show.heatmap_axes import layer_axis
+from mechmem.show.heatmap_colours import shades
 from mechmem.show.heatmap_page import Chooser, Words, heatmap_picture
 from mechmem.show.packed_numbers import four_digits, three_digits
 from tests.browser import HOSTILE, needs_chromium, open_page
@@ -147,6 +148,32 @@ def test_numbers_read_the_same_in_the_page_and_in_python(tmp_path):
     steps = "seen.said = []; for (let at = 0; at < 13; at += 1) { cell(heat(0), 0, at); seen.said.push(tip()[0]); }"
     said = visit(picture, tmp_path, steps)["said"]
     assert said == [three_digits(float(value), signed=True) for value in four_digits(values)[0]]
+
+
+KINDS: dict[Kind, tuple[float, float]] = {
+    "diverging": (3.0, -3.0),
+    "log": (0.01, 2.0),
+    "root": (0.0, 2.0),
+    "plain": (2.0, 0.5),
+}
+
+
+def test_colours_are_the_same_in_the_page_and_in_python(tmp_path):
+    """In and outside of the span, where nothing was measured, and at zero."""
+    values = np.array([[-5.0, -1.0, 0.0, 1e-6, 0.01, 0.3, 1.0, 2.0, 7.0, np.nan]])
+    columns = [str(place) for place in range(10)]
+    rows, axis = layer_axis([0]), Axis("n", columns, columns)
+    # Sizes are never below zero.
+    given = {"diverging": values, "log": np.abs(values), "root": np.abs(values), "plain": values}
+    maps = [Heatmap(kind, given[kind], rows, axis, "", kind, span=span) for kind, span in KINDS.items()]
+    picture = heatmap_picture(Words("t", "c"), [Chooser("show", ["all"])], lambda _: maps, theme="light")
+    steps = """
+      seen.shades = [0, 1, 2, 3].map((map) => Array.from({ length: 10 }, (_, at) =>
+        heat(map).mechmem.shade(heat(map).mechmem.value(0, at))));
+    """
+    seen = np.array(visit(picture, tmp_path, steps)["shades"], dtype=float)
+    np.testing.assert_allclose(seen, [shades(heatmap)[0] for heatmap in maps], atol=1e-6)
+    assert np.nanmin(seen[3]) == 0 and np.nanmax(np.abs(seen)) == 1
 
 
 NASTY = ["</script>", "<img/src=x onerror=window.pwned=1>", "{{7*7}}", "שלום", "😀", "x" * 2000, "\u2028", "\0"]
