@@ -9,6 +9,8 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 # Kernels of the notebooks import this checkout, too, and ask no server for models.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(DOCS.parent), os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A bar appears after ten seconds, so it would depend on the machine.
+os.environ["TQDM_DISABLE"] = "1"
 
 project = "mechmem"
 author = "The mechmem maintainers"

@@ -38,6 +38,8 @@ def test_a_notebook_runs_from_clean(path, tmp_path, tmp_path_factory, monkeypatc
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # A bar appears after ten seconds, so it would depend on the machine.
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     client = nbclient.NotebookClient(
         with_answers(read(path)), timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )

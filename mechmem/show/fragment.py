@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import os
+import secrets
 from importlib import resources
 from typing import Any, Literal
 
 from mechmem.show.embed import json_markup, script_markup
 
 Theme = Literal["auto", "light", "dark"]
-_numbers = itertools.count()
 
 
 def fragment(view: str, scripts: tuple[str, ...], data: dict[str, Any], still: str) -> str:
@@ -22,7 +20,8 @@ def fragment(view: str, scripts: tuple[str, ...], data: dict[str, Any], still: s
         data: what the class gets, and a `style`: all the CSS.
         still: trusted HTML, seen until the script has run, and where it does not run.
     """
-    name = f"mechmem-{os.getpid()}-{next(_numbers)}"
+    # Not a count and a process: a notebook that is kept has views of several kernels.
+    name = f"mechmem-{secrets.token_hex(6)}"
     names = ("shared", *scripts)
     code = script_markup("\n".join(_read(f"{script}.js") for script in names))
     content = json_markup(data | {"style": "".join(_read(f"{script}.css") for script in names)})

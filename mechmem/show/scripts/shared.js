@@ -72,9 +72,11 @@ function placeTip(tip, host, event) {
   tip.style.top = `${event.clientY - box.top + 14}px`;
 }
 
-// Draws the view that a notebook, a page or a frame holds under this name.
+// Draws the view that a notebook, a page or a frame holds under this name; a picture that is shown twice is there twice.
 function openView(View, name) {
-  const host = document.getElementById(name), data = document.getElementById(`${name}-data`);
-  if (!host || !data || host.dataset.ready) return;
+  const hosts = [...document.querySelectorAll(`[id="${name}"]`)], data = document.getElementById(`${name}-data`);
+  const host = hosts.find((one) => !one.dataset.opened);
+  if (!host || !data) return;
+  host.dataset.opened = "true";
   new View(host, JSON.parse(data.textContent)).show();
 }
