@@ -92,6 +92,21 @@ def readings_of(effect: xr.DataArray | xr.Dataset) -> tuple[list[Reading], Told]
     return _of_array(effect)
 
 
+def with_all_dims(found: xr.Dataset) -> xr.Dataset:
+    """An experiment of which one paragraph or direction was selected, as one that has no other."""
+    texts = [name for name in found if str(name).startswith(("clean_", "corrupt_"))]
+    if "paragraph" in found.coords and "paragraph" not in found.dims:
+        # Means are about all paragraphs.
+        found = found.drop_vars([name for name in found if str(name).startswith("effect_")])
+        found = found.expand_dims("paragraph")
+        shared = [name for name in ("estimate", "base", "source") if name in found]
+        found = found.assign({name: found[name].isel(paragraph=0, drop=True) for name in shared})
+    if "direction" in found.coords and "direction" not in found.dims:
+        found = found.expand_dims("direction")
+        found = found.assign({name: found[name].isel(direction=0, drop=True) for name in texts})
+    return found
+
+
 def check_cells(values: xr.DataArray) -> None:
     """Refuse other dimensions than those of cells, no cells, or what is no number.
 

@@ -16,7 +16,7 @@ from mechmem.model.public import public
 from mechmem.show.caption_facts import facts
 from mechmem.show.effect_maps import maps_of, views_of
 from mechmem.show.effect_texts import Shown, shown_of, tokenizer_of
-from mechmem.show.effects_data import Reading, Told, readings_of
+from mechmem.show.effects_data import Reading, Told, readings_of, with_all_dims
 from mechmem.show.fragment import Theme
 from mechmem.show.head_patterns import patterns_beside
 from mechmem.show.heatmap import Heatmap
@@ -59,6 +59,8 @@ def effects(
             without paragraphs, or more than a page can hold.
     """
     check_choice("theme", theme, Theme)
+    if isinstance(effect, xr.Dataset):
+        effect = with_all_dims(effect)
     readings, told = readings_of(effect)
     shown = shown_of(effect, paragraphs, corrupt, tokenizer_of(model, paragraphs))
     choosers, options = _choosers(readings, shown)

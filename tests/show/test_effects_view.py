@@ -95,6 +95,20 @@ def test_an_experiment_knows_its_texts_and_intervals(tiny_model, pairs):
     assert "scored on the first token that differs" in data["caption"]
 
 
+def test_an_experiment_is_shown_from_its_file_whole_or_in_part(tiny_model, pairs, tmp_path):
+    found = mm.patch_experiment(tiny_model, *pairs, site="z", layers=[1, 2])
+    found.to_netcdf(tmp_path / "patching.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "patching.nc", engine="h5netcdf") as opened:
+        whole, again = (mm.show.effects(each, model=tiny_model) for each in (found, opened))
+        assert page_data(whole) == page_data(again)
+        part = mm.show.effects(opened.isel(paragraph=1).sel(direction="denoising"))
+        stored = mm.show.effects(opened.sel(direction="denoising"))
+    first, _ = shown_maps(part)
+    close(numbers_of(part, first), found.effect.sel(direction="denoising")[1].sum("head", min_count=1))
+    assert axis_of(part, first, "columns")["marks"] == {"7": "changed", "15": "diverges"} and first["ends"][1] < 0
+    close(numbers_of(stored, shown_maps(stored)[1]), found.effect_mean[1].sum("pos", min_count=1))
+
+
 def test_paragraphs_are_found_by_their_ids(by_pair, pairs):
     picture = mm.show.effects(by_pair, pairs[0][1:])
     assert len(options(picture, "paragraph")) == 1
