@@ -95,8 +95,8 @@ def _by_count(study: StudyFiles, exact: np.ndarray) -> str:
     where = "corpus" if study.column("seen") is None else "training text"
     once, many = exact[count == 1].mean(), exact[count >= often].mean()
     return (
-        f"of what the {where} holds once {percent(once)} is memorized, of what it holds {often} times or more "
-        f"{percent(many)}"
+        f"of text that occurs once in the {where} {percent(once)} is memorized, of text that occurs {often} times or "
+        f"more {percent(many)}"
     )
 
 
@@ -110,8 +110,8 @@ def _how_much(study: StudyFiles) -> str:
         "" if clusters is None else f", in {plural(len(np.unique(clusters[exact])), 'cluster')} of near-identical text"
     )
     return (
-        f"Given {given} tokens, the model continues {int(exact.sum()):,} of {plural(len(exact), 'paragraph')} word for "
-        f"word to the end, {length} tokens later: {percent(exact.mean())} "
+        f"Given the first {given} tokens, the model continues {int(exact.sum()):,} of "
+        f"{plural(len(exact), 'paragraph')} word for word for {length} more: {percent(exact.mean())} "
         f"({_ends(_share_interval(study, exact, np.ones(len(exact), bool)), 'percent')}){groups}."
     )
 
@@ -151,10 +151,13 @@ def _restored(patching: xr.Dataset) -> str:
     (name, mean), *_ = best_heads(fall.mean("paragraph"), 1)
     layer, head = (int(part) for part in name[1:].split("H"))
     values = fall.sel(layer=layer, head=head).values / rise
-    low, high = cluster_bootstrap(values, np.arange(len(values)))
+    pairs = plural(len(values), "pair")
+    # One pair alone says nothing about how pairs vary.
+    if len(values) > 1:
+        pairs = f"{_ends(cluster_bootstrap(values, np.arange(len(values))), 'percent')}, {pairs}"
     return (
-        f"restoring the output of {name} alone undoes {percent(mean / rise)} ({_ends((low, high), 'percent')}, "
-        f"{plural(len(values), 'pair')}) of what one replaced prefix token does to the next-token loss"
+        f"restoring the output of {name} alone undoes {percent(mean / rise)} ({pairs}) of the loss that one replaced "
+        "prefix token causes"
     )
 
 
@@ -171,7 +174,7 @@ def _price(study: StudyFiles) -> str:
         f"{float(after.em):.1f} tokens of EM ({_ends((float(after.em_low), float(after.em_high)), 'tokens')})"
     ]
     if HELD_OUT in unlearned.set.values:
-        parts.append(f"memorized text that was not targeted to {em_of(unlearned, edit, HELD_OUT):.1f}")
+        parts[0] += f" and memorized text that was not targeted to {em_of(unlearned, edit, HELD_OUT):.1f}"
     if OTHER in unlearned.set.values:
         kl = unlearned.sel(edit=edit, set=OTHER)
         change = (em_of(unlearned, edit, OTHER) or 0) - (em_of(unlearned, ORIGINAL, OTHER) or 0)
@@ -179,7 +182,7 @@ def _price(study: StudyFiles) -> str:
             f"other text changes by {signed(change)} tokens of EM and a KL of {float(kl.kl):.3f} nats per token "
             f"({float(kl.kl_low):.3f} to {float(kl.kl_high):.3f})"
         )
-    return f"{', '.join(parts[:2])}; {parts[2]}." if len(parts) > 2 else f"{'; '.join(parts)}."
+    return f"{'; '.join(parts)}."
 
 
 def _sure(study: StudyFiles) -> str:
@@ -237,6 +240,7 @@ def _attack(study: StudyFiles) -> list[str]:
 
 
 def _ends(ends: Sequence[float], unit: str) -> str:
-    if unit == "percent":
-        return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
-    return f"{ends[0]:.1f} to {ends[1]:.1f}"
+    scale, sign = (100, " %") if unit == "percent" else (1, "")
+    # Adding zero makes 0 of what rounds to -0.
+    low, high = (f"{round(scale * end, 1) + 0.0:.1f}".replace("-", "−") for end in ends)
+    return f"{low} to {high}{sign}"
