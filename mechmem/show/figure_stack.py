@@ -76,7 +76,9 @@ def _height(figure: go.Figure) -> float:
 
 def _place_colorbars(stack: go.Figure) -> None:
     """Each colour bar beside its own panel, not along all of them."""
-    for trace in stack.data:
+    # Plotly's attributes are made at run time.
+    shown: Any = stack
+    for trace in shown.data:
         if trace.type == "heatmap":
-            low, high = stack.layout[f"yaxis{trace.yaxis[1:]}"].domain
+            low, high = shown.layout[f"yaxis{trace.yaxis[1:]}"].domain
             trace.colorbar.update(y=(low + high) / 2, len=high - low, yanchor="middle")

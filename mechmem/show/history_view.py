@@ -78,13 +78,14 @@ def history(
         figure.update_yaxes(title=PANELS[panel], rangemode="tozero", row=row, col=1)
         bound = getattr(stop, BOUNDS[panel], None)
         if bound is not None:
-            figure.add_hline(y=bound, line={"dash": "dash", "color": "#8b95a1", "width": 1.5}, row=row, col=1)
+            dashed = {"line": {"dash": "dash", "color": "#8b95a1", "width": 1.5}}
+            figure.add_hline(y=bound, row=row, col=1, **dashed)  # pyright: ignore[reportArgumentType]
     figure.update_xaxes(title="step", rangemode="tozero", row=len(panels), col=1)
     if max(run.steps[-1] for run in runs.values()) <= FEW_STEPS:
         figure.update_xaxes(tick0=0, dtick=1)
     ends = "; ".join(run.said(name if len(runs) > 1 else "") for name, run in runs.items())
-    dashed = " Dashed: the bounds of the stop rule." if stop is not None else ""
-    return Chart(figure, f"{CAPTION}{dashed} {ends}.\n{origin(*several.values())}".strip(), theme)
+    bounds = " Dashed: the bounds of the stop rule." if stop is not None else ""
+    return Chart(figure, f"{CAPTION}{bounds} {ends}.\n{origin(*several.values())}".strip(), theme)
 
 
 class _Run:
