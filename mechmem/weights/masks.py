@@ -17,6 +17,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import ATTENTION, editable_parameters
+from mechmem.weights.counts_table import counts_table
 from mechmem.weights.mask_choice import Head, Per, check_shapes, choose_largest, size
 from mechmem.weights.tensor_files import check_indices, read_tensors, split_names
 
@@ -50,6 +51,9 @@ class Mask:
 
     def __repr__(self) -> str:
         return f"Mask({self.count:,} of {self.total:,} weights, in {len(self.indices)} of {len(self.shapes)} tensors)"
+
+    def _repr_html_(self) -> str:
+        return counts_table(repr(self), {name: len(chosen) for name, chosen in self.indices.items()})
 
     @property
     def count(self) -> int:

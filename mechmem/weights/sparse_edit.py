@@ -18,6 +18,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer, provenance
 from mechmem.model.model_lock import holding
+from mechmem.weights.edit_table import edit_table
 from mechmem.weights.support import moved, tensor_pairs
 from mechmem.weights.tensor_files import check_indices, read_tensors, split_names
 
@@ -62,6 +63,9 @@ class Edit:
     def __repr__(self) -> str:
         strength = "" if self.strength == 1 else f" at strength {self.strength:g}"
         return f"Edit({self.count:,} weights of {len(self.values)} tensors{strength}, of the model {self.source})"
+
+    def _repr_html_(self) -> str:
+        return edit_table(self)
 
     def __or__(self, other: Edit) -> Edit:
         """Both edits as one.

@@ -49,7 +49,7 @@ class DiffView {
     // A text from some position on; `lines` says what is known of its token at a place.
     const text = (from, places, values, lines, about = {}) => colouredText(
       { labels: this.labels(places), values, first: from, rtl: one.rtl, ...about }, this.scale,
-      (pos, event) => this.point(box, pos, event, places[pos - from], () => lines(pos - from)));
+      { point: (pos, event) => this.point(box, pos, event, places[pos - from], () => lines(pos - from)) });
     const worded = (name, value) => `NLL ${name}: ${numberText(value)} nats`;
     const column = (name, words, made) => element("div", { className: "column" },
       element("h4", {}, element("bdi", { textContent: name })), element("p", { className: "facts", textContent: words }), made);

@@ -57,8 +57,9 @@ class ColourScale {
 // One text. `about`: labels, values (null where there is none) and whether it is read from the right (`rtl`);
 // optionally `first` (the position of the first token; 0), `begins` (where the continuation begins), `diverges` (the
 // first token that the model does not say) and `fresh` (of each token, whether another text does not have it there).
-// `point(pos, event)` is called for the token under the pointer or the arrow keys, with null when there is none any more.
-function colouredText(about, scale, point) {
+// `point(pos, event)`, given by name, is called for the token under the pointer or the arrow keys, with null when there
+// is none any more.
+function colouredText(about, scale, { point }) {
   const { first = 0 } = about;
   const spans = about.labels.map((label, place) => {
     const span = element("span", { className: "token", textContent: label }), value = about.values[place];
@@ -79,7 +80,9 @@ function colouredText(about, scale, point) {
   const text = element("p", { className: "text", tabIndex: 0, dir: about.rtl ? "rtl" : "ltr" }, ...parts);
   let current = null;
   const look = (span, event) => {
+    if (current) current.classList.remove("at");
     current = span;
+    if (span) span.classList.add("at");
     point(span ? Number(span.dataset.pos) : null, event);
   };
   text.onmouseover = (event) => { if (event.target.dataset.pos !== undefined) look(event.target, event); };

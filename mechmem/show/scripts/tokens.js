@@ -69,7 +69,7 @@ class TokensView {
     const shown = state.shown === 0 ? sides : [sides[state.shown - 1]];
     const columns = shown.map((side) => {
       const about = { labels, values: side.values, begins: one.prefix, diverges: side.diverges && side.diverges.pos, rtl: one.rtl };
-      const text = colouredText(about, side.scale, (pos, event) => this.point(one, box, pos, event));
+      const text = colouredText(about, side.scale, { point: (pos, event) => this.point(one, box, pos, event) });
       const said = side.diverges ? [element("p", { className: "said" }, ...this.said(one, side.diverges))] : [];
       return element("div", { className: "column" },
         ...(shown.length > 1 ? [element("h4", { textContent: side.name })] : []), text, ...said);
