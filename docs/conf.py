@@ -46,6 +46,7 @@ nb_kernel_rgx_aliases = {".*": "python3"}
 # Docstrings put names and formulas between single backticks.
 default_role = "code"
 napoleon_use_ivar = True
+napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

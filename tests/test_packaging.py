@@ -3,8 +3,15 @@
 import inspect
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import mechmem
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = ("torch", "transformers", "transformer_lens", "datasets", "pandas")
 
@@ -51,3 +58,17 @@ def test_a_name_can_be_replaced_and_an_unknown_one_is_an_attribute_error(monkeyp
     monkeypatch.undo()
     assert inspect.isfunction(mechmem.score)
     assert not hasattr(mechmem, "scores")
+
+
+def test_every_requirement_and_extra_has_a_tested_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras) == {"ray", "notebook", "docs", "dev"}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    tested = {canonicalize_name(name): version for name, version in pins.items()}
+    for text in [*project["dependencies"], *(text for extra in extras.values() for text in extra)]:
+        requirement = Requirement(text)
+        if requirement.name == project["name"]:
+            assert requirement.extras <= set(extras)
+        else:
+            assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), text
