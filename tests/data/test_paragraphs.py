@@ -248,6 +248,12 @@ def test_a_notebook_shows_a_short_table_of_escaped_text():
     assert repr(p) == "Paragraphs(12 x 11 tokens, prefix 5; columns id, text, em)"
 
 
+def test_a_table_shows_line_ends_kinds_and_no_control_characters():
+    p = paragraphs(1).with_columns(text=["a\nb\0שלום"], kind=["news"], em=[3])
+    page = p._repr_html_()
+    assert "<th>kind</th><th>em</th>" in page and "<bdi>a↵b\ufffdשלום</bdi>" in page
+
+
 def test_the_tokenizers_fingerprint_is_kept(tmp_path):
     p = Paragraphs(paragraphs().tokens, 5, tokenizer="300-abc")
     p.select([1, 2]).with_columns(em=[0, 1]).save(tmp_path / "p.parquet")
