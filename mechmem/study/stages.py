@@ -108,7 +108,8 @@ def gradient_stage(study: StudyFolder) -> str:
 def head_stage(study: StudyFolder) -> str:
     """Ablate every head alone, for both sets; -> heads.nc."""
     parts = study.parts({f"ablating heads on {name} text": 1 for name in SETS})
-    means, seed = [], study.settings.seed
+    means: list[xr.Dataset] = []
+    seed = study.settings.seed
     for name in SETS:
         sample = study.subset(name, study.settings.ablation_sample)
         progress = parts[f"ablating heads on {name} text"]
