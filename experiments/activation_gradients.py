@@ -19,7 +19,7 @@ import mechmem as mm
 from mechmem.data.bounds import Count, Seed
 from mechmem.model.load import HookedTransformer
 from mechmem.report.position_maps import position_heatmap
-from mechmem.show.heatmap_figures import head_heatmap
+from mechmem.show.charts.heatmap_figures import head_heatmap
 from mechmem.study.stages import top_heads
 
 

@@ -23,7 +23,7 @@ from mechmem.data.bounds import Count, Seed, Share
 from mechmem.localize.paragraph_gradients import Contrast
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import reduce_by_component
-from mechmem.show.heatmap_figures import component_heatmap
+from mechmem.show.charts.heatmap_figures import component_heatmap
 
 CONTRASTS = get_args(Contrast)
 

@@ -27,7 +27,7 @@ from mechmem.localize.gradients import layer_shares
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import reduce_by_component
 from mechmem.report.figures import layer_shares as share_figure
-from mechmem.show.heatmap_figures import component_heatmap
+from mechmem.show.charts.heatmap_figures import component_heatmap
 
 RANGES = {"0-10": (0, 10), "11-29": (11, 29), "30-49": (30, 49), "50": (50, 50)}
 

@@ -26,7 +26,7 @@ from mechmem.data.bounds import Count, Seed, Share
 from mechmem.localize.attribution import rank_correlation
 from mechmem.localize.perturbed_token import PAPER, READINGS, Reading
 from mechmem.model.load import HookedTransformer
-from mechmem.show.heatmap_figures import head_heatmap
+from mechmem.show.charts.heatmap_figures import head_heatmap
 
 SITES = ("q", "k", "v")
 

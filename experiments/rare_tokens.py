@@ -30,7 +30,7 @@ from mechmem.localize.token_attention import (
     token_correlation,
 )
 from mechmem.model.load import HookedTransformer
-from mechmem.show.heatmap_figures import head_heatmap
+from mechmem.show.charts.heatmap_figures import head_heatmap
 from mechmem.show.theme import COLOURS, empty_figure, plotly_text
 from mechmem.study.stages import top_heads
 

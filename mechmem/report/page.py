@@ -15,9 +15,9 @@ import plotly.io.json as plotly_json
 from markupsafe import Markup
 
 from mechmem.data.files import replacing
+from mechmem.show.charts.plotly_script import plotly_markup
 from mechmem.show.embed import json_markup, json_text_markup, script_markup
 from mechmem.show.picture import Picture
-from mechmem.show.plotly_script import plotly_markup
 from mechmem.show.theme import template
 
 # Nothing may be loaded or sent: were an escape ever missing, a paragraph's text could still not reach a server.

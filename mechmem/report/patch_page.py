@@ -9,7 +9,7 @@ import xarray as xr
 from mechmem.localize.patch_experiment import strongest_cells
 from mechmem.report.page import Block, Card, Cell, Figure, Page, Passage, Section, Table
 from mechmem.report.position_maps import position_heatmap
-from mechmem.show.heatmap_figures import component_heatmap, head_heatmap
+from mechmem.show.charts.heatmap_figures import component_heatmap, head_heatmap
 
 RUNS = {
     "noising": "the clean text's run, with activations of the corrupt text's run",

@@ -6,7 +6,7 @@ from typing import Literal
 import plotly.graph_objects as go
 import xarray as xr
 
-from mechmem.show.heatmap_figures import component_heatmap
+from mechmem.show.charts.heatmap_figures import component_heatmap
 from mechmem.show.theme import plotly_text
 
 ROWS = {"layer": "L", "head": "H"}

@@ -16,7 +16,7 @@ from mechmem.report.view_rows import labels_and_losses, rows_data, shown_rows
 from mechmem.show.colour_scale import Scale
 from mechmem.show.fragment import fragment
 from mechmem.show.picture import Picture
-from mechmem.show.text_svg import Text, text_svg
+from mechmem.show.texts.text_svg import Text, text_svg
 
 PARTS = ("attention", "text", "heatmap")
 CAPTION = (

@@ -1,5 +1,9 @@
 """The head that was planted is named and shown to matter; its silent double and shuffled labels are not."""
 
+import json
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -149,8 +153,10 @@ def test_perturbed_paragraphs_are_shown_beside_their_originals(truth):
 def test_the_page_shows_the_verdict_and_each_view(screened):
     html = page_html(head_page(screened))
     conclusion = screened.attrs["verdict"].rsplit(". ", 1)[1]
-    assert conclusion in html and html.count('class="view-data"') == 2 * screened.sizes["view"] == 8
-    assert "Head L1H2" in html
+    assert conclusion in html and "Head L1H2" in html
+    data = re.findall(r'<script type="application/json" id="mechmem-[^>]*-data">(.*?)</script>', html, re.S)
+    shown = [paragraph["sides"] for paragraph in json.loads(data[0])["paragraphs"]]
+    assert len(data) == 1 and len(shown) == screened.sizes["view"] == 4 and all(len(sides) == 1 for sides in shown)
 
 
 def test_one_of_each_cluster():
@@ -181,11 +187,12 @@ def test_the_verdict_names_what_was_not_shown(changed, ending):
 
 
 def test_the_verdict_does_not_deny_a_small_change_whose_interval_lies_above_zero():
-    small, none = {"output": (0.005, 0.002, 0.02), "rare": (0.004, 0.001, 0.006)}, (0.005, -0.001, 0.02)
+    small: dict[str, Any] = {"output": (0.005, 0.002, 0.02), "rare": (0.004, 0.001, 0.006)}
+    none: dict[str, Any] = {"output": (0.005, -0.001, 0.02), "rare": (0.005, -0.001, 0.02)}
     found = verdict(Findings(**(findings() | small)))
     assert found.count("though not shown to be by at least 0.01 nats per token (+0.00") == 2
     assert "not measurably" not in found and "not shown to cost" not in found
-    found = verdict(Findings(**(findings() | {"output": none, "rare": none})))
+    found = verdict(Findings(**(findings() | none)))
     assert "though" not in found and "not measurably" in found and "not shown to cost anything" in found
 
 

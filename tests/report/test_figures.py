@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from mechmem.report import figures
-from mechmem.show import heatmap_figures, history_figures, score_figures
+from mechmem.show.charts import heatmap_figures, history_figures, score_figures
 from mechmem.show.theme import COLOURS, plotly_text, template
 
 

@@ -17,9 +17,10 @@ from mechmem.data.assets import MODEL_FOLDER
 from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.stored_json import read_object
-from mechmem.report.attention_views import attention_heads
-from mechmem.report.page import Figure, Page, Section, Table, Verbatim, ViewGroup, write_page
+from mechmem.report.page import Figure, Page, Section, Table, Verbatim, View, write_page
 from mechmem.report.study_report import write_report
+from mechmem.show.attention_views.attention_picture import attention_picture
+from mechmem.show.attention_views.attention_side import Side
 from mechmem.study.folder import open_study
 from mechmem.study.runner import run_study
 from mechmem.study.settings import StudySettings
@@ -81,11 +82,12 @@ class Reader(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text, self.json, self._script = "", [], False
+        self.text, self.json, self._script, self._data = "", [], False, False
 
     def handle_starttag(self, tag: str, attrs: list[Any]) -> None:
         self._script = tag == "script"
-        if self._script and dict(attrs).get("type") == "application/json":
+        self._data = self._script and dict(attrs).get("type") == "application/json"
+        if self._data:
             self.json.append("")
 
     def handle_endtag(self, tag: str) -> None:
@@ -94,16 +96,16 @@ class Reader(html.parser.HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self._script:
             self.text += data
-        elif self.json:
+        elif self._data:
             self.json[-1] += data
 
 
 def test_html_shows_every_text_and_its_scripts_hold_it(texts, tmp_path):
     shown = [f"<<{text}>>" for text in texts]
     table = Table("t", ["text"], [[text] for text in shown])
-    view = attention_heads(texts, np.eye(len(texts))[None], ["L0H0"])
+    view = attention_picture([[Side("p", [(0, 0)], texts, None, None, np.eye(len(texts))[None])]])
     figure = Figure(go.Figure(go.Bar(x=texts, y=list(range(len(texts))))), "how")
-    blocks = [table, Verbatim("v", "".join(shown)), ViewGroup("t", "c", [view]), figure]
+    blocks = [table, Verbatim("v", "".join(shown)), View("t", view, "c"), figure]
     section = Section("one", "t", "q", ["a"], blocks)
     path = write_page(tmp_path / "r.html", Page("t", "l", [], [], [section]))
     # A browser sees neither NUL nor a bare carriage return in the file.
@@ -113,7 +115,8 @@ def test_html_shows_every_text_and_its_scripts_hold_it(texts, tmp_path):
     reader.feed(raw)
     for text in shown:
         assert escaped(text).replace("\0", "\\x00") in reader.text
-    assert any(json.loads(part).get("tokens") == texts for part in reader.json if '"tokens"' in part)
+    sides = [json.loads(part)["paragraphs"][0]["sides"][0] for part in reader.json if '"sides"' in part]
+    assert [side["text"] for side in sides] == [texts]
     assert any(json.loads(part)["data"][0]["x"] == texts for part in reader.json if '"bar"' in part)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.report.paper.drawing import Drawing
-from mechmem.show.chart_svg import drawn_figures
+from mechmem.show.charts.chart_svg import drawn_figures
 
 
 def write_svgs(folder: Path, drawings: Sequence[Drawing]) -> str | None:

@@ -8,7 +8,7 @@ from mechmem.report import figures
 from mechmem.report.page import Block, Cell, Figure, Passage, Section, Table
 from mechmem.report.sections.wording import percent, plural
 from mechmem.report.study_files import StudyFiles
-from mechmem.show import score_figures
+from mechmem.show.charts import score_figures
 
 SHOWN_ROWS, NEAR_MISSES = 12, 8
 SCORES = "mm.show.scores(mm.score(study.model, study.paragraphs), study.paragraphs)"

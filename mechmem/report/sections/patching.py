@@ -6,7 +6,7 @@ import xarray as xr
 from mechmem.report.page import Block, Figure
 from mechmem.report.position_maps import position_heatmap
 from mechmem.report.sections.wording import best_heads, percent
-from mechmem.show import heatmap_figures
+from mechmem.show.charts import heatmap_figures
 
 
 def patching_sentences(patching: xr.Dataset) -> list[str]:

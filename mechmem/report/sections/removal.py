@@ -7,7 +7,7 @@ from mechmem.report.page import Block, Cell, Figure, Section, Table
 from mechmem.report.sections.attacks import attack_blocks, attack_sentences
 from mechmem.report.sections.wording import percent, signed
 from mechmem.report.study_files import StudyFiles
-from mechmem.show import heatmap_figures, history_figures
+from mechmem.show.charts import heatmap_figures, history_figures
 
 ORIGINAL = "original"
 TARGETS, HELD_OUT, OTHER, UNSEEN = "targets", "held-out memorized", "other", "never seen"

@@ -8,7 +8,7 @@ from mechmem.report.page import Block, Figure, Section, Table
 from mechmem.report.sections.patching import patching_blocks, patching_sentences
 from mechmem.report.sections.wording import best_heads, head_name, listed, percent, signed
 from mechmem.report.study_files import StudyFiles
-from mechmem.show import heatmap_figures
+from mechmem.show.charts import heatmap_figures
 
 NAMED_HEADS = 5
 GRADIENTS = (

@@ -9,7 +9,7 @@ import xarray as xr
 from mechmem.report.paper import svg
 from mechmem.report.paper.drawing import Drawing
 from mechmem.report.paper.drawings.sets_drawing import draw_sets
-from mechmem.show import chart_svg
+from mechmem.show.charts import chart_svg
 
 DATA = xr.Dataset({"count": ("group", np.array([7, 3]))}, {"group": ["0-10", "50"]})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.show.heatmap_figures import component_heatmap
+from mechmem.show.charts.heatmap_figures import component_heatmap
 
 
 def draw_contrastive(data: xr.Dataset) -> list[Drawing]:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.show.heatmap_figures import component_heatmap, head_heatmap
+from mechmem.show.charts.heatmap_figures import component_heatmap, head_heatmap
 from mechmem.show.theme import EDIT_COLOURS, empty_figure
 
 INK = {"50": EDIT_COLOURS[1], "30-49": EDIT_COLOURS[2], "11-29": EDIT_COLOURS[3], "0-10": EDIT_COLOURS[4]}

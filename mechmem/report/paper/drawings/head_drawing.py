@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from mechmem.report.paper.drawing import Drawing
-from mechmem.show.heatmap_figures import head_heatmap
+from mechmem.show.charts.heatmap_figures import head_heatmap
 from mechmem.show.theme import COLOURS, empty_figure
 
 

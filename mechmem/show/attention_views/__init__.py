@@ -1,0 +1,1 @@
+"""Attention patterns: a grid of heads, one head, and the text."""

@@ -1,0 +1,1 @@
+"""Charts: plotly figures that a notebook shows offline."""

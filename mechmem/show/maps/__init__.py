@@ -1,0 +1,1 @@
+"""Heatmaps with layers, heads, components or tokens as axes."""

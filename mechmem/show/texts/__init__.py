@@ -1,0 +1,1 @@
+"""Text coloured by numbers of its tokens, and what models write."""
