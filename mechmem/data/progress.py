@@ -12,8 +12,10 @@ from typing import Any
 from mechmem.data.errors import InputError
 from mechmem.data.notebook import notebook_shell
 
-# Seconds that a notebook waits before it shows a bar by itself, and between two drawings.
-PATIENCE, INTERVAL = 10.0, 0.1
+# Seconds that a notebook waits before it shows a bar by itself.
+PATIENCE = 10.0
+# Seconds between two drawings: of a bar that is redrawn in place, and of lines of text, which a notebook keeps.
+INTERVAL, LINES_INTERVAL = 0.1, 5.0
 
 # Called with (done, total), in units that the function names.
 Progress = Callable[[int, int], None]
@@ -120,7 +122,7 @@ class ProgressBar:
 
     def __init__(self, label: str, *, delay: float = 0, leave: bool = True) -> None:
         self._label, self._delay, self._leave = label, delay, leave
-        self._begun, self._drawn = time.time(), 0.0
+        self._begun, self._drawn, self._interval = time.time(), 0.0, INTERVAL
         self._bar: Any = None
 
     def __call__(self, *news: Any) -> None:
@@ -132,6 +134,8 @@ class ProgressBar:
             if now < self._begun + self._delay or (over and self._delay):
                 return
             self._bar = _tqdm()(total=total, desc=name, leave=self._leave)
+            widget = hasattr(self._bar, "container")
+            self._interval = LINES_INTERVAL if notebook_shell() is not None and not widget else INTERVAL
             # Rates and times are those of the work, not of the bar.
             self._bar.start_t = self._begun
         elif name != self._label:
@@ -139,7 +143,7 @@ class ProgressBar:
             self._bar.set_description(name, refresh=False)
         self._label, self._bar.total, self._bar.n = name, total, done
         # A bar in a notebook is a message to the browser; thousands a second would be the work.
-        if over or now > self._drawn + INTERVAL:
+        if over or now > self._drawn + self._interval:
             self._bar.refresh()
             self._drawn = now
 

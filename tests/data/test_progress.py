@@ -27,6 +27,8 @@ def bars(monkeypatch):
     class Bar:
         def __init__(self, total, desc, leave):
             self.total, self.desc, self.leave, self.n, self.closed = total, desc, leave, 0, False
+            # What a bar of ipywidgets has.
+            self.container = object()
             self.drawn: list[int] = []
             made.append(self)
 
@@ -121,6 +123,21 @@ def test_a_notebook_has_a_bar_after_ten_seconds(bars, clock):
     mm.set_progress(False)
     work(clock, 60)()
     assert len(bars) == 1
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_notebook_without_widgets_keeps_few_lines_of_text(bars, clock, monkeypatch):
+    plain = progress._tqdm()
+
+    def text(**given):
+        bar = plain(**given)
+        del bar.container
+        return bar
+
+    monkeypatch.setattr(progress, "_tqdm", lambda: text)
+    work(clock, 40, steps=20)()
+    (bar,) = bars
+    assert bar.drawn == [5, 8, 11, 14, 17, 20]
 
 
 @pytest.mark.usefixtures("kernel")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib.util
-import itertools
-import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ STYLE = (
     ".mechmem-circuitsvis { background: #fff; color: #1b222b; color-scheme: light; padding: 12px; overflow-x: auto; "
     "font: 14px/1.5 system-ui, sans-serif; }"
 )
-_numbers = itertools.count()
 
 
 def circuitsvis_picture(shown: Sequence[Side]) -> Picture:
@@ -45,7 +43,7 @@ def circuitsvis_picture(shown: Sequence[Side]) -> Picture:
     """
     names = _names(shown[0])
     title = f"Attention of {len(names)} heads" if len(names) > 1 else f"Attention of {names[0]}"
-    name = f"mechmem-{os.getpid()}-cv{next(_numbers)}"
+    name = f"mechmem-{secrets.token_hex(6)}-cv"
     data = [json_markup(_properties(side)) for side in shown]
     size = sum(map(len, data))
     if size > MOST_BYTES:

@@ -156,7 +156,8 @@ def _all_heads(rare: xr.Dataset, chosen: tuple[int, int]) -> go.Figure:
         y=100 * excess[order],
         mode="markers+text",
         text=[name if rank in (0, own) else "" for rank, name in enumerate(names)],
-        textposition="middle right",
+        # The last heads' labels would leave the chart on the right.
+        textposition=["middle left" if 2 * rank > len(names) else "middle right" for rank in range(len(names))],
         customdata=list(zip(names, p[order].tolist(), spearman[order].tolist(), strict=True)),
         marker={
             "size": [13 if rank == own else 8 for rank in range(len(names))],
