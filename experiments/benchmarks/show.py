@@ -35,6 +35,7 @@ const look = () => document.querySelector(".mechmem[data-ready]")
 look();
 </script>"""
 PATIENCE = 120
+Shown = mm.show.Picture | mm.show.Chart
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def random_patterns(cache: xr.Dataset, seed: int) -> xr.Dataset:
     return cache.assign(pattern=(cache.pattern.dims, softmax(scores, axis=-1).astype(np.float32)))
 
 
-def pictures(seed: int) -> Iterator[tuple[str, Callable[[], mm.show.Picture]]]:
+def pictures(seed: int) -> Iterator[tuple[str, Callable[[], Shown]]]:
     """Each view of the models that users have: the bundled one, and one of GPT-Neo 125M's shape."""
     model, paragraphs = mm.load_model("bundled"), mm.bundled_paragraphs()
     scores = mm.score(model, paragraphs[:400])
@@ -96,9 +97,14 @@ def pictures(seed: int) -> Iterator[tuple[str, Callable[[], mm.show.Picture]]]:
     yield "attention: 48 heads, 100 tokens, two sides", lambda: mm.show.attention(model, clean[:1], compare=corrupt[:1])
     yield "attention: 144 heads, 100 tokens, random patterns", lambda: mm.show.attention(every)
     yield "attention: 12 heads, 1,024 tokens, random patterns", lambda: mm.show.attention(longest)
+    effect = mm.patch(model, clean, corrupt, site="z")
+    yield "effects: 4 pairs, heads' patterns", lambda: mm.show.effects(effect, clean, corrupt=corrupt, model=model)
+    yield "text: 10 paragraphs", lambda: mm.show.tokens(memorized[:10], model)
+    yield "text of two models: 10 paragraphs", lambda: mm.show.diff(model, model, memorized[:10])
+    yield "chart: EM and NLL of 400 paragraphs", lambda: mm.show.scores(scores, paragraphs[:400])
 
 
-def row(name: str, make: Callable[[], mm.show.Picture], repeats: int, program: str) -> str:
+def row(name: str, make: Callable[[], Shown], repeats: int, program: str) -> str:
     """Make, save and open one picture; -> its line of the table."""
     began = time.perf_counter()
     picture = make()
