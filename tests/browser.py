@@ -106,3 +106,41 @@ def open_page(
     found = re.search(r'<html[^>]* data-probe="([^"]*)"', done.stdout.decode("utf-8", "replace"))
     assert found is not None, done.stderr.decode()[-2000:]
     return json.loads(html.unescape(found[1])), requests
+
+
+def probe_of(steps: str) -> str:
+    """A probe for `open_page` that runs some steps in JavaScript and reports the object `seen`, with all errors in it.
+
+    The steps may await, `await pause(20)` for one, and fill `seen`.
+    """
+    return f"""<script>
+window.errors = [];
+window.addEventListener("error", (event) => window.errors.push(String(event.message)));
+window.addEventListener("unhandledrejection", (event) => window.errors.push(String(event.reason)));
+const pause = (time) => new Promise((go) => setTimeout(go, time));
+const seen = {{}};
+const look = async () => {{
+{steps}
+}};
+setTimeout(() => look().catch((error) => window.errors.push(String(error.stack ?? error))).then(() => {{
+  document.documentElement.dataset.probe = JSON.stringify({{ ...seen, errors: window.errors }});
+}}), 0);
+</script>"""
+
+
+def ready_in_page_and_frame(views: list[str], folder: Path) -> tuple[int, int]:
+    """How many of some views draw themselves in one page, and of the last, which stands in a frame as Colab does it."""
+    frame = json.dumps(views[-1]).replace("</", "<\\/")
+    page = (
+        f"<!doctype html><html><head></head><body>{''.join(views[:-1])}<iframe></iframe>"
+        f"<script>document.querySelector('iframe').srcdoc = {frame};</script></body></html>"
+    )
+    steps = """
+await pause(2500);
+const ready = (where) => where.querySelectorAll(".mechmem[data-ready]").length;
+seen.own = ready(document);
+seen.framed = ready(document.querySelector("iframe").contentDocument);
+"""
+    seen, requests = open_page(page, folder, probe_of(steps))
+    assert seen["errors"] == [] and requests == []
+    return seen["own"], seen["framed"]

@@ -9,88 +9,78 @@ from mechmem.report.study_files import read_study
 from mechmem.report.study_view import study_view
 from mechmem.study.folder import open_study
 from tests.axe import serious_violations
-from tests.browser import HOSTILE, needs_chromium, open_page
+from tests.browser import HOSTILE, needs_chromium, open_page, probe_of
 
 pytestmark = needs_chromium
 
-PROBE = """<script>
-window.errors = [];
-window.addEventListener("error", (event) => window.errors.push(String(event.message)));
-window.addEventListener("unhandledrejection", (event) => window.errors.push(String(event.reason)));
-const pause = (time) => new Promise((go) => setTimeout(go, time));
-const seen = {};
-const look = async () => {
-  const view = () => [...document.querySelectorAll(".mechmem")].find((host) => host.shadowRoot?.querySelector(".rows"));
-  for (let tries = 0; tries < 400 && !view()?.dataset.ready; tries += 1) await pause(50);
-  const root = view().shadowRoot, find = (selector) => root.querySelector(selector);
-  const rows = () => [...root.querySelectorAll("tbody tr")];
-  const column = (name) => rows().map((row) => row.querySelector(`td.${name}`).textContent);
-  // The text, the heatmaps and the heads have roots of their own.
-  const parts = () => [...root.querySelectorAll("article div")].map((part) => part.shadowRoot).filter(Boolean);
-  const inside = (selector) => parts().flatMap((part) => [...part.querySelectorAll(selector)]);
-  const tokens = () => [...parts()[0].querySelectorAll(".token")];
-  const state = () => ({
-    heading: find("article h3").textContent,
-    said: find(".said").textContent,
-    note: find(".note").textContent,
-    chosen: rows().filter((row) => row.classList.contains("chosen")).map((row) => row.dataset.row),
-    text: tokens().map((token) => token.textContent).join(""),
-    maps: inside("canvas.heat").length,
-    mapTitles: inside(".heatmap h3").map((title) => title.textContent),
-    grids: inside("canvas.grid").length,
-    head: inside(".right h3").map((title) => title.textContent).join(),
-  });
-  seen.first = state();
-  seen.found = find("output").textContent;
-  seen.kept = rows().filter((row) => row.querySelector(".kept")).length;
-  // Search, and only what holds the word is left.
-  const search = find("input");
-  search.value = WORD; search.dispatchEvent(new Event("input"));
-  seen.searched = { found: find("output").textContent, texts: rows().map((row) => row.textContent) };
-  search.value = ""; search.dispatchEvent(new Event("input"));
-  // Sort by EM, downwards first, then upwards.
-  const head = [...root.querySelectorAll("th")].find((cell) => cell.textContent === "EM");
-  head.firstChild.click();
-  seen.down = { em: column("em").map(Number), sort: head.getAttribute("aria-sort") };
-  head.firstChild.click();
-  seen.up = { em: column("em").map(Number), sort: head.getAttribute("aria-sort") };
-  // A click on a paragraph that no stage looked at, then arrow keys.
-  rows().find((row) => !row.querySelector(".kept")).click();
-  await pause(100);
-  seen.plain = state();
-  const button = find("tr.chosen .open");
-  button.focus();
-  button.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }));
-  await pause(100);
-  seen.keyed = {
-    ...state(),
-    focused: root.activeElement === find("tr.chosen .open"),
-    stops: root.querySelectorAll('tbody [tabindex="0"]').length,
-  };
-  // Back to one with everything.
-  const choose = find("select");
-  choose.value = "kept"; choose.dispatchEvent(new Event("change"));
-  seen.onlyKept = rows().length;
-  rows().find((row) => row.dataset.row === "0").click();
-  await pause(200);
-  seen.again = state();
-  const token = tokens()[20];
-  if (token) {
-    token.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
-    seen.pointed = [...root.querySelectorAll(".note")].pop().textContent;
-    token.dispatchEvent(new MouseEvent("click", { bubbles: true }));
-    seen.query = inside("output").map((part) => part.textContent).join();
-  }
-  seen.pwned = window.pwned === 1;
-  const deep = (part) => [...part.querySelectorAll("img, [onload], [onerror], a[href^=javascript]"),
-    ...[...part.querySelectorAll("*")].filter((one) => one.shadowRoot).flatMap((one) => deep(one.shadowRoot))];
-  seen.intruders = deep(root).length;
-  seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+PROBE = probe_of("""
+const view = () => [...document.querySelectorAll(".mechmem")].find((host) => host.shadowRoot?.querySelector(".rows"));
+for (let tries = 0; tries < 400 && !view()?.dataset.ready; tries += 1) await pause(50);
+const root = view().shadowRoot, find = (selector) => root.querySelector(selector);
+const rows = () => [...root.querySelectorAll("tbody tr")];
+const column = (name) => rows().map((row) => row.querySelector(`td.${name}`).textContent);
+// The text, the heatmaps and the heads have roots of their own.
+const parts = () => [...root.querySelectorAll("article div")].map((part) => part.shadowRoot).filter(Boolean);
+const inside = (selector) => parts().flatMap((part) => [...part.querySelectorAll(selector)]);
+const tokens = () => [...parts()[0].querySelectorAll(".token")];
+const state = () => ({
+  heading: find("article h3").textContent,
+  said: find(".said").textContent,
+  note: find(".note").textContent,
+  chosen: rows().filter((row) => row.classList.contains("chosen")).map((row) => row.dataset.row),
+  text: tokens().map((token) => token.textContent).join(""),
+  maps: inside("canvas.heat").length,
+  mapTitles: inside(".heatmap h3").map((title) => title.textContent),
+  grids: inside("canvas.grid").length,
+  head: inside(".right h3").map((title) => title.textContent).join(),
+});
+seen.first = state();
+seen.found = find("output").textContent;
+seen.kept = rows().filter((row) => row.querySelector(".kept")).length;
+// Search, and only what holds the word is left.
+const search = find("input");
+search.value = WORD; search.dispatchEvent(new Event("input"));
+seen.searched = { found: find("output").textContent, texts: rows().map((row) => row.textContent) };
+search.value = ""; search.dispatchEvent(new Event("input"));
+// Sort by EM, downwards first, then upwards.
+const head = [...root.querySelectorAll("th")].find((cell) => cell.textContent === "EM");
+head.firstChild.click();
+seen.down = { em: column("em").map(Number), sort: head.getAttribute("aria-sort") };
+head.firstChild.click();
+seen.up = { em: column("em").map(Number), sort: head.getAttribute("aria-sort") };
+// A click on a paragraph that no stage looked at, then arrow keys.
+rows().find((row) => !row.querySelector(".kept")).click();
+await pause(100);
+seen.plain = state();
+const button = find("tr.chosen .open");
+button.focus();
+button.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }));
+await pause(100);
+seen.keyed = {
+  ...state(),
+  focused: root.activeElement === find("tr.chosen .open"),
+  stops: root.querySelectorAll('tbody [tabindex="0"]').length,
 };
-setTimeout(() => look().catch((error) => window.errors.push(String(error))).then(() => {
-  document.documentElement.dataset.probe = JSON.stringify({ ...seen, errors: window.errors });
-}), 0);
-</script>"""
+// Back to one with everything.
+const choose = find("select");
+choose.value = "kept"; choose.dispatchEvent(new Event("change"));
+seen.onlyKept = rows().length;
+rows().find((row) => row.dataset.row === "0").click();
+await pause(200);
+seen.again = state();
+const token = tokens()[20];
+if (token) {
+  token.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+  seen.pointed = [...root.querySelectorAll(".note")].pop().textContent;
+  token.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+  seen.query = inside("output").map((part) => part.textContent).join();
+}
+seen.pwned = window.pwned === 1;
+const deep = (part) => [...part.querySelectorAll("img, [onload], [onerror], a[href^=javascript]"),
+  ...[...part.querySelectorAll("*")].filter((one) => one.shadowRoot).flatMap((one) => deep(one.shadowRoot))];
+seen.intruders = deep(root).length;
+seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+""")
 
 
 def browse(page: str, folder, word: str, *, size: str = "1300,2000") -> tuple[dict, list[str]]:

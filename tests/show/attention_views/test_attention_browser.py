@@ -1,67 +1,55 @@
 """The view of attention in a real browser: it draws, it answers to clicks, and text from outside does nothing."""
 
-import json
-
 import numpy as np
 import pytest
 import xarray as xr
 
 import mechmem as mm
-from tests.browser import HOSTILE, needs_chromium, open_page
+from tests.browser import HOSTILE, needs_chromium, open_page, probe_of, ready_in_page_and_frame
 
 pytestmark = needs_chromium
 
-PROBE = """<script>
-window.errors = [];
-window.addEventListener("error", (event) => window.errors.push(String(event.message)));
-window.addEventListener("unhandledrejection", (event) => window.errors.push(String(event.reason)));
-const pause = (time) => new Promise((go) => setTimeout(go, time));
+PROBE = probe_of("""
 const wait = async () => { while (!document.querySelector(".mechmem[data-ready]")) await pause(20); };
-const seen = {};
-const look = async () => {
-  await wait();
-  seen.opened = performance.now();
-  const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
-  const move = (target, kind, x, y) => {
-    const box = target.getBoundingClientRect();
-    target.dispatchEvent(new MouseEvent(kind, { bubbles: true, clientX: box.left + x, clientY: box.top + y }));
-  };
-  seen.heading = find("h3").textContent;
-  const grid = find(".grid"), matrix = find(".matrix"), size = matrix.getBoundingClientRect().width;
-  const length = root.querySelectorAll(".token").length;
-  seen.length = length;
-  seen.text = [...root.querySelectorAll(".token")].map((token) => token.firstChild.textContent);
-  // The second head of the second line: the margin is 26 pixels.
-  const step = (grid.getBoundingClientRect().width - 26) / COLUMNS;
-  move(grid, "mousemove", 26 + 1.5 * step, 26 + 1.5 * step);
-  seen.note = find(".note").textContent;
-  move(grid, "click", 26 + 1.5 * step, 26 + 1.5 * step);
-  seen.chosen = find("h3").textContent;
-  grid.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
-  seen.moved = find("h3").textContent;
-  grid.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
-  move(matrix, "mousemove", (KEY + 0.5) * size / length, (QUERY + 0.5) * size / length);
-  seen.tip = find(".tip").innerText || find(".tip").textContent;
-  root.querySelectorAll(".token")[QUERY].click();
-  seen.details = [...root.querySelectorAll(".details li")].map((item) => item.textContent);
-  seen.where = find("output").textContent;
-  const side = [...root.querySelectorAll("select")].pop();
-  if (side) {
-    side.value = String(side.options.length - 1);
-    side.dispatchEvent(new Event("change"));
-    await pause(100);
-    move(matrix, "mousemove", (KEY + 0.5) * size / length, (QUERY + 0.5) * size / length);
-    seen.difference = find(".tip").textContent;
-  }
-  seen.drawn = performance.now();
-  seen.pwned = window.pwned === 1;
-  seen.intruders = root.querySelectorAll("img, [onload], [onerror], a").length;
-  seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+await wait();
+seen.opened = performance.now();
+const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
+const move = (target, kind, x, y) => {
+  const box = target.getBoundingClientRect();
+  target.dispatchEvent(new MouseEvent(kind, { bubbles: true, clientX: box.left + x, clientY: box.top + y }));
 };
-setTimeout(() => look().catch((error) => window.errors.push(String(error))).then(() => {
-  document.documentElement.dataset.probe = JSON.stringify({ ...seen, errors: window.errors });
-}), 0);
-</script>"""
+seen.heading = find("h3").textContent;
+const grid = find(".grid"), matrix = find(".matrix"), size = matrix.getBoundingClientRect().width;
+const length = root.querySelectorAll(".token").length;
+seen.length = length;
+seen.text = [...root.querySelectorAll(".token")].map((token) => token.firstChild.textContent);
+// The second head of the second line: the margin is 26 pixels.
+const step = (grid.getBoundingClientRect().width - 26) / COLUMNS;
+move(grid, "mousemove", 26 + 1.5 * step, 26 + 1.5 * step);
+seen.note = find(".note").textContent;
+move(grid, "click", 26 + 1.5 * step, 26 + 1.5 * step);
+seen.chosen = find("h3").textContent;
+grid.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
+seen.moved = find("h3").textContent;
+grid.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+move(matrix, "mousemove", (KEY + 0.5) * size / length, (QUERY + 0.5) * size / length);
+seen.tip = find(".tip").innerText || find(".tip").textContent;
+root.querySelectorAll(".token")[QUERY].click();
+seen.details = [...root.querySelectorAll(".details li")].map((item) => item.textContent);
+seen.where = find("output").textContent;
+const side = [...root.querySelectorAll("select")].pop();
+if (side) {
+  side.value = String(side.options.length - 1);
+  side.dispatchEvent(new Event("change"));
+  await pause(100);
+  move(matrix, "mousemove", (KEY + 0.5) * size / length, (QUERY + 0.5) * size / length);
+  seen.difference = find(".tip").textContent;
+}
+seen.drawn = performance.now();
+seen.pwned = window.pwned === 1;
+seen.intruders = root.querySelectorAll("img, [onload], [onerror], a").length;
+seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+""")
 
 
 def probe(columns, query, key):
@@ -152,15 +140,4 @@ def test_a_grid_of_144_heads_is_small_and_1024_tokens_do_not_freeze(tmp_path):
 
 def test_many_views_stand_in_one_page_and_in_frames(tiny_model, tiny_paragraphs, tmp_path):
     views = [mm.show.attention(tiny_model, tiny_paragraphs[row : row + 1]) for row in range(3)]
-    frame = json.dumps(views[2].html).replace("</", "<\\/")
-    page = (
-        f"<!doctype html><html><head></head><body>{views[0].html}{views[1].html}<iframe></iframe>"
-        f"<script>document.querySelector('iframe').srcdoc = {frame};</script></body></html>"
-    )
-    script = """<script>setTimeout(() => {
-      const ready = (where) => where.querySelectorAll(".mechmem[data-ready]").length;
-      const inside = document.querySelector("iframe").contentDocument;
-      document.documentElement.dataset.probe = JSON.stringify({ own: ready(document), framed: ready(inside) });
-    }, 2500);</script>"""
-    seen, requests = open_page(page, tmp_path, script)
-    assert seen == {"own": 2, "framed": 1} and requests == []
+    assert ready_in_page_and_frame([view.html for view in views], tmp_path) == (2, 1)

@@ -12,53 +12,43 @@ from mechmem.show.charts import plotly_script
 from mechmem.show.charts.plotly_script import plotly_markup
 from mechmem.show.picture import POLICY
 from mechmem.show.theme import empty_figure, plotly_text
-from tests.browser import HOSTILE, needs_chromium, open_page
+from tests.browser import HOSTILE, needs_chromium, open_page, probe_of
 from tests.show.charts.test_chart import Kernel
 
 pytestmark = needs_chromium
 
-PROBE = """<script>
-window.errors = [];
-window.addEventListener("error", (event) => window.errors.push(String(event.message)));
-window.addEventListener("unhandledrejection", (event) => window.errors.push(String(event.reason)));
-const pause = (time) => new Promise((go) => setTimeout(go, time));
-const seen = {};
-const look = async () => {
-  const all = () => [...document.querySelectorAll(".mechmem")];
-  const drawn = () => document.readyState !== "loading" && all().length && all().every((one) => one.dataset.ready);
-  const hopeless = () => document.readyState !== "loading" && (!window.mechmemPlotly || !window.DecompressionStream);
-  const told = () => hopeless() && all().some((one) => one.shadowRoot?.querySelector(".line:not([hidden])"));
-  // Unpacking goes on beside the page, and the browser's clock here does not wait for it: only work takes real time.
-  for (let tries = 0; tries < 2500 && !drawn() && !told(); tries += 1) {
-    for (let part = 0; part < 2e6; part += 1) seen.work = Math.sqrt(part);
-    await pause(20);
-  }
-  const host = all()[0], root = host.shadowRoot, plot = host.querySelector(".js-plotly-plot");
-  seen.count = all().filter((one) => one.dataset.ready).length;
-  seen.words = [...root.querySelectorAll("h2, p")].filter((one) => !one.hidden).map((one) => one.textContent);
-  seen.dark = host.dataset.dark;
-  seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  if (plot) {
-    seen.ink = getComputedStyle(plot.querySelector(".xtick text")).fill;
-    seen.ticks = [...plot.querySelectorAll(".xtick text")].map((one) => one.textContent);
-    seen.width = plot.querySelector(".main-svg").getBoundingClientRect().width / innerWidth;
-    // Hover over the second bar, as a pointer does.
-    const bar = plot.querySelectorAll(".point path")[1].getBoundingClientRect();
-    const drag = plot.querySelector(".nsewdrag");
-    const at = { bubbles: true, clientX: bar.left + bar.width / 2, clientY: bar.top + bar.height / 2 };
-    drag.dispatchEvent(new MouseEvent("mouseover", at));
-    drag.dispatchEvent(new MouseEvent("mousemove", at));
-    await pause(300);
-    seen.hover = [...plot.querySelectorAll(".hoverlayer text")].map((one) => one.textContent).join(" ");
-  }
-  seen.pwned = window.pwned === 1;
-  seen.intruders = document.querySelectorAll("[onload], [onerror], .mechmem a[href]").length;
-  seen.global = window.Plotly === undefined ? "none" : window.Plotly.version;
-};
-setTimeout(() => look().catch((error) => window.errors.push(String(error))).then(() => {
-  document.documentElement.dataset.probe = JSON.stringify({ ...seen, errors: window.errors });
-}), 0);
-</script>"""
+PROBE = probe_of("""
+const all = () => [...document.querySelectorAll(".mechmem")];
+const drawn = () => document.readyState !== "loading" && all().length && all().every((one) => one.dataset.ready);
+const hopeless = () => document.readyState !== "loading" && (!window.mechmemPlotly || !window.DecompressionStream);
+const told = () => hopeless() && all().some((one) => one.shadowRoot?.querySelector(".line:not([hidden])"));
+// Unpacking goes on beside the page, and the browser's clock here does not wait for it: only work takes real time.
+for (let tries = 0; tries < 2500 && !drawn() && !told(); tries += 1) {
+  for (let part = 0; part < 2e6; part += 1) seen.work = Math.sqrt(part);
+  await pause(20);
+}
+const host = all()[0], root = host.shadowRoot, plot = host.querySelector(".js-plotly-plot");
+seen.count = all().filter((one) => one.dataset.ready).length;
+seen.words = [...root.querySelectorAll("h2, p")].filter((one) => !one.hidden).map((one) => one.textContent);
+seen.dark = host.dataset.dark;
+seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+if (plot) {
+  seen.ink = getComputedStyle(plot.querySelector(".xtick text")).fill;
+  seen.ticks = [...plot.querySelectorAll(".xtick text")].map((one) => one.textContent);
+  seen.width = plot.querySelector(".main-svg").getBoundingClientRect().width / innerWidth;
+  // Hover over the second bar, as a pointer does.
+  const bar = plot.querySelectorAll(".point path")[1].getBoundingClientRect();
+  const drag = plot.querySelector(".nsewdrag");
+  const at = { bubbles: true, clientX: bar.left + bar.width / 2, clientY: bar.top + bar.height / 2 };
+  drag.dispatchEvent(new MouseEvent("mouseover", at));
+  drag.dispatchEvent(new MouseEvent("mousemove", at));
+  await pause(300);
+  seen.hover = [...plot.querySelectorAll(".hoverlayer text")].map((one) => one.textContent).join(" ");
+}
+seen.pwned = window.pwned === 1;
+seen.intruders = document.querySelectorAll("[onload], [onerror], .mechmem a[href]").length;
+seen.global = window.Plotly === undefined ? "none" : window.Plotly.version;
+""")
 
 
 def chart(title="Paragraphs by set", names=("memorized", "other"), theme="auto"):

@@ -1,7 +1,5 @@
 """Heatmaps in a real browser: hover, click and keyboard say the numbers, and text from outside does nothing."""
 
-import json
-
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,46 +10,36 @@ from mechmem.show.maps.heatmap_axes import layer_axis
 from mechmem.show.maps.heatmap_colours import shades
 from mechmem.show.maps.heatmap_page import Chooser, Words, heatmap_picture
 from mechmem.show.packed_numbers import four_digits, three_digits
-from tests.browser import HOSTILE, needs_chromium, open_page
+from tests.browser import HOSTILE, needs_chromium, open_page, probe_of, ready_in_page_and_frame
 
 pytestmark = needs_chromium
 
-PROBE = """<script>
-window.errors = [];
-window.addEventListener("error", (event) => window.errors.push(String(event.message)));
-window.addEventListener("unhandledrejection", (event) => window.errors.push(String(event.reason)));
-const pause = (time) => new Promise((go) => setTimeout(go, time));
-const seen = {};
-const look = async () => {
-  while (!document.querySelector(".mechmem[data-ready]")) await pause(20);
-  seen.opened = performance.now();
-  const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
-  const maps = () => [...root.querySelectorAll(".heatmap")];
-  const heat = (at) => maps()[at].querySelector("canvas");
-  const move = (canvas, kind, place) => canvas.dispatchEvent(new MouseEvent(kind, { bubbles: true, ...place }));
-  const tip = () => [...find(".tip").children].map((line) => line.textContent);
-  const pick = async (name, value) => {
-    const select = [...root.querySelectorAll("select")].find((each) => each.getAttribute("aria-label") === name);
-    select.value = String(value);
-    select.dispatchEvent(new Event("change"));
-    await pause(150);
-  };
-  const key = (canvas, name) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key: name, cancelable: true }));
-  const cell = (canvas, row, column) => move(canvas, "mousemove", canvas.mechmem.spot(row, column));
-  const click = async (canvas, row, column) => {
-    move(canvas, "click", canvas.mechmem.spot(row, column));
-    await pause(200);
-  };
-  STEPS
-  seen.finished = performance.now();
-  seen.pwned = window.pwned === 1;
-  seen.intruders = root.querySelectorAll("img, [onload], [onerror], a").length;
-  seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+PROBE = probe_of("""
+while (!document.querySelector(".mechmem[data-ready]")) await pause(20);
+seen.opened = performance.now();
+const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
+const maps = () => [...root.querySelectorAll(".heatmap")];
+const heat = (at) => maps()[at].querySelector("canvas");
+const move = (canvas, kind, place) => canvas.dispatchEvent(new MouseEvent(kind, { bubbles: true, ...place }));
+const tip = () => [...find(".tip").children].map((line) => line.textContent);
+const pick = async (name, value) => {
+  const select = [...root.querySelectorAll("select")].find((each) => each.getAttribute("aria-label") === name);
+  select.value = String(value);
+  select.dispatchEvent(new Event("change"));
+  await pause(150);
 };
-setTimeout(() => look().catch((error) => window.errors.push(String(error.stack))).then(() => {
-  document.documentElement.dataset.probe = JSON.stringify({ ...seen, errors: window.errors });
-}), 0);
-</script>"""
+const key = (canvas, name) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key: name, cancelable: true }));
+const cell = (canvas, row, column) => move(canvas, "mousemove", canvas.mechmem.spot(row, column));
+const click = async (canvas, row, column) => {
+  move(canvas, "click", canvas.mechmem.spot(row, column));
+  await pause(200);
+};
+STEPS
+seen.finished = performance.now();
+seen.pwned = window.pwned === 1;
+seen.intruders = root.querySelectorAll("img, [onload], [onerror], a").length;
+seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+""")
 
 
 def visit(picture, folder, steps, **options):
@@ -240,15 +228,4 @@ def test_forty_views_stay_small_and_stand_in_frames(tmp_path):
     found = experiment_of([f" w{place}" for place in range(100)], layers=12)
     views = [mm.show.effects(found) for _ in range(3)]
     assert 40 * max(len(view.html) for view in views) < 6_000_000
-    frame = json.dumps(views[2].html).replace("</", "<\\/")
-    page = (
-        f"<!doctype html><html><head></head><body>{views[0].html}{views[1].html}<iframe></iframe>"
-        f"<script>document.querySelector('iframe').srcdoc = {frame};</script></body></html>"
-    )
-    script = """<script>setTimeout(() => {
-      const ready = (where) => where.querySelectorAll(".mechmem[data-ready]").length;
-      const inside = document.querySelector("iframe").contentDocument;
-      document.documentElement.dataset.probe = JSON.stringify({ own: ready(document), framed: ready(inside) });
-    }, 2500);</script>"""
-    seen, requests = open_page(page, tmp_path, script)
-    assert seen == {"own": 2, "framed": 1} and requests == []
+    assert ready_in_page_and_frame([view.html for view in views], tmp_path) == (2, 1)

@@ -4,53 +4,44 @@ import torch
 
 import mechmem as mm
 from mechmem.measure.greedy_texts import greedy_texts
-from tests.browser import HOSTILE, needs_chromium, open_page
+from tests.browser import HOSTILE, needs_chromium, open_page, probe_of
 from tests.show.texts.hostile_texts import NASTY, Says
 
 pytestmark = needs_chromium
 
-PROBE = """<script>
-window.errors = [];
-window.addEventListener("error", (event) => window.errors.push(String(event.message)));
-window.addEventListener("unhandledrejection", (event) => window.errors.push(String(event.reason)));
-const seen = {};
-const look = async () => {
-  while (!document.querySelector(".mechmem[data-ready]")) await new Promise((go) => setTimeout(go, 20));
-  const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
-  const read = () => {
-    const box = find("article"), texts = [...box.querySelectorAll(".column .text")];
-    return {
-      names: [...box.querySelectorAll("h4")].map((one) => one.textContent),
-      facts: [...box.querySelectorAll(".facts")].map((one) => one.textContent),
-      labels: texts.map((text) => [...text.querySelectorAll(".token")].map((token) => token.textContent)),
-      framed: texts.map((text) => [...text.querySelectorAll(".token")].findIndex((one) => one.matches(".diverges"))),
-      dotted: texts.map((text) => text.querySelectorAll(".fresh").length),
-      step: find(".step").textContent,
-    };
+PROBE = probe_of("""
+while (!document.querySelector(".mechmem[data-ready]")) await new Promise((go) => setTimeout(go, 20));
+const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
+const read = () => {
+  const box = find("article"), texts = [...box.querySelectorAll(".column .text")];
+  return {
+    names: [...box.querySelectorAll("h4")].map((one) => one.textContent),
+    facts: [...box.querySelectorAll(".facts")].map((one) => one.textContent),
+    labels: texts.map((text) => [...text.querySelectorAll(".token")].map((token) => token.textContent)),
+    framed: texts.map((text) => [...text.querySelectorAll(".token")].findIndex((one) => one.matches(".diverges"))),
+    dotted: texts.map((text) => text.querySelectorAll(".fresh").length),
+    step: find(".step").textContent,
   };
-  seen.prefix = [...find(".prefix").querySelectorAll(".token")].map((token) => token.textContent);
-  seen.last = read();
-  const slider = find("input[type=range]");
-  if (slider) {
-    slider.value = "1";
-    slider.dispatchEvent(new Event("input"));
-    seen.first = read();
-  }
-  const hover = (token) => {
-    token.dispatchEvent(new MouseEvent("mouseover", { bubbles: true, clientX: 50, clientY: 50 }));
-    return [...find(".tip").children].map((line) => line.textContent);
-  };
-  const texts = [...find("article").querySelectorAll(".text")];
-  seen.tips = texts.map((text) => hover(text.querySelectorAll(".token")[3]));
-  seen.marked = [...root.querySelectorAll(".token.at")].map((token) => token.dataset.pos);
-  seen.pwned = window.pwned === 1;
-  seen.intruders = root.querySelectorAll("img, [onload], [onerror], a, iframe").length;
-  seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 };
-setTimeout(() => look().catch((error) => window.errors.push(String(error))).then(() => {
-  document.documentElement.dataset.probe = JSON.stringify({ ...seen, errors: window.errors });
-}), 0);
-</script>"""
+seen.prefix = [...find(".prefix").querySelectorAll(".token")].map((token) => token.textContent);
+seen.last = read();
+const slider = find("input[type=range]");
+if (slider) {
+  slider.value = "1";
+  slider.dispatchEvent(new Event("input"));
+  seen.first = read();
+}
+const hover = (token) => {
+  token.dispatchEvent(new MouseEvent("mouseover", { bubbles: true, clientX: 50, clientY: 50 }));
+  return [...find(".tip").children].map((line) => line.textContent);
+};
+const texts = [...find("article").querySelectorAll(".text")];
+seen.tips = texts.map((text) => hover(text.querySelectorAll(".token")[3]));
+seen.marked = [...root.querySelectorAll(".token.at")].map((token) => token.dataset.pos);
+seen.pwned = window.pwned === 1;
+seen.intruders = root.querySelectorAll("img, [onload], [onerror], a, iframe").length;
+seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+""")
 
 
 def test_the_slider_goes_through_the_steps_of_an_edit(tiny_model, tiny_paragraphs, tmp_path):

@@ -8,66 +8,56 @@ import pytest
 import torch
 
 import mechmem as mm
-from tests.browser import HOSTILE, needs_chromium, open_page
+from tests.browser import HOSTILE, needs_chromium, open_page, probe_of
 from tests.show.texts.hostile_texts import NASTY, text_of
 
 pytestmark = needs_chromium
 
-PROBE = """<script>
-window.errors = [];
-window.addEventListener("error", (event) => window.errors.push(String(event.message)));
-window.addEventListener("unhandledrejection", (event) => window.errors.push(String(event.reason)));
-const pause = (time) => new Promise((go) => setTimeout(go, time));
-const seen = {};
-const look = async () => {
-  while (!document.querySelector(".mechmem[data-ready]")) await pause(20);
-  seen.opened = performance.now();
-  const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
-  const texts = [...root.querySelectorAll(".text")], tokens = [...texts[0].querySelectorAll(".token")];
-  const colour = (token) => token.style.background.replaceAll(" ", "");
-  seen.title = find("h2").textContent;
-  seen.texts = texts.length;
-  seen.labels = tokens.map((token) => token.textContent);
-  seen.colours = tokens.map(colour);
-  seen.begins = tokens.findIndex((token) => token.classList.contains("begins"));
-  seen.diverges = tokens.findIndex((token) => token.classList.contains("diverges"));
-  seen.columns = [...root.querySelectorAll("article")[0].querySelectorAll("h4")].map((one) => one.textContent);
-  seen.direction = getComputedStyle(texts[0]).direction;
-  const lines = () => [...find(".tip").children].map((line) => line.textContent);
-  tokens[POS].dispatchEvent(new MouseEvent("mouseover", { bubbles: true, clientX: 50, clientY: 50 }));
-  seen.tip = lines();
-  seen.marked = root.querySelectorAll(".token.at").length;
-  texts[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
-  seen.next = lines();
-  texts[0].dispatchEvent(new MouseEvent("mouseleave"));
-  seen.hidden = find(".tip").hidden;
-  const choose = async (label, value) => {
-    const select = find(`select[aria-label="${label}"]`);
-    if (!select) return;
-    select.value = String(value);
-    select.dispatchEvent(new Event("change"));
-    await pause(10);
-  };
-  const later = find('button[aria-label="later paragraphs"]');
-  if (later) {
-    later.click();
-    seen.page = find(".pager output").textContent;
-    seen.second = root.querySelectorAll(".text").length;
-  }
-  await choose("order", 1);
-  seen.firstFact = find("header span").textContent;
-  await choose("show", 3);
-  seen.difference = [...find(".text").querySelectorAll(".token")].map(colour);
-  seen.marks = [...root.querySelectorAll(".marks span")].map((mark) => mark.textContent);
-  seen.drawn = performance.now();
-  seen.pwned = window.pwned === 1;
-  seen.intruders = root.querySelectorAll("img, [onload], [onerror], a, iframe").length;
-  seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+PROBE = probe_of("""
+while (!document.querySelector(".mechmem[data-ready]")) await pause(20);
+seen.opened = performance.now();
+const root = document.querySelector(".mechmem").shadowRoot, find = (selector) => root.querySelector(selector);
+const texts = [...root.querySelectorAll(".text")], tokens = [...texts[0].querySelectorAll(".token")];
+const colour = (token) => token.style.background.replaceAll(" ", "");
+seen.title = find("h2").textContent;
+seen.texts = texts.length;
+seen.labels = tokens.map((token) => token.textContent);
+seen.colours = tokens.map(colour);
+seen.begins = tokens.findIndex((token) => token.classList.contains("begins"));
+seen.diverges = tokens.findIndex((token) => token.classList.contains("diverges"));
+seen.columns = [...root.querySelectorAll("article")[0].querySelectorAll("h4")].map((one) => one.textContent);
+seen.direction = getComputedStyle(texts[0]).direction;
+const lines = () => [...find(".tip").children].map((line) => line.textContent);
+tokens[POS].dispatchEvent(new MouseEvent("mouseover", { bubbles: true, clientX: 50, clientY: 50 }));
+seen.tip = lines();
+seen.marked = root.querySelectorAll(".token.at").length;
+texts[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+seen.next = lines();
+texts[0].dispatchEvent(new MouseEvent("mouseleave"));
+seen.hidden = find(".tip").hidden;
+const choose = async (label, value) => {
+  const select = find(`select[aria-label="${label}"]`);
+  if (!select) return;
+  select.value = String(value);
+  select.dispatchEvent(new Event("change"));
+  await pause(10);
 };
-setTimeout(() => look().catch((error) => window.errors.push(String(error))).then(() => {
-  document.documentElement.dataset.probe = JSON.stringify({ ...seen, errors: window.errors });
-}), 0);
-</script>"""
+const later = find('button[aria-label="later paragraphs"]');
+if (later) {
+  later.click();
+  seen.page = find(".pager output").textContent;
+  seen.second = root.querySelectorAll(".text").length;
+}
+await choose("order", 1);
+seen.firstFact = find("header span").textContent;
+await choose("show", 3);
+seen.difference = [...find(".text").querySelectorAll(".token")].map(colour);
+seen.marks = [...root.querySelectorAll(".marks span")].map((mark) => mark.textContent);
+seen.drawn = performance.now();
+seen.pwned = window.pwned === 1;
+seen.intruders = root.querySelectorAll("img, [onload], [onerror], a, iframe").length;
+seen.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+""")
 
 
 def probe(pos):
