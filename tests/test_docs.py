@@ -51,7 +51,8 @@ def test_every_public_name_has_a_row_and_an_example():
 def test_links_and_files_exist(page):
     text = page.read_text()
     for link in re.findall(r"\]\(((?!http)[^)#]+)", text):
-        assert (page.parent / link).exists(), link
+        # The site makes `api/` from docstrings; its own test follows links into it.
+        assert (page.parent / link).exists() or link.startswith("api/"), link
     for path in re.findall(r"`(?:python )?((?:\w[\w.-]*/)+[\w.-]+\.(?:py|pyi|md|json))\b", text):
         assert any((base / path).exists() for base in (ROOT, ROOT / "mechmem", ROOT / "docs")) or made(path), path
 

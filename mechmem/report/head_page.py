@@ -6,8 +6,8 @@ import xarray as xr
 
 from mechmem.model.head_names import parsed_heads
 from mechmem.report.page import Block, Card, Cell, Page, Section, Table, View
-from mechmem.show.attention_views.attention_picture import attention_picture
-from mechmem.show.attention_views.attention_side import Side
+from mechmem.show.patterns.attention_picture import attention_picture
+from mechmem.show.patterns.attention_side import Side
 from mechmem.show.token_labels import shortened
 
 SETS = {"memorized": "memorized", "perturbed": "the same with one token replaced", "other": "not memorized"}

@@ -9,10 +9,10 @@ import xarray as xr
 
 from mechmem.report.sections.attention import side_of
 from mechmem.report.study_files import StudyFiles
-from mechmem.show.attention_views.attention_picture import page_data
-from mechmem.show.attention_views.attention_side import Side
 from mechmem.show.maps.heatmap import Heatmap, page_heatmap
 from mechmem.show.maps.heatmap_axes import layer_axis, part_axis, position_axis, token_axis
+from mechmem.show.patterns.attention_picture import page_data
+from mechmem.show.patterns.attention_side import Side
 from mechmem.show.token_labels import shortened
 
 # Characters of packed patterns in one view: about three paragraphs of 100 tokens in 48 heads, and a few in a few heads.

@@ -1,4 +1,3 @@
-from .attention_views.attention_view import attention as attention
 from .charts.chart import Chart as Chart
 from .charts.heads_view import heads as heads
 from .charts.history_view import history as history
@@ -9,6 +8,7 @@ from .maps.effects_view import effects as effects
 from .maps.gradients_view import gradients as gradients
 from .maps.lens_view import lens as lens
 from .maps.mask_view import mask as mask
+from .patterns.attention_view import attention as attention
 from .picture import Picture as Picture
 from .texts.diff_view import diff as diff
 from .texts.tokens_view import tokens as tokens

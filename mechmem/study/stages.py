@@ -137,7 +137,7 @@ def attention_stage(study: StudyFolder) -> str:
         progress=parts["attention to rare tokens"],
     )
     parts["attention patterns"](0, 1)
-    study.save(attention_views(study, study.results["heads"], rare), "attention.nc")
+    study.save(patterns(study, study.results["heads"], rare), "attention.nc")
     study.save(rare, "rare.nc")
     ((layer, head),) = top_heads(rare.excess, 1)
     excess = 100 * float(rare.excess.sel(layer=layer, head=head))
@@ -183,9 +183,7 @@ def token_frequencies(study: StudyFolder) -> np.ndarray:
     return unigram_counts(study.paragraphs.tokens.numpy().reshape(-1), study.model.cfg.d_vocab)
 
 
-def attention_views(
-    study: StudyFolder, heads: xr.Dataset, rare: xr.Dataset, *, views: int = 3, slots: int = 4
-) -> xr.Dataset:
+def patterns(study: StudyFolder, heads: xr.Dataset, rare: xr.Dataset, *, views: int = 3, slots: int = 4) -> xr.Dataset:
     """Patterns of the most needed heads, and of those that attend most to rare tokens, on a few paragraphs."""
     chosen = study.subset("memorized", views, distinct=True)
     needed = -heads.em_change.sel(set="memorized")

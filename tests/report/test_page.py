@@ -21,9 +21,9 @@ from mechmem.report.page import (
     page_html,
     write_page,
 )
-from mechmem.show.attention_views.attention_picture import attention_picture
-from mechmem.show.attention_views.attention_side import Side
 from mechmem.show.embed import json_markup, script_markup
+from mechmem.show.patterns.attention_picture import attention_picture
+from mechmem.show.patterns.attention_side import Side
 
 BAD = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>{{7*7}}\u2028&amp;"
 

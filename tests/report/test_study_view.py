@@ -17,8 +17,8 @@ from mechmem.report.study_files import StudyFiles, read_study
 from mechmem.report.study_view import study_view
 from mechmem.report.view_kept import kept_of
 from mechmem.report.view_rows import MOST_NATS, levels_of, shown_rows
-from mechmem.show.attention_views.packed_patterns import unpacked
 from mechmem.show.packed_numbers import unpacked_numbers
+from mechmem.show.patterns.packed_patterns import unpacked
 from mechmem.study.folder import open_study
 
 

@@ -19,8 +19,8 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.stored_json import read_object
 from mechmem.report.page import Figure, Page, Section, Table, Verbatim, View, write_page
 from mechmem.report.study_report import write_report
-from mechmem.show.attention_views.attention_picture import attention_picture
-from mechmem.show.attention_views.attention_side import Side
+from mechmem.show.patterns.attention_picture import attention_picture
+from mechmem.show.patterns.attention_side import Side
 from mechmem.study.folder import open_study
 from mechmem.study.runner import run_study
 from mechmem.study.settings import StudySettings

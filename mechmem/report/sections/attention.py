@@ -7,9 +7,9 @@ from scipy.stats import spearmanr
 from mechmem.report.page import Block, Cell, Figure, Section, Table, View
 from mechmem.report.sections.wording import best_heads, head_name, listed, signed
 from mechmem.report.study_files import StudyFiles
-from mechmem.show.attention_views.attention_picture import attention_picture
-from mechmem.show.attention_views.attention_side import Side
 from mechmem.show.charts import heatmap_figures
+from mechmem.show.patterns.attention_picture import attention_picture
+from mechmem.show.patterns.attention_side import Side
 from mechmem.show.token_labels import shortened
 
 NAMED_HEADS = 5

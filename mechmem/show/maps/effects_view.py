@@ -13,7 +13,6 @@ from mechmem.data.choices import check_choice
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
-from mechmem.show.attention_views.head_patterns import patterns_beside
 from mechmem.show.caption_facts import facts
 from mechmem.show.fragment import Theme
 from mechmem.show.maps.effect_maps import maps_of, views_of
@@ -21,6 +20,7 @@ from mechmem.show.maps.effect_texts import Shown, shown_of, tokenizer_of
 from mechmem.show.maps.effects_data import Reading, Told, readings_of, with_all_dims
 from mechmem.show.maps.heatmap import Heatmap
 from mechmem.show.maps.heatmap_page import HINT, Beside, Chooser, Words, heatmap_picture
+from mechmem.show.patterns.head_patterns import patterns_beside
 from mechmem.show.picture import Picture
 
 MARKS = "▲: a token that differs in the corrupt text; ◆: the first that differs in the continuation."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mechmem.show.attention_views.thumbnails import INK, PAPER
 from mechmem.show.maps.heatmap import Heatmap
 from mechmem.show.packed_numbers import four_digits
+from mechmem.show.patterns.thumbnails import INK, PAPER
 
 ORANGE, MISSING = np.array([179, 88, 6]), np.array([222, 224, 228])
 # Of a logarithm's range: the least value must not look like none.

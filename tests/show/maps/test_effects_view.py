@@ -10,8 +10,8 @@ import xarray as xr
 
 import mechmem as mm
 from mechmem.data.errors import InputError
-from mechmem.show.attention_views.packed_patterns import unpacked
 from mechmem.show.maps.effect_signs import blue_end, meaning
+from mechmem.show.patterns.packed_patterns import unpacked
 from tests.show.maps.heatmap_pages import (
     axis_of,
     number_told,
@@ -187,8 +187,8 @@ def test_a_head_that_is_clicked_has_its_pattern(tiny_model, pairs, by_pair):
 def test_of_many_heads_and_paragraphs_the_strongest_and_the_first_have_patterns(
     tiny_model, pairs, by_pair, monkeypatch
 ):
-    monkeypatch.setattr("mechmem.show.attention_views.head_patterns.MOST_WEIGHTS", 4 * 23 * 12)
-    monkeypatch.setattr("mechmem.show.attention_views.head_patterns.FEWEST", 4)
+    monkeypatch.setattr("mechmem.show.patterns.head_patterns.MOST_WEIGHTS", 4 * 23 * 12)
+    monkeypatch.setattr("mechmem.show.patterns.head_patterns.FEWEST", 4)
     beside = page_data(mm.show.effects(by_pair, pairs[0], model=tiny_model))["beside"]
     size = np.abs(by_pair.mean("paragraph")).sum("pos")
     strongest = {

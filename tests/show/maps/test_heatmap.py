@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from mechmem.show.attention_views.thumbnails import INK, PAPER
 from mechmem.show.maps.heatmap import Also, Axis, Heatmap, page_heatmap
 from mechmem.show.maps.heatmap_axes import component_axis, sender_axis, token_axis
 from mechmem.show.maps.heatmap_colours import ORANGE, cell_pixels, legend, shades
 from mechmem.show.maps.heatmap_page import Chooser, Words, heatmap_picture
 from mechmem.show.packed_numbers import four_digits, packed_numbers, three_digits, unpacked_numbers
+from mechmem.show.patterns.thumbnails import INK, PAPER
 from tests.show.maps.heatmap_pages import number_told, numbers_of, shown_maps, told_in_svg
 
 ROWS, COLUMNS = Axis("layer", ["L0", "L1"], ["L0", "L1"]), Axis("head", ["H0", "H1", "H2"], ["H0", "H1", "H2"])

@@ -8,8 +8,8 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from mechmem.model.head_names import head_name
-from mechmem.show.attention_views.attention_side import Side, grid_of
-from mechmem.show.attention_views.thumbnails import coloured, thumbnail
+from mechmem.show.patterns.attention_side import Side, grid_of
+from mechmem.show.patterns.thumbnails import coloured, thumbnail
 from mechmem.show.png import png_address
 from mechmem.show.svg_text import FONT, xml_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mechmem.show.attention_views.attention_side import Side, grid_of
+from mechmem.show.patterns.attention_side import Side, grid_of
 
 PAPER, INK = np.array([255, 255, 255]), np.array([11, 90, 148])
 # Of a head in the still picture of a grid.

@@ -10,10 +10,10 @@ import pytest
 import mechmem as mm
 from mechmem.data.errors import InputError
 from mechmem.model.hooks import with_hooks
-from mechmem.show.attention_views.attention_data import sides_of
-from mechmem.show.attention_views.attention_side import grid_of
-from mechmem.show.attention_views.packed_patterns import packed, unpacked
-from mechmem.show.attention_views.thumbnails import thumbnail
+from mechmem.show.patterns.attention_data import sides_of
+from mechmem.show.patterns.attention_side import grid_of
+from mechmem.show.patterns.packed_patterns import packed, unpacked
+from mechmem.show.patterns.thumbnails import thumbnail
 
 
 def data_of(picture):
@@ -174,7 +174,7 @@ def test_bad_input_is_a_sentence(tiny_model, few, tiny_paragraphs):
 
 
 def test_more_than_a_page_can_hold_is_refused(tiny_model, few, monkeypatch):
-    monkeypatch.setattr("mechmem.show.attention_views.attention_picture.MOST_BYTES", 1000)
+    monkeypatch.setattr("mechmem.show.patterns.attention_picture.MOST_BYTES", 1000)
     with pytest.raises(InputError, match="name fewer heads, such as"):
         mm.show.attention(tiny_model, few)
 

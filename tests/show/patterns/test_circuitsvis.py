@@ -8,8 +8,8 @@ import pytest
 
 import mechmem as mm
 from mechmem.data.errors import InputError
-from mechmem.show.attention_views.attention_side import Side
-from mechmem.show.attention_views.circuitsvis_view import circuitsvis_picture, circuitsvis_script
+from mechmem.show.patterns.attention_side import Side
+from mechmem.show.patterns.circuitsvis_view import circuitsvis_picture, circuitsvis_script
 from tests.browser import needs_chromium, open_page
 
 NASTY = ["</script>", "<img/src=x onerror=window.pwned=1>", "<img/src=http://leak.test/bare>", "{{7*7}}"]

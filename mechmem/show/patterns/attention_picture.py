@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mechmem.data.errors import InputError
-from mechmem.show.attention_views.attention_side import Side, grid_of
-from mechmem.show.attention_views.attention_svg import attention_svg
-from mechmem.show.attention_views.packed_patterns import packed
-from mechmem.show.attention_views.thumbnails import grid_pixels
 from mechmem.show.fragment import fragment
+from mechmem.show.patterns.attention_side import Side, grid_of
+from mechmem.show.patterns.attention_svg import attention_svg
+from mechmem.show.patterns.packed_patterns import packed
+from mechmem.show.patterns.thumbnails import grid_pixels
 from mechmem.show.picture import Picture
 from mechmem.show.png import png_address
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from mechmem.data.errors import InputError
 from mechmem.model.head_names import head_name
-from mechmem.show.attention_views.attention_side import Side
-from mechmem.show.attention_views.attention_svg import attention_svg
 from mechmem.show.embed import json_markup, script_markup
+from mechmem.show.patterns.attention_side import Side
+from mechmem.show.patterns.attention_svg import attention_svg
 from mechmem.show.picture import Picture
 
 # Numbers of one picture, as JSON; forty of these fit in a notebook.

@@ -12,10 +12,10 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
-from mechmem.show.attention_views.attention_data import sides_of
-from mechmem.show.attention_views.attention_picture import attention_picture
-from mechmem.show.attention_views.circuitsvis_view import circuitsvis_picture
 from mechmem.show.fragment import Theme
+from mechmem.show.patterns.attention_data import sides_of
+from mechmem.show.patterns.attention_picture import attention_picture
+from mechmem.show.patterns.circuitsvis_view import circuitsvis_picture
 from mechmem.show.picture import Picture
 
 Style = Literal["mechmem", "circuitsvis"]

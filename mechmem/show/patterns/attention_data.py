@@ -14,7 +14,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.localize.capture import capture
 from mechmem.model.head_names import head_name, heads_of, parsed_heads
 from mechmem.model.load import HookedTransformer
-from mechmem.show.attention_views.attention_side import Side
+from mechmem.show.patterns.attention_side import Side
 from mechmem.show.token_labels import shortened, token_labels
 
 

@@ -13,9 +13,9 @@ from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.model.head_names import head_name
 from mechmem.model.load import HookedTransformer
-from mechmem.show.attention_views.attention_data import Side, sides_of
-from mechmem.show.attention_views.packed_patterns import packed
 from mechmem.show.maps.heatmap_page import Beside
+from mechmem.show.patterns.attention_data import Side, sides_of
+from mechmem.show.patterns.packed_patterns import packed
 
 # Weights of all patterns in one picture: about as many bytes.
 MOST_WEIGHTS = 350_000
