@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+from hashlib import sha256
 from importlib import resources
 from typing import Any, Literal
 
@@ -20,11 +20,11 @@ def fragment(view: str, scripts: tuple[str, ...], data: dict[str, Any], still: s
         data: what the class gets, and a `style`: all the CSS.
         still: trusted HTML, seen until the script has run, and where it does not run.
     """
-    # Not a count and a process: a notebook that is kept has views of several kernels.
-    name = f"mechmem-{secrets.token_hex(6)}"
     names = ("shared", *scripts)
     code = script_markup("\n".join(_read(f"{script}.js") for script in names))
     content = json_markup(data | {"style": "".join(_read(f"{script}.css") for script in names)})
+    # Not a count: a notebook that is kept has views of several kernels. The same data give the same page.
+    name = f"mechmem-{sha256(f'{view}{content}'.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
     return (
         f'<div id="{name}" class="mechmem">{still}</div>'
         f'<script type="application/json" id="{name}-data">{content}</script>'

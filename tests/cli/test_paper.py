@@ -18,10 +18,10 @@ def one_item(monkeypatch):
         )
         return Finding(rows, xr.Dataset({"x": ("i", np.array([value]))}))
 
-    for place in ("runner", "page"):
+    for place in ("paper_runner", "paper_page"):
         monkeypatch.setattr(f"mechmem.study.paper.{place}.ITEMS", {"sets": measure})
-    monkeypatch.setattr("mechmem.study.paper.page.DRAWINGS", {})
-    monkeypatch.setattr("mechmem.report.paper.svg.browser", lambda: None)
+    monkeypatch.setattr("mechmem.study.paper.paper_page.DRAWINGS", {})
+    monkeypatch.setattr("mechmem.show.charts.chart_svg.browser", lambda: None)
 
 
 def said_by(*words: str, code: int = 0) -> str:

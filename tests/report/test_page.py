@@ -69,7 +69,7 @@ def test_text_is_escaped_in_every_block():
 
 def test_plotly_stands_in_the_page_once_and_only_if_used():
     nothing = page_html(page([view()]))
-    both = page_html(page([Figure(go.Figure(), "r")] * 2 + [view()] * 2))
+    both = page_html(page([Figure(go.Figure(), "r")] * 2 + [view("one"), view("two")]))
     assert len(nothing) < 120_000 and "const packed" not in nothing
     assert both.count("const packed") == 1 and both.count('class="plot-data"') == 2
     assert len(both) < 2_200_000

@@ -80,7 +80,7 @@ def test_a_whole_study_at_other_lengths_says_them(family, prefix_len, continuati
     edit = json.loads((folder / "edits/npo-all/settings.json").read_text())
     assert edit["target_em"] is None
     page = (folder / "report.html").read_text()
-    assert f"{prefix_len} tokens given, {continuation_len} to continue" in page
+    assert f"Given the first {prefix_len} tokens" in page and f"word for word for {continuation_len} more" in page
     assert f"memorized (EM = {continuation_len})" in page and f"EM = {continuation_len} means no mistake" in page
     assert re.search(rf"other \(EM (≤|\\u2264) {few}\)", page)
     others = {"50", "100", "49", "99", "10"} - {str(n) for n in (prefix_len, continuation_len, few)}

@@ -177,7 +177,7 @@ def _price(study: StudyFiles) -> str:
         parts[0] += f" and memorized text that was not targeted to {em_of(unlearned, edit, HELD_OUT):.1f}"
     if OTHER in unlearned.set.values:
         kl = unlearned.sel(edit=edit, set=OTHER)
-        change = (em_of(unlearned, edit, OTHER) or 0) - (em_of(unlearned, ORIGINAL, OTHER) or 0)
+        change = float(kl.em - unlearned.em.sel(edit=ORIGINAL, set=OTHER))
         parts.append(
             f"other text changes by {signed(change)} tokens of EM and a KL of {float(kl.kl):.3f} nats per token "
             f"({float(kl.kl_low):.3f} to {float(kl.kl_high):.3f})"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import importlib.util
-import secrets
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ def circuitsvis_picture(shown: Sequence[Side]) -> Picture:
     """
     names = _names(shown[0])
     title = f"Attention of {len(names)} heads" if len(names) > 1 else f"Attention of {names[0]}"
-    name = f"mechmem-{secrets.token_hex(6)}-cv"
     data = [json_markup(_properties(side)) for side in shown]
+    name = f"mechmem-{sha256(''.join(data).encode('utf-8', 'backslashreplace')).hexdigest()[:12]}-cv"
     size = sum(map(len, data))
     if size > MOST_BYTES:
         raise InputError(

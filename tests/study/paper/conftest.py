@@ -40,8 +40,8 @@ MEASURED = {name: item for name, item in ITEMS.items() if name != "finetuning"}
 def small_paper(tmp_path_factory) -> PaperFolder:
     """Finished; leave it as it is."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("mechmem.report.paper.svg.browser", lambda: None)
-        for place in ("runner", "page"):
+        patched.setattr("mechmem.show.charts.chart_svg.browser", lambda: None)
+        for place in ("paper_runner", "paper_page"):
             patched.setattr(f"mechmem.study.paper.{place}.ITEMS", MEASURED)
         return run_paper(tmp_path_factory.mktemp("paper") / "paper", SMALL)
 

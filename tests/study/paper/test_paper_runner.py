@@ -32,10 +32,10 @@ def quick(monkeypatch):
         return measure
 
     items = {"sets": item("sets"), "perturbation": item("perturbation")}
-    for place in ("runner", "page"):
+    for place in ("paper_runner", "paper_page"):
         monkeypatch.setattr(f"mechmem.study.paper.{place}.ITEMS", items)
-    monkeypatch.setattr("mechmem.study.paper.page.DRAWINGS", {})
-    monkeypatch.setattr("mechmem.report.paper.svg.browser", lambda: None)
+    monkeypatch.setattr("mechmem.study.paper.paper_page.DRAWINGS", {})
+    monkeypatch.setattr("mechmem.show.charts.chart_svg.browser", lambda: None)
     return items, ran
 
 

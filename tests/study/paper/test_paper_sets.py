@@ -52,7 +52,7 @@ def test_the_study_s_files_are_grouped_again_by_another_model(bundled_model, pub
 
 
 def test_the_study_s_files_keep_their_groups_for_the_study_s_model(bundled_model, published_folder, monkeypatch):
-    monkeypatch.setattr("mechmem.study.paper.inputs.check_paper_model", lambda *_: ModelCheck(True, ()))
+    monkeypatch.setattr("mechmem.study.paper.paper_sets.check_paper_model", lambda *_: ModelCheck(True, ()))
     sets = read_sets(replace(SMALL, corpus=str(published_folder()), limit=None), bundled_model)
     own = sets.scored.column("own_text")
     assert own.tolist() == [False] * 12 + [True] * 10
