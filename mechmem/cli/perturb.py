@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,16 @@ from mechmem.data.bounds import Count, Size
 PART = 16
 
 
+@dataclass(frozen=True)
+class ReplacementOptions:
+    """What is replaced, by what, and what is measured of it: arguments of `perturb_prefix`."""
+
+    replacement: Annotated[Replacement, typer.Option(help="runner-up: the model's second choice.")] = "random"
+    scope: Annotated[Scope, typer.Option(help="rest: a token and all after it; prefix: all at once.")] = "token"
+    samples: Annotated[Count, typer.Option(help="Random replacements of each token.")] = 1
+    edit_distance: Annotated[bool, typer.Option(help="Decode, for the edit distance.")] = False
+
+
 @command(goes_on=True)
 def perturb(
     model: Model = "bundled",
@@ -30,11 +41,8 @@ def perturb(
     min_em: Annotated[
         Size | None, typer.Option(help="Only paragraphs of at least this EM; by default memorized.")
     ] = None,
-    replacement: Annotated[Replacement, typer.Option(help="runner-up: the model's second choice.")] = "random",
-    scope: Annotated[Scope, typer.Option(help="rest: a token and all after it; prefix: all at once.")] = "token",
-    samples: Annotated[Count, typer.Option(help="Random replacements of each token.")] = 1,
-    edit_distance: Annotated[bool, typer.Option(help="Decode, for the edit distance.")] = False,
     *,
+    change: ReplacementOptions,
     work: WorkerOptions,
 ) -> None:
     """Replace every prefix token in turn and score again; writes OUT (netCDF).
@@ -54,7 +62,7 @@ def perturb(
     if out.suffix != ".nc":
         raise InputError(f"got the output {out}; need a name that ends in .nc")
     pair_files = [out.with_name(f"{out.stem}-{name}.parquet") for name in ("clean", "corrupt")]
-    for path in (out, *(pair_files if scope == "token" else ())):
+    for path in (out, *(pair_files if change.scope == "token" else ())):
         check_output(path)
     loaded = load_model(model, processing="raw", device=work.device)
     with live_progress() as progress:
@@ -74,15 +82,12 @@ def perturb(
             part=PART,
             engine=work.engine,
             workers=work.workers,
-            replacement=replacement,
-            scope=scope,
-            samples=samples,
-            edit_distance=edit_distance,
+            **asdict(change),
             seed=seed,
             progress=lambda done, total: progress("perturbing paragraphs", done, total),
         )
     written = [out]
-    if scope == "token":
+    if change.scope == "token":
         try:
             clean, corrupt = worst_perturbations(loaded, paragraphs, result)
         except InputError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from mechmem.report.study_files import StudyFiles
 from mechmem.report.view_kept import kept_of
 from mechmem.report.view_rows import labels_and_losses, rows_data, shown_rows
 from mechmem.show.colour_scale import Scale
-from mechmem.show.fragment import fragment
+from mechmem.show.fragment import fragment, script_file
 from mechmem.show.picture import Picture
 from mechmem.show.texts.text_svg import Text, text_svg
 
@@ -57,7 +56,7 @@ def study_view(study: StudyFiles, *, theme: str = "auto") -> Picture:
         "all": len(study.paragraphs),
         "kept": {str(place): kept[row] for place, row in enumerate(rows.tolist()) if row in kept},
         "axes": axes,
-        "styles": {name: _style("shared") + _style(name) for name in (*PARTS, "study")},
+        "styles": {name: script_file("shared.css") + script_file(f"{name}.css") for name in (*PARTS, "study")},
         "missing": _missing(study),
         "head": most_needed(study.heads)[0] if study.heads is not None else "",
     }
@@ -70,10 +69,6 @@ def _missing(study: StudyFiles) -> str:
     if "token_nll" in study.column_names():
         return ""
     return "This study was made by an earlier version: its files do not hold the loss of each token."
-
-
-def _style(name: str) -> str:
-    return (resources.files("mechmem.show") / "scripts" / f"{name}.css").read_text(encoding="utf-8")
 
 
 def _still(study: StudyFiles, rows: np.ndarray) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from mechmem.report.study_files import StudyFiles
+from mechmem.show.embed import packed_bytes
 
 # Paragraphs and tokens in one view; more would make a page of several megabytes.
 MOST_ROWS, MOST_TOKENS = 3000, 300_000
@@ -62,7 +61,7 @@ def rows_data(study: StudyFiles, rows: Int[np.ndarray, " row"]) -> dict[str, Any
         said = {str(place): str(greedy[row]) for place, row in enumerate(rows) if em[row] < full and greedy[row]}
     content = {"columns": columns, "said": said, **_texts(study, rows)}
     return {
-        "packed": compressed(json.dumps(content, separators=(",", ":"), allow_nan=False).encode()),
+        "packed": packed_bytes(json.dumps(content, separators=(",", ":"), allow_nan=False).encode()),
         "count": len(rows),
         "length": study.paragraphs.tokens.shape[1],
         "prefix": study.paragraphs.prefix_len,
@@ -99,9 +98,9 @@ def _numbers(study: StudyFiles, rows: Int[np.ndarray, " row"]) -> dict[str, Any]
         labels, places = _labels(study, rows)
         wide = 2 if len(labels) < 2**16 else 4
         planes = places.astype(f"<u{wide}").reshape(-1).view(np.uint8)
-        found |= {"tokens": compressed(planes.tobytes()), "wide": wide}
+        found |= {"tokens": packed_bytes(planes.tobytes()), "wide": wide}
     if study.column_names() >= {"token_nll"}:
-        found["losses"] = compressed(levels_of(_rows_of(study, "token_nll", rows)).tobytes())
+        found["losses"] = packed_bytes(levels_of(_rows_of(study, "token_nll", rows)).tobytes())
     return found
 
 
@@ -131,8 +130,3 @@ def _rows_of(study: StudyFiles, name: str, rows: Int[np.ndarray, " row"]) -> np.
     """A column of lists, of these rows alone."""
     assert study.paragraphs is not None and study.paragraphs.table is not None
     return np.array(study.paragraphs.table.select(rows.tolist())[name][:])
-
-
-def compressed(data: bytes) -> str:
-    """Bytes as text that the page unpacks."""
-    return base64.b64encode(zlib.compress(data, 9)).decode()

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 PAPER, BLUE, ORANGE = (255, 255, 255), (11, 90, 148), (179, 88, 6)
+# Around what is chosen or stands out.
+FRAME = "#b0307f"
 DARK_INK, LIGHT_INK = (0, 0, 0), (255, 255, 255)
 # The largest value of a scale, so that its quarters have few digits: 16 nats has marks at 1, 4 and 9.
 ROUND = (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 4.8, 6.4, 8, 10)
@@ -65,6 +68,11 @@ def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
     """Dark or light letters, whichever can be read better."""
     light = _luminance(background)
     return LIGHT_INK if 1.05 / (light + 0.05) > (light + 0.05) / (_luminance(DARK_INK) + 0.05) else DARK_INK
+
+
+def css(colour: tuple[int, int, int] | UInt8[np.ndarray, " 3"]) -> str:
+    """Red, green and blue as CSS and SVG write them."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def number_text(value: float) -> str:

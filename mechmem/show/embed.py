@@ -1,6 +1,8 @@
 """Data and scripts inside an HTML page: forms that a browser reads back unchanged and that nothing can break out of."""
 
+import base64
 import json
+import zlib
 from typing import Any
 
 from markupsafe import Markup
@@ -25,6 +27,11 @@ def json_markup(value: Any) -> Markup:
 def json_text_markup(text: str) -> Markup:
     """JSON text, already serialised, made safe for a script element."""
     return Markup(text.translate(_JSON_ESCAPES))
+
+
+def packed_bytes(data: bytes) -> str:
+    """Bytes compressed and written as text, which `unpacked` of scripts/shared.js reads."""
+    return base64.b64encode(zlib.compress(data, 9)).decode()
 
 
 def script_markup(source: str) -> Markup:

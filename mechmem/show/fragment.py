@@ -21,10 +21,9 @@ def fragment(view: str, scripts: tuple[str, ...], data: dict[str, Any], still: s
         still: trusted HTML, seen until the script has run, and where it does not run.
     """
     names = ("shared", *scripts)
-    code = script_markup("\n".join(_read(f"{script}.js") for script in names))
-    content = json_markup(data | {"style": "".join(_read(f"{script}.css") for script in names)})
-    # Not a count: a notebook that is kept has views of several kernels. The same data give the same page.
-    name = f"mechmem-{sha256(f'{view}{content}'.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
+    code = script_markup("\n".join(script_file(f"{script}.js") for script in names))
+    content = json_markup(data | {"style": "".join(script_file(f"{script}.css") for script in names)})
+    name = view_name(f"{view}{content}")
     return (
         f'<div id="{name}" class="mechmem">{still}</div>'
         f'<script type="application/json" id="{name}-data">{content}</script>'
@@ -32,5 +31,14 @@ def fragment(view: str, scripts: tuple[str, ...], data: dict[str, Any], still: s
     ).replace("\0", "\\x00")
 
 
-def _read(name: str) -> str:
+def view_name(content: str) -> str:
+    """What a view is called in its page.
+
+    Not a count: a notebook that is kept has views of several kernels. The same content gives the same page.
+    """
+    return f"mechmem-{sha256(content.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
+
+
+def script_file(name: str) -> str:
+    """The text of a file in `scripts/`."""
     return (resources.files("mechmem.show") / "scripts" / name).read_text(encoding="utf-8")

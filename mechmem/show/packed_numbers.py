@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from mechmem.show.embed import packed_bytes
+
 # Of a float32's 23: what is kept is off by at most a part in 8,192.
 MANTISSA = 12
 _LOST = 23 - MANTISSA
@@ -29,7 +31,7 @@ def packed_numbers(values: Any) -> str:
     bits = four_digits(values).reshape(-1).view(np.uint32)
     # The first bytes of all, then the second, the third: neighbours are alike, which is what compresses.
     planes = np.stack([bits >> 24, bits >> 16, bits >> 8]).astype(np.uint8)
-    return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
+    return packed_bytes(planes.tobytes())
 
 
 def unpacked_numbers(text: str) -> Float32[np.ndarray, " value"]:

@@ -20,7 +20,6 @@ SEQUENTIAL = "Cividis"
 # Neutral in the middle, so that the eye finds what is away from zero; never red against green.
 DIVERGING = [[0.0, "#b35806"], [0.25, "#f0b26b"], [0.5, "#f3f4f6"], [0.75, "#74b3de"], [1.0, "#0b5a94"]]
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-FRAME = "#b0307f"
 LABEL_LIMIT = 48
 
 

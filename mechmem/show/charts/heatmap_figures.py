@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from mechmem.data.ranking import largest
-from mechmem.show.theme import DIVERGING, FRAME, SEQUENTIAL, colorbar, empty_figure, plotly_text
+from mechmem.show.colour_scale import FRAME
+from mechmem.show.theme import DIVERGING, SEQUENTIAL, colorbar, empty_figure, plotly_text
 
 Kind = Literal["log", "diverging", "plain"]
 End = Literal["highest", "lowest"]

@@ -7,7 +7,6 @@ import gzip
 import os
 import sys
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
@@ -15,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from mechmem.data.notebook import notebook_shell
 from mechmem.show.embed import script_markup
+from mechmem.show.fragment import script_file
 from mechmem.show.picture import Picture
 
 
@@ -26,8 +26,7 @@ def plotly_markup() -> Markup:
     rejected with a sentence.
     """
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    unpack = resources.files("mechmem.show") / "scripts" / "plotly_unpack.js"
-    code = script_markup(unpack.read_text(encoding="utf-8"))
+    code = script_markup(script_file("plotly_unpack.js"))
     return Markup(f'<script>(() => {{\nconst packed = "{packed}";\n{code}}})();</script>')
 
 

@@ -15,8 +15,9 @@ from mechmem.data.ranking import largest
 from mechmem.model.head_names import head_name, parsed_heads
 from mechmem.show.charts.chart import Chart
 from mechmem.show.charts.figure_stack import origin, stacked
+from mechmem.show.colour_scale import FRAME
 from mechmem.show.fragment import Theme
-from mechmem.show.theme import COLOURS, FRAME, colour, empty_figure
+from mechmem.show.theme import COLOURS, colour, empty_figure
 
 NEEDED = ("tenth_mass", "tenth_expected", "excess", "p_value", "spearman")
 # What else a head may do that looks like attention to rare tokens.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from mechmem.show.colour_scale import BLUE, ORANGE, PAPER
 from mechmem.show.maps.heatmap import Heatmap
 from mechmem.show.packed_numbers import four_digits
-from mechmem.show.patterns.thumbnails import INK, PAPER
 
-ORANGE, MISSING = np.array([179, 88, 6]), np.array([222, 224, 228])
+MISSING = (222, 224, 228)
 # Of a logarithm's range: the least value must not look like none.
 FAINTEST = 0.07
 
@@ -37,7 +37,7 @@ def cell_pixels(heatmap: Heatmap) -> UInt8[np.ndarray, "row column 3"]:
     """A pixel for each cell."""
     shade = shades(heatmap)[..., None]
     size = np.abs(np.nan_to_num(shade))
-    coloured = PAPER + (np.where(shade < 0, ORANGE, INK) - PAPER) * size
+    coloured = PAPER + (np.where(shade < 0, ORANGE, BLUE) - np.array(PAPER)) * size
     return np.rint(np.where(np.isnan(shade), MISSING, coloured)).astype(np.uint8)
 
 

@@ -89,15 +89,17 @@ def heatmap_picture(
     axes: list[dict[str, Any]] = []
     combinations = list(itertools.product(*(range(len(chooser.options)) for chooser in choosers)))
     panels, size = [], 0
+    first: Sequence[Heatmap] = ()
     for chosen in combinations:
-        panels.append([page_heatmap(heatmap, axes) for heatmap in maps_of(chosen)])
+        maps = maps_of(chosen)
+        first = first or maps
+        panels.append([page_heatmap(heatmap, axes) for heatmap in maps])
         size += sum(_size(panel) for panel in panels[-1])
         if size > MOST_BYTES:
             raise InputError(
                 f"the maps take more than {MOST_BYTES / 1e6:.0f} MB in the page; need less: choose fewer paragraphs, "
                 "layers or heads of the result, such as effect.isel(paragraph=slice(0, 10))"
             )
-    first = list(maps_of((0,) * len(choosers)))
     data = page_data(words, choosers, panels, axes, theme)
     if beside is not None:
         data["beside"] = beside.data

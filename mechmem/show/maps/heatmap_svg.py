@@ -8,6 +8,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from mechmem.show.colour_scale import FRAME, css
 from mechmem.show.maps.heatmap import Axis, Heatmap
 from mechmem.show.maps.heatmap_colours import cell_pixels, legend, shades
 from mechmem.show.packed_numbers import four_digits, three_digits
@@ -19,7 +20,7 @@ ROW, GAP, LETTER = 16, 26, 5.0
 WIDTHS = ((16, 26.0), (64, 16.0), (220, 11.0), (10**9, 3.0))
 WORD_WIDTH, LONGEST, LEAST_WIDTH = 44.0, 14, 460
 SYMBOLS = {"changed": "▲", "diverges": "◆"}
-FRAME, GREY = "#b0307f", "#8a929c"
+GREY = "#8a929c"
 
 
 def heatmaps_svg(
@@ -82,7 +83,6 @@ def _cells(heatmap: Heatmap, wide: float) -> str:
     signed = heatmap.kind == "diverging"
     parts = []
     for row, column in np.ndindex(values.shape):
-        red, green, blue = pixels[row, column]
         value = float(values[row, column])
         told = f"{heatmap.cell(row, column)}: " + (
             "not measured" if value != value else f"{three_digits(value, signed=signed)} {heatmap.unit}".strip()
@@ -95,7 +95,7 @@ def _cells(heatmap: Heatmap, wide: float) -> str:
         told += f"; “{word}”" if word else ""
         parts.append(
             f'<rect x="{column * wide:g}" y="{row * ROW}" width="{wide:g}" height="{ROW}" '
-            f'fill="#{red:02x}{green:02x}{blue:02x}"><title>{xml_text(told)}</title></rect>'
+            f'fill="{css(pixels[row, column])}"><title>{xml_text(told)}</title></rect>'
         )
         if word:
             colour = "#fff" if ink[row, column] else "#2b333d"

@@ -8,6 +8,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from mechmem.model.head_names import head_name
+from mechmem.show.colour_scale import css
 from mechmem.show.patterns.attention_side import Side, grid_of
 from mechmem.show.patterns.thumbnails import coloured, thumbnail
 from mechmem.show.png import png_address
@@ -53,10 +54,9 @@ def _matrix(side: Side) -> tuple[str, int, int]:
     cells = []
     for query, key in zip(*np.nonzero(pattern >= LEAST), strict=True):
         said = f"query {query} “{side.text[query]}”, key {key} “{side.text[key]}”: {pattern[query, key]:.3f}"
-        red, green, blue = colours[query, key]
         cells.append(
             f'<rect x="{SPACE + key * CELL}" y="{SPACE + query * CELL}" width="{CELL}" height="{CELL}" '
-            f'fill="#{red:02x}{green:02x}{blue:02x}"><title>{xml_text(said)}</title></rect>'
+            f'fill="{css(colours[query, key])}"><title>{xml_text(said)}</title></rect>'
         )
     labels = []
     for place, text in enumerate(side.text):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import importlib.util
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from mechmem.data.errors import InputError
 from mechmem.model.head_names import head_name
 from mechmem.show.embed import json_markup, script_markup
+from mechmem.show.fragment import view_name
 from mechmem.show.patterns.attention_side import Side
 from mechmem.show.patterns.attention_svg import attention_svg
 from mechmem.show.picture import Picture
@@ -44,7 +44,7 @@ def circuitsvis_picture(shown: Sequence[Side]) -> Picture:
     names = _names(shown[0])
     title = f"Attention of {len(names)} heads" if len(names) > 1 else f"Attention of {names[0]}"
     data = [json_markup(_properties(side)) for side in shown]
-    name = f"mechmem-{sha256(''.join(data).encode('utf-8', 'backslashreplace')).hexdigest()[:12]}-cv"
+    name = view_name("CircuitsVis" + "".join(data))
     size = sum(map(len, data))
     if size > MOST_BYTES:
         raise InputError(

@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 from jaxtyping import Float
 
+from mechmem.show.embed import packed_bytes
+
 # One byte holds 255 times the square root of a weight: off by at most 0.004 near 1 and 0.0002 near 0.003.
 LEVELS = 255
 
@@ -20,7 +22,7 @@ def packed(pattern: Float[np.ndarray, "head query_pos key_pos"]) -> str:
     """
     queries, keys = np.tril_indices(pattern.shape[-1])
     seen = np.clip(np.nan_to_num(pattern[:, queries, keys].astype(np.float32)), 0, 1)
-    return base64.b64encode(zlib.compress(np.rint(LEVELS * np.sqrt(seen)).astype(np.uint8).tobytes(), 9)).decode()
+    return packed_bytes(np.rint(LEVELS * np.sqrt(seen)).astype(np.uint8).tobytes())
 
 
 def unpacked(text: str, heads: int, length: int) -> Float[np.ndarray, "head query_pos key_pos"]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from mechmem.show.colour_scale import BLUE, PAPER
 from mechmem.show.patterns.attention_side import Side, grid_of
 
-PAPER, INK = np.array([255, 255, 255]), np.array([11, 90, 148])
 # Of a head in the still picture of a grid.
 SIZE, GAP = 40, 3
 
@@ -15,7 +15,7 @@ SIZE, GAP = 40, 3
 def coloured(weights: Float[np.ndarray, "row column"]) -> UInt8[np.ndarray, "row column 3"]:
     """White to blue, by the square root of the weight."""
     share = np.sqrt(np.clip(weights, 0, 1))[..., None]
-    return np.rint(PAPER + (INK - PAPER) * share).astype(np.uint8)
+    return np.rint(PAPER + (np.array(BLUE) - PAPER) * share).astype(np.uint8)
 
 
 def thumbnail(pattern: Float[np.ndarray, "query_pos key_pos"], size: int) -> Float[np.ndarray, "row column"]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import html
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mechmem.show.colour_scale import Scale, number_text, short_text, text_colour
-from mechmem.show.svg_text import xml_text
+from mechmem.show.colour_scale import FRAME, Scale, css, number_text, short_text, text_colour
+from mechmem.show.svg_text import FONT, xml_text
 
 # Pixels of a letter of the fixed-width font, of a line, and of the picture.
 CELL, LINE, WIDTH = 7.2, 22, 940
 # Tokens of the plain HTML, which stands in every notebook beside the data.
 PLAIN = 200
-FRAME = "#b0307f"
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def text_svg(texts: Sequence[Text], title: str, caption: str) -> tuple[str, int,
         body, height = _drawn(text)
         parts.append(f'<g transform="translate(0 {y:g})">{body}</g>')
         y += height
-    for line in _lines(caption, int(WIDTH / 5.2)):
+    for line in textwrap.wrap(caption, int(WIDTH / 5.2), break_long_words=False, break_on_hyphens=False):
         parts.append(f'<text y="{y + 10:g}" font-size="10" fill="#555">{xml_text(line)}</text>')
         y += 14
     height = round(y + 16)
     size = f'width="{WIDTH + 20}" height="{height}" viewBox="-10 -4 {WIDTH + 20} {height}"'
     svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="system-ui, sans-serif" fill="#2b333d">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONT}" fill="#2b333d">'
         f'<rect x="-10" y="-4" width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
     return svg, WIDTH + 20, height
@@ -89,7 +89,7 @@ def _plain(text: Text) -> str:
             spans.append(said)
             continue
         colour = text.scale.colour(value)
-        spans.append(f'<span style="background:{_css(colour)};color:{_css(text_colour(colour))}">{said}</span>')
+        spans.append(f'<span style="background:{css(colour)};color:{css(text_colour(colour))}">{said}</span>')
     return "".join(spans) + ("…" if len(text.labels) > PLAIN else "")
 
 
@@ -127,7 +127,7 @@ def _word(labels: Sequence[str], widths: Sequence[float], pos: int) -> float:
 def _token(text: Text, pos: int, label: str, value: float | None, x: float, y: float, wide: float) -> str:
     said = "no value" if value is None else f"{number_text(value)} {text.units}".strip()
     colour = (255, 255, 255) if value is None else text.scale.colour(value)
-    ink = "#6b7580" if value is None else _css(text_colour(colour))
+    ink = "#6b7580" if value is None else css(text_colour(colour))
     frame = f' stroke="{FRAME}" stroke-width="2"' if pos == text.diverges else ""
     words, lead = label.strip(" "), len(label) - len(label.lstrip(" "))
     start, long = x + lead * CELL, max(1, _cells(words)) * CELL
@@ -139,7 +139,7 @@ def _token(text: Text, pos: int, label: str, value: float | None, x: float, y: f
     )
     return (
         f"<g><title>{pos} “{xml_text(label)}”: {said}</title>"
-        f'<rect x="{x:.1f}" y="{y:g}" width="{wide:.1f}" height="18" fill="{_css(colour)}"{frame}/>{letters}</g>'
+        f'<rect x="{x:.1f}" y="{y:g}" width="{wide:.1f}" height="18" fill="{css(colour)}"{frame}/>{letters}</g>'
     )
 
 
@@ -158,9 +158,9 @@ def _legend(text: Text, y: float) -> str:
     for number, (value, said) in enumerate(steps):
         colour = scale.colour(value)
         parts.append(
-            f'<rect x="{number * wide}" y="{y:g}" width="{wide}" height="16" fill="{_css(colour)}" stroke="#bbb"/>'
+            f'<rect x="{number * wide}" y="{y:g}" width="{wide}" height="16" fill="{css(colour)}" stroke="#bbb"/>'
             f'<text x="{number * wide + wide / 2}" y="{y + 12:g}" font-size="10" text-anchor="middle" '
-            f'fill="{_css(text_colour(colour))}">{xml_text(said)}</text>'
+            f'fill="{css(text_colour(colour))}">{xml_text(said)}</text>'
         )
     parts.append(f'<text x="{len(steps) * wide + 6}" y="{y + 12:g}" font-size="11">{xml_text(text.quantity)}</text>')
     return "".join(parts)
@@ -170,17 +170,3 @@ def _cells(text: str) -> int:
     """Letters of a fixed-width font that a text takes: none for marks, two for Chinese and emoji."""
     marks = sum(unicodedata.category(letter) in ("Mn", "Me", "Cf") for letter in text)
     return len(text) - marks + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _lines(text: str, most: int) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and len(lines[-1]) + len(word) < most:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from mechmem.show.colour_scale import BLUE, ORANGE, PAPER
 from mechmem.show.maps.heatmap import Also, Axis, Heatmap, page_heatmap
 from mechmem.show.maps.heatmap_axes import component_axis, sender_axis, token_axis
-from mechmem.show.maps.heatmap_colours import ORANGE, cell_pixels, legend, shades
+from mechmem.show.maps.heatmap_colours import cell_pixels, legend, shades
 from mechmem.show.maps.heatmap_page import Chooser, Words, heatmap_picture
 from mechmem.show.packed_numbers import four_digits, packed_numbers, three_digits, unpacked_numbers
-from mechmem.show.patterns.thumbnails import INK, PAPER
 from tests.show.maps.heatmap_pages import number_told, numbers_of, shown_maps, told_in_svg
 
 ROWS, COLUMNS = Axis("layer", ["L0", "L1"], ["L0", "L1"]), Axis("head", ["H0", "H1", "H2"], ["H0", "H1", "H2"])
@@ -47,7 +47,7 @@ def test_blue_is_the_end_that_was_said_and_zero_is_paper():
     np.testing.assert_allclose(higher, [[1, -1, 0], [0.5, -0.5, np.nan]])
     np.testing.assert_allclose(lower, -higher)
     pixels = cell_pixels(heatmap(values, blue="lower"))
-    assert (pixels[0, 0] == ORANGE).all() and (pixels[0, 1] == INK).all() and (pixels[0, 2] == PAPER).all()
+    assert (pixels[0, 0] == ORANGE).all() and (pixels[0, 1] == BLUE).all() and (pixels[0, 2] == PAPER).all()
     assert legend(heatmap(values, blue="lower")) == [(0.0, -2.0), (0.5, 0.0), (1.0, 2.0)]
 
 
