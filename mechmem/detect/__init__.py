@@ -1,0 +1,1 @@
+"""Noticing, while a model decodes, that it recites memorized text."""
