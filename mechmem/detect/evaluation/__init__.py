@@ -1,0 +1,1 @@
+"""How well a detector does, beside everything that is free."""
