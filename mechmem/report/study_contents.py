@@ -26,16 +26,22 @@ class Contents:
         numbers: variable -> its dimensions.
         texts: the same, of text.
         attrs: attributes that are there, of the result or of "variable.attribute".
+        command: which command runs the stage.
     """
 
     stage: str
     numbers: Mapping[str, tuple[str, ...]]
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     attrs: tuple[str, ...] = ()
+    command: str = "run"
 
 
 def _of_heads(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return {"layer": ("layer",), "head": ("head",)} | {name: ("layer", "head") for name in names}
+
+
+def _with_ends(names: tuple[str, ...], dims: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return {f"{name}{end}": dims for name in names for end in ("", "_low", "_high")}
 
 
 COSTS = ("em", "em_low", "em_high", "exact_fraction", "match_fraction", "edit_distance", "nll", "perplexity")
@@ -82,6 +88,18 @@ RESULTS = {
         {name: ("edit", "attack") for name in ("em_before", "em_after", "em_after_low", "em_after_high")},
         {"edit": ("edit",), "attack": ("attack",)},
     ),
+    "detect.nc": Contents(
+        "detect",
+        _with_ends(("tpr_at_1", "tpr_at_01", "auroc"), ("method", "k"))
+        | _with_ends(("flagged", "flagged_early", "false_alarm_rate"), ("method",))
+        | _with_ends(("observed",), ("method", "bin"))
+        | {"calibration_error": ("method", "k"), "k": ("k",)}
+        | {name: ("method", "bin") for name in ("predicted", "in_bin")}
+        | {"example_score": ("example", "pos"), "example_alarm": ("example",), "example_em": ("example",)},
+        {"method": ("method",), "kind": ("method",), "example_text": ("example", "pos"), "example_kind": ("example",)},
+        ("false_alarms", "recitations", "others", "prefix_len"),
+        command="detect",
+    ),
 }
 
 
@@ -97,7 +115,9 @@ def read_result(folder: Path, name: str) -> xr.Dataset:
             stage to run again.
     """
     contents, path = RESULTS.get(name), folder / name
-    advice = f"remove it: {name} is not written by a stage" if contents is None else _again(folder, contents.stage)
+    advice = f"remove it: {name} is not written by a stage"
+    if contents is not None:
+        advice = _again(folder, contents.stage, contents.command)
     refuse_damaged(folder, name, advice=advice)
     result = load_netcdf(path, advice=advice, sealed=True)
     if contents is not None:
@@ -129,8 +149,8 @@ def read_paragraphs(folder: Path) -> Paragraphs:
     return paragraphs
 
 
-def _again(folder: Path, stage: str) -> str:
-    return f"run stage '{stage}' again: `mechmem run --out {folder}` does it"
+def _again(folder: Path, stage: str, command: str = "run") -> str:
+    return f"run stage '{stage}' again: `mechmem {command} --out {folder}` does it"
 
 
 def _check_contents(result: xr.Dataset, contents: Contents, path: Path, advice: str) -> None:

@@ -30,6 +30,7 @@ class StudyFiles:
         patching: `patching.nc`: resid_pre[paragraph, layer, pos], z[paragraph, layer, head, pos].
         unlearned: `unlearn.nc`: em_mean and others [mask, set].
         attacks: `attacks.nc`: em_before, em_after [mask, attack].
+        detection: `detect.nc`: what a detector finds [method, k], its alarms, and examples; of `mechmem detect`.
     """
 
     manifest: dict[str, Any] | None = None
@@ -41,6 +42,7 @@ class StudyFiles:
     patching: xr.Dataset | None = None
     unlearned: xr.Dataset | None = None
     attacks: xr.Dataset | None = None
+    detection: xr.Dataset | None = None
 
     def column(self, name: str) -> np.ndarray | None:
         """A column of the paragraphs' table, or None if there is none."""
@@ -84,6 +86,7 @@ def read_study(folder: str | Path) -> StudyFiles:
         patching=_result(folder, "patching.nc"),
         unlearned=_result(folder, "unlearn.nc"),
         attacks=_result(folder, "attacks.nc"),
+        detection=_result(folder, "detect.nc"),
     )
     if all(value is None for value in vars(study).values()):
         raise InputError(f"{folder}: holds no study; need study.json, paragraphs.parquet or a stage's .nc file in it")

@@ -1,4 +1,4 @@
-"""The report of a study: five questions, answered from the files of its folder alone."""
+"""The report of a study: five questions, a sixth if it has a detector, answered from its files alone."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import numpy as np
 from mechmem.data.files import check_output
 from mechmem.data.folder_lock import only_writer
 from mechmem.report.page import Page, View, write_page
-from mechmem.report.sections.answers import basis, five_answers
+from mechmem.report.sections.answers import basis, summary
 from mechmem.report.sections.attention import attention_section
+from mechmem.report.sections.detection import detection_section
 from mechmem.report.sections.memorized import memorized_section
 from mechmem.report.sections.removal import removal_section
 from mechmem.report.sections.run import mapping, run_section
@@ -17,8 +18,8 @@ from mechmem.report.study_files import StudyFiles, read_study
 from mechmem.report.study_view import study_view
 
 LEAD = (
-    "Five answers first, then the paragraphs themselves, then one section for each question with the data behind its "
-    "answer."
+    "{count} answers first, then the paragraphs themselves, then one section for each question with the data behind "
+    "its answer."
 )
 TERMS = (
     ("prefix, continuation", "the tokens that the model is given, and those that follow them in the text"),
@@ -30,6 +31,7 @@ TERMS = (
     ("KL", "how far an edited model's predictions are from the original's, in nats per token"),
     ("head", "one of the attention units of a layer; L1H2 is the third head of the second layer"),
     ("ablation", "a head's output is replaced by a constant, to measure what the model can no longer do"),
+    ("recitation", "the model says the continuation of a paragraph word for word while it decodes"),
     ("mask", "the weights that an edit may change; all others stay the same bit for bit"),
 )
 
@@ -53,19 +55,19 @@ def write_report(study_folder: str | Path) -> Path:
 
 def study_page(study: StudyFiles) -> Page:
     """The page of what a study has written so far."""
-    sections = [
-        build(study) for build in (memorized_section, where_section, attention_section, removal_section, run_section)
-    ]
+    questions = (memorized_section, where_section, attention_section, removal_section, detection_section, run_section)
+    sections = [section for build in questions if (section := build(study)) is not None]
+    answers = summary(study)
     name = mapping(study.manifest, "model").get("name", "the model")
     model = "the bundled model" if name == "bundled" else name
     return Page(
         title=f"What {model} memorized",
-        lead=LEAD,
+        lead=LEAD.format(count="Six" if len(answers) > 5 else "Five"),
         facts=_facts(study),
         cards=(),
         sections=sections,
         terms=TERMS,
-        answers=five_answers(study),
+        answers=answers,
         basis=basis(study),
         view=_view(study),
     )

@@ -1,4 +1,5 @@
 from .charts.chart import Chart as Chart
+from .charts.detection_view import detection as detection
 from .charts.heads_view import heads as heads
 from .charts.history_view import history as history
 from .charts.plotly_script import load_plotly as load_plotly
@@ -10,5 +11,6 @@ from .maps.lens_view import lens as lens
 from .maps.mask_view import mask as mask
 from .patterns.attention_view import attention as attention
 from .picture import Picture as Picture
+from .texts.alarms_view import alarms as alarms
 from .texts.diff_view import diff as diff
 from .texts.tokens_view import tokens as tokens

@@ -1,4 +1,7 @@
-"""Colours of numbers: from paper to ink by the square root of the share of the largest, one ink for each sign."""
+"""Colours of numbers: from paper to ink by the square root of the share of the largest, one ink for each sign.
+
+Probabilities take the share itself.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +30,29 @@ class Scale:
         signed: values have two signs, and the colours two ends.
         blue_is_high: blue belongs to values above zero, orange to those below; False: the other way round.
         is_match: 1 is yes, 0 is no.
+        linear: ink by the share itself and not by its square root, as of probabilities.
     """
 
     most: float
     signed: bool
     blue_is_high: bool
     is_match: bool = False
+    linear: bool = False
 
     def colour(self, value: float) -> tuple[int, int, int]:
         """Of one finite value, on white paper."""
         if self.is_match and not self.signed:
             share, blue = (YES, True) if value > 0.5 else (NO, False)
         else:
-            share = min(1.0, abs(value) / self.most) ** 0.5
+            share = min(1.0, abs(value) / self.most) ** (1.0 if self.linear else 0.5)
             blue = (value >= 0) == self.blue_is_high
         ink = BLUE if blue else ORANGE
         red, green, both = (round(paper + (full - paper) * share) for paper, full in zip(PAPER, ink, strict=True))
         return red, green, both
+
+    def value(self, share: float) -> float:
+        """The value that has this share of the full ink; below zero, of the other one."""
+        return self.most * (share if self.linear else share * abs(share))
 
     def data(self) -> dict[str, Any]:
         """For the page."""

@@ -155,6 +155,49 @@ def unlearned(rng: np.random.Generator, *, random_after: float = 48.6, held_out_
     return result.assign_attrs(weights_total=84_934_656)
 
 
+KS = (0, 1, 2, 4, 8, 16, 32)
+METHODS = ("detector", "running NLL", "entropy")
+
+
+def detection(rng: np.random.Generator, hostile: str = "", *, gain: float = 0.3) -> xr.Dataset:
+    """A detector `gain` above the running NLL, which is above the entropy; three recitations and three others."""
+    with_ends: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+
+    def put(name: str, dims: tuple[str, ...], values: np.ndarray, width: float = 0.05) -> None:
+        for end, moved in (("", values), ("_low", values - width), ("_high", values + width)):
+            with_ends[name + end] = (dims, np.clip(moved, 0, 1))
+
+    found = 0.2 + 0.05 * np.arange(len(KS)) + np.array([[gain], [0.0], [-0.1]])
+    put("tpr_at_1", ("method", "k"), found)
+    put("tpr_at_01", ("method", "k"), found / 2)
+    put("auroc", ("method", "k"), 0.5 + found / 2)
+    only = np.array([1.0, np.nan, np.nan])
+    for name, value in {"flagged": 0.9, "flagged_early": 0.62, "false_alarm_rate": 0.008}.items():
+        put(name, ("method",), value * only)
+    put("observed", ("method", "bin"), only[:, None] * np.linspace(0.05, 0.95, 5))
+    data = with_ends | {
+        "calibration_error": (("method", "k"), 0.03 * only[:, None] * np.ones(len(KS))),
+        "predicted": (("method", "bin"), only[:, None] * np.linspace(0.1, 0.9, 5)),
+        "in_bin": (("method", "bin"), np.array([[90, 40, 0, 30, 70], [0] * 5, [0] * 5])),
+    }
+    texts = np.array([[f" {WORDS[i % len(WORDS)]}{hostile * (i % 9 == 0)}" for i in range(2 * FULL)]] * 6, object)
+    score = np.full((6, 2 * FULL), np.nan)
+    score[:, FULL:] = rng.random((6, FULL)) * np.array([1, 1, 0.3, 0.9, 0.1, 0.1])[:, None]
+    kinds = ["recitation, flagged"] * 2 + ["recitation, missed", "no recitation, false alarm"]
+    kinds += ["no recitation, no alarm" + hostile] * 2
+    examples = {
+        "example_text": (("example", "pos"), texts),
+        "example_score": (("example", "pos"), score),
+        "example_alarm": ("example", np.array([FULL + 3, FULL, -1, FULL + 20, -1, -1])),
+        "example_em": ("example", np.array([50, 50, 50, 3, 0, 5])),
+        "example_kind": ("example", np.array(kinds, object)),
+        "example_id": ("example", np.arange(6)),
+    }
+    kind = ("method", ["detector", "baseline", "baseline"])
+    attrs = {"false_alarms": 0.01, "recitations": 400, "others": 380, "prefix_len": FULL, "settings": "{}", "seed": 0}
+    return xr.Dataset(data | examples, {"method": list(METHODS), "k": list(KS), "kind": kind}, attrs)
+
+
 def manifest(hostile: str) -> dict[str, object]:
     return {
         "format": 2,

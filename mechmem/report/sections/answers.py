@@ -9,6 +9,7 @@ import xarray as xr
 
 from mechmem.report.page import Answer
 from mechmem.report.sections.attacks import strongest_attack
+from mechmem.report.sections.detection import while_it_speaks
 from mechmem.report.sections.removal import (
     HELD_OUT,
     ORIGINAL,
@@ -41,6 +42,13 @@ def five_answers(study: StudyFiles) -> list[Answer]:
         Answer("At what price", _price(study), "removal"),
         Answer("How sure", _sure(study), "removal"),
     ]
+
+
+def summary(study: StudyFiles) -> list[Answer]:
+    """The five answers, and with a detector how early it notices a recitation."""
+    found = study.detection
+    more = [] if found is None else [Answer("While it speaks", while_it_speaks(found), "detection")]
+    return [*five_answers(study), *more]
 
 
 def basis(study: StudyFiles) -> str:

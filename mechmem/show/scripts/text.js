@@ -23,7 +23,8 @@ class ColourScale {
 
   colour(value) {
     if (this.is_match && !this.signed) return value > 0.5 ? this.at(YES, true) : this.at(NO, false);
-    return this.at(Math.sqrt(Math.min(1, Math.abs(value) / this.most)), (value >= 0) === this.blue_is_high);
+    const share = Math.min(1, Math.abs(value) / this.most);
+    return this.at(this.linear ? share : Math.sqrt(share), (value >= 0) === this.blue_is_high);
   }
 
   // Colours with their numbers: a bar, or two patches for yes and no.
@@ -41,7 +42,7 @@ class ColourScale {
       return box;
     }
     const shares = this.signed ? [-1, -0.5, 0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1];
-    const value = (share) => Math.sign(share) * share * share * this.most;
+    const value = (share) => (this.linear ? share : Math.sign(share) * share * share) * this.most;
     const said = (share) => shortText(Number(value(share).toPrecision(6)));
     const steps = Array.from({ length: 33 }, (_, step) => shares[0] + ((1 - shares[0]) * step) / 32);
     const bar = element("span", { className: "ramp" });

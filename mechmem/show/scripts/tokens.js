@@ -84,7 +84,7 @@ class TokensView {
     const token = (label) => element("bdi", { textContent: `“${label}”` });
     const { labels } = this.data.vocabulary;
     const rest = says === null ? [] : [" the model says ", token(labels[says]), " instead"];
-    return [`leaves the text at ${pos}`, says === null ? "" : ":", ...rest];
+    return [`${this.data.framed || "leaves the text at"} ${pos}`, says === null ? "" : ":", ...rest];
   }
 
   point(one, box, pos, event) {
@@ -96,7 +96,7 @@ class TokensView {
     if (pair && first !== null && second !== null)
       lines.push(`${data.difference}: ${signedText(second - first)} ${data.units}`);
     const count = counts ? [`${counts[token].toLocaleString("en")} in the corpus`] : [];
-    describeToken(this.tip, this.root.host, event, labels[token], [`position ${pos}, id ${ids[token]}`, ...count, ...lines]);
+    describeToken(this.tip, this.root.host, event, labels[token], [`position ${pos}${ids ? `, id ${ids[token]}` : ""}`, ...count, ...lines]);
   }
 
   worded(value) {

@@ -149,8 +149,8 @@ def _legend(text: Text, y: float) -> str:
     if scale.is_match and not scale.signed:
         steps = [(1.0, "the first choice"), (0.0, "another token is")]
     else:
-        shares = (-1, -0.5, 0, 0.5, 1) if scale.signed else (0, 0.25, 0.5, 0.75, 1)
-        values = [share * abs(share) * scale.most for share in shares]
+        shares = (-1.0, -0.5, 0.0, 0.5, 1.0) if scale.signed else (0.0, 0.25, 0.5, 0.75, 1.0)
+        values = [scale.value(share) for share in shares]
         said = [short_text(float(f"{value:.6g}")) for value in values]
         signs = ["+" if scale.signed and value > 0 else "" for value in values]
         steps = [(value, sign + text) for value, sign, text in zip(values, signs, said, strict=True)]
