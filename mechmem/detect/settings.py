@@ -32,7 +32,8 @@ class DetectorSettings:
         calibrate: share of the clusters on which scores are calibrated.
         conformal: share of the clusters from which the threshold is taken.
         folds: of cross-validation over clusters.
-        penalties: C of logistic regression to choose from; the smaller, the smaller the weights.
+        penalties: C of logistic regression to choose from, for groups of more than 32 columns, such as "residual":
+            the smaller, the smaller their weights.
         trees: of gradient boosting.
         tree_depth: questions from a tree's root to its leaves.
 
@@ -51,7 +52,7 @@ class DetectorSettings:
     calibrate: Level = 0.2
     conformal: Level = 0.3
     folds: Folds = 3
-    penalties: tuple[Rate, ...] = (0.001, 0.03, 1.0)
+    penalties: tuple[Rate, ...] = (0.1, 0.3, 1.0, 3.0)
     trees: Count = 60
     tree_depth: TreeDepth = 3
 

@@ -15,7 +15,7 @@ from mechmem.detect.feature_choice import FeatureChoice
 from mechmem.detect.probes.boosting import TreeFit, fit_boosting
 from mechmem.detect.probes.buckets import bucket_of
 from mechmem.detect.probes.examples import Examples, cluster_folds
-from mechmem.detect.probes.logistic import LogisticFit, fit_logistic
+from mechmem.detect.probes.logistic import SMALL, LogisticFit, fit_logistic, group_sizes
 from mechmem.detect.settings import DetectorSettings
 
 ProbeMethod = Literal["logistic", "boosting"]
@@ -39,15 +39,23 @@ class Problem:
         features: [paragraph, step, feature].
         recites: the truth.
         clusters: labels.
+        sizes: columns of each column's group.
     """
 
     features: Float[np.ndarray, "paragraph step feature"]
     recites: Bool[np.ndarray, " paragraph"]
     clusters: np.ndarray
+    sizes: Int[np.ndarray, " feature"]
+
+    @staticmethod
+    def of(examples: Examples, choice: FeatureChoice) -> Problem:
+        """A candidate's columns of examples."""
+        matrix, names = examples.columns(choice)
+        return Problem(matrix, examples.recites, examples.clusters, group_sizes(names))
 
     def select(self, rows: Int[np.ndarray, " chosen"]) -> Problem:
         """Some paragraphs."""
-        return Problem(self.features[rows], self.recites[rows], self.clusters[rows])
+        return Problem(self.features[rows], self.recites[rows], self.clusters[rows], self.sizes)
 
 
 def choose(
@@ -74,7 +82,7 @@ def choose(
     found = []
     for at in batches(len(candidates), 1, progress):
         candidate = candidates[at.start]
-        problem = Problem(examples.at(ks).matrix(candidate.choice), examples.recites, examples.clusters)
+        problem = Problem.of(examples.at(ks), candidate.choice)
         losses, areas = [], []
         for number in range(fold.max() + 1):
             inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
@@ -99,8 +107,11 @@ def first_steps(ks: tuple[int, ...], buckets: tuple[int, ...]) -> tuple[int, ...
 
 
 def best_penalty(problem: Problem, settings: DetectorSettings, folds: int, seed: int) -> float:
-    """C of logistic regression with the smallest loss on held-out clusters, mean over the steps."""
-    if len(settings.penalties) == 1:
+    """C of logistic regression with the smallest loss on held-out clusters, mean over the steps.
+
+    Small groups have a C of their own; where there are no others, this one does not matter.
+    """
+    if len(settings.penalties) == 1 or problem.sizes.max() <= SMALL:
         return settings.penalties[0]
     fold = cluster_folds(problem.recites, problem.clusters, folds, seed + 1)
     losses = np.zeros(len(settings.penalties))
@@ -110,23 +121,20 @@ def best_penalty(problem: Problem, settings: DetectorSettings, folds: int, seed:
             continue
         for at, penalty in enumerate(settings.penalties):
             for step in range(problem.features.shape[1]):
-                fit = fit_logistic(inside.features[:, step], inside.recites, penalty)
+                fit = fit_logistic(inside.features[:, step], inside.recites, penalty, problem.sizes)
                 losses[at] += balanced_loss(fit.log_odds(held.features[:, step]), held.recites)
     return settings.penalties[int(losses.argmin())]
 
 
 def fit_probe(
-    features: Float[np.ndarray, "row feature"],
-    recites: Bool[np.ndarray, " row"],
-    method: ProbeMethod,
-    penalty: float,
-    settings: DetectorSettings,
-    seed: int,
+    problem: Problem, steps: Sequence[int], method: ProbeMethod, penalty: float, settings: DetectorSettings, seed: int
 ) -> LogisticFit | TreeFit:
-    """One probe of a kind."""
+    """One probe of a kind, for some steps together."""
+    rows = problem.features[:, steps].reshape(-1, len(problem.sizes))
+    recites = np.repeat(problem.recites, len(steps))
     if method == "logistic":
-        return fit_logistic(features, recites, penalty)
-    return fit_boosting(features, recites, settings.trees, settings.tree_depth, seed)
+        return fit_logistic(rows, recites, penalty, problem.sizes)
+    return fit_boosting(rows, recites, settings.trees, settings.tree_depth, seed)
 
 
 def balanced_loss(odds: Float[np.ndarray, " row"], recites: Bool[np.ndarray, " row"]) -> float:
@@ -141,6 +149,6 @@ def _held_out(
     penalty = best_penalty(inside, settings, INNER, seed) if method == "logistic" else 0.0
     columns = []
     for step in range(inside.features.shape[1]):
-        fit = fit_probe(inside.features[:, step], inside.recites, method, penalty, settings, seed)
+        fit = fit_probe(inside, [step], method, penalty, settings, seed)
         columns.append(fit.log_odds(held.features[:, step]))
     return np.stack(columns, 1)

@@ -60,9 +60,9 @@ class Examples:
         places = [self.ks.index(k) for k in ks]
         return Examples(self.features.isel(k=places), self.recites, self.clusters)
 
-    def matrix(self, choice: FeatureChoice) -> Float[np.ndarray, "paragraph k feature"]:
-        """Columns of a choice."""
-        return columns_of(self.features, choice)[0]
+    def columns(self, choice: FeatureChoice) -> tuple[Float[np.ndarray, "paragraph k feature"], tuple[str, ...]]:
+        """Columns of a choice, and their names."""
+        return columns_of(self.features, choice)
 
 
 def cluster_kinds(

@@ -146,16 +146,14 @@ def _fitted(
     part: Examples, candidate: Candidate, buckets: tuple[int, ...], settings: DetectorSettings, seed: int
 ) -> tuple[Probes, float | None]:
     """Probes of all buckets, each fitted on all of its steps, and the penalty that was chosen."""
-    matrix, penalty = part.matrix(candidate.choice), None
+    problem, penalty = Problem.of(part, candidate.choice), None
     if candidate.method == "logistic":
-        firsts = [part.ks.index(k) for k in first_steps(part.ks, buckets)]
-        problem = Problem(matrix[:, firsts], part.recites, part.clusters)
-        penalty = best_penalty(problem, settings, settings.folds, seed)
+        firsts = Problem.of(part.at(first_steps(part.ks, buckets)), candidate.choice)
+        penalty = best_penalty(firsts, settings, settings.folds, seed)
     fits: list[Any] = []
     for bucket in range(len(buckets)):
         steps = _steps(part.ks, bucket, buckets)
-        rows, truth = matrix[:, steps].reshape(-1, matrix.shape[2]), np.repeat(part.recites, len(steps))
-        fits.append(fit_probe(rows, truth, candidate.method, penalty or 0.0, settings, seed))
+        fits.append(fit_probe(problem, steps, candidate.method, penalty or 0.0, settings, seed))
     if all(isinstance(fit, TreeFit) for fit in fits):
         return TreeProbes.stack(fits), penalty
     assert all(isinstance(fit, LogisticFit) for fit in fits)
@@ -163,7 +161,7 @@ def _fitted(
 
 
 def _calibrated(detector: Detector, part: Examples) -> Calibration:
-    matrix = torch.from_numpy(part.matrix(detector.choice))
+    matrix = torch.from_numpy(part.columns(detector.choice)[0])
     found = []
     for bucket in range(len(detector.buckets)):
         steps = _steps(part.ks, bucket, detector.buckets)
