@@ -9,6 +9,8 @@ from .data.filters import PAPER_KEYWORDS as PAPER_KEYWORDS
 from .data.paragraphs import Paragraphs as Paragraphs
 from .data.progress import set_progress as set_progress
 from .data.windows import WindowSettings as WindowSettings
+from .detect.decoding_settings import DecodingSettings as DecodingSettings
+from .detect.features import detection_features as detection_features
 from .intervene.attack import AttackSizes as AttackSizes
 from .intervene.attack import attack as attack
 from .intervene.attacks.depth import depth_score as depth_score

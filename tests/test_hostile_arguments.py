@@ -65,13 +65,15 @@ def calls(tiny_model: HookedTransformer, tiny_paragraphs: mm.Paragraphs) -> dict
         "logit_lens": (mm.logit_lens, given),
         "rare_token_attention": (mm.rare_token_attention, given | {"unigram_counts": counts, "permutations": 5}),
         "capture": (mm.capture, given),
+        "detection_features": (mm.detection_features, given),
     }
 
 
 NAMES = (
     "score split kl perturb_prefix worst_perturbations ablate_heads ablate_layers ablate_greedily patch attribute "
     "top_cells head_circuits localize_neurons top_neurons activation_gradients weight_gradients parameter_gradients "
-    "paragraph_gradients contrastive_gradients logit_lens rare_token_attention capture"
+    "paragraph_gradients contrastive_gradients logit_lens rare_token_attention capture "
+    "detection_features"
 ).split()
 
 

@@ -21,6 +21,9 @@ def pairs(tiny_paragraphs) -> tuple[mm.Paragraphs, mm.Paragraphs]:
 CALLS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "score": lambda model, clean, _: mm.score(model, clean)[["em", "nll", "match"]],
     "capture": lambda model, clean, _: mm.capture(model, clean, sites=("z", "pattern", "v"))[["z", "pattern", "v"]],
+    "detection_features": lambda model, clean, _: mm.detection_features(
+        model, clean, features=("output", "prefix", "residual", "lens", "heads", "neurons"), neurons=[(1, 3)]
+    )[["output", "prefix", "residual", "heads", "neurons"]],
     "patch": lambda model, clean, corrupt: mm.patch(model, clean, corrupt, site="z", direction="noising"),
     "attribute": lambda model, clean, corrupt: mm.attribute(model, clean, corrupt, site="z", direction="noising"),
     "parameter_gradients": lambda model, clean, _: mm.parameter_gradients(model, clean),

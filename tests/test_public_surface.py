@@ -47,6 +47,7 @@ RUN: dict[str, Callable[[Any, Any], Any]] = {
     "activation_gradients": lambda _, model: mm.activation_gradients(model, P),
     "capture": lambda _, model: mm.capture(model, P, "resid_post"),
     "contrastive_gradients": lambda _, model: mm.contrastive_gradients(model, P[:3], P[3:]),
+    "detection_features": lambda _, model: mm.detection_features(model, P),
     "evaluate": lambda plain, model: mm.evaluate(plain, model, {"targets": P}, draws=20),
     "kl": lambda plain, model: mm.kl(plain, model, P),
     "logit_lens": lambda _, model: mm.logit_lens(model, P),

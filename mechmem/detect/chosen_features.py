@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Num
 
 from mechmem.data.bounds import check_bounds
-from mechmem.data.choices import check_choice
+from mechmem.data.choices import check_choice, shown
 from mechmem.data.errors import InputError
 from mechmem.data.token_counts import as_counts
 from mechmem.detect.feature_choice import FeatureChoice, FeatureGroup
@@ -58,7 +58,7 @@ def feature_choice(
     )
 
 
-def rare_tokens(counts: Int[np.ndarray, " d_vocab"]) -> list[int]:
+def rare_tokens(counts: Num[np.ndarray, " d_vocab"]) -> list[int]:
     """The rarest tokens that together make up at most a tenth of the corpus, those that never occur among them."""
     order = np.argsort(counts, kind="stable")
     reached = np.cumsum(counts[order])
@@ -77,10 +77,13 @@ def _depths(model: HookedTransformer, depths: Any) -> tuple[int, ...]:
     last = model.cfg.n_layers
     if depths is None:
         return tuple(range(last + 1))
-    given = [depths] if np.ndim(depths) == 0 else list(depths)
-    found = tuple(check_bounds("depths", depth, int) for depth in given)
+    try:
+        given = list(depths) if isinstance(depths, Iterable) else [depths]
+        found = tuple(check_bounds("depths", depth, int) for depth in given)
+    except (TypeError, ValueError):
+        found = ()
     if not found or not all(0 <= depth <= last for depth in found) or len(set(found)) < len(found):
-        raise InputError(f"got depths {list(found)}; need numbers from 0 to {last}, each once")
+        raise InputError(f"got depths {shown(depths)}; need numbers from 0 to {last}, each once")
     return found
 
 
@@ -90,7 +93,11 @@ def _neurons(model: HookedTransformer, neurons: Any) -> tuple[tuple[int, int], .
         found = tuple((check_bounds("layer", a, int), check_bounds("neuron", b, int)) for a, b in neurons)
     except (TypeError, ValueError):
         found = ()
-    if not found or not all(0 <= layer < layers and 0 <= neuron < width for layer, neuron in found):
+    if (
+        not found
+        or len(set(found)) < len(found)
+        or not all(0 <= layer < layers and 0 <= neuron < width for layer, neuron in found)
+    ):
         raise InputError(
             f'the features "neurons" need (layer, neuron) pairs, layer below {layers} and neuron below {width}: '
             "neurons=[(1, 7)]"

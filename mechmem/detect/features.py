@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,19 +18,20 @@ from mechmem.detect.chosen_features import feature_choice
 from mechmem.detect.decoding_settings import DecodingSettings
 from mechmem.detect.feature_arrays import MEANING, feature_coords, feature_dims
 from mechmem.detect.feature_choice import FeatureChoice, FeatureGroup
+from mechmem.detect.hooked_steps import HookedSteps
 from mechmem.detect.lean_steps import LeanSteps
-from mechmem.detect.readout import lean_readout
+from mechmem.detect.readout import Readout, hooked_readout, lean_readout
 from mechmem.detect.sampling import TokenChoice
 from mechmem.detect.step_features import StepFeatures, check_finite
 from mechmem.localize.capture_room import check_room
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit
-from mechmem.model.lean.model import LeanModel
+from mechmem.model.lean.model import LeanModel, runs_lean
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 
 
-@public("refuse")
+@public("run")
 def detection_features(
     model: HookedTransformer,
     paragraphs: Paragraphs,
@@ -51,7 +52,7 @@ def detection_features(
     sees them; decoding goes on after tokens that end a text.
 
     Args:
-        model: left as it is.
+        model: left as it is; hooks on it act on the prefix, and then on one new token after another.
         paragraphs: prefixes to continue; their continuations are the true ones.
         features: groups, by price: "output" (statistics of the distributions so far), "prefix" (how expected the
             prefix is), "residual", "lens" (the stream read by the unembedding), "heads", "neurons".
@@ -84,9 +85,11 @@ def detection_features(
     ks = decoding.steps(length)
     _check_context(model, paragraphs.prefix_len, length)
     dataset = _empty(model, paragraphs, choice, ks, length)
-    lean = LeanModel(model)
-    for rows in batches(len(paragraphs), chosen_batch_size(batch_size, lean.device, 64), progress):
-        _decode(lean, choice, decoding, paragraphs.prefix[rows], ks, dataset.isel(paragraph=rows))
+    begin, readout = step_maker(model, choice)
+    for rows in batches(len(paragraphs), chosen_batch_size(batch_size, model.W_E.device, 64), progress):
+        prompt, into = paragraphs.prefix[rows].to(model.W_E.device), dataset.isel(paragraph=rows)
+        steps = begin(len(prompt), paragraphs.prefix_len + max(ks[-1], length))
+        _decode(steps, StepFeatures(choice, readout, prompt=prompt), TokenChoice(decoding, prompt), prompt, into)
     true = paragraphs.continuation.cpu().numpy()[:, :length]
     matches = dataset.said.values[:, : true.shape[1]] == true
     em = np.cumprod(matches, 1).sum(1)
@@ -94,23 +97,32 @@ def detection_features(
     return dataset.assign(em=("paragraph", em, attrs))
 
 
+def step_maker(
+    model: HookedTransformer, choice: FeatureChoice
+) -> tuple[Callable[[int, int], LeanSteps | HookedSteps], Readout]:
+    """How a model decodes best: a function of (rows, positions in the end), and the weights that read its activations.
+
+    A model with hooks, or of an architecture that the forward without hooks does not know, runs as it is.
+    """
+    if not runs_lean(model):
+        return lambda rows, _: HookedSteps(model, choice, rows), hooked_readout(model)
+    lean = LeanModel(model)
+    return lambda rows, capacity: LeanSteps(lean, choice, rows, capacity), lean_readout(lean)
+
+
 def _decode(
-    lean: LeanModel,
-    choice: FeatureChoice,
-    decoding: DecodingSettings,
+    steps: LeanSteps | HookedSteps,
+    features: StepFeatures,
+    choose: TokenChoice,
     prompt: Int[Tensor, "row pos"],
-    ks: tuple[int, ...],
     into: xr.Dataset,
 ) -> None:
     """Decode a batch of prompts, and write its features into views of the answer's rows."""
-    length, place = into.sizes["pos"], {k: index for index, k in enumerate(ks)}
-    last = max(ks[-1], length - 1)
-    steps = LeanSteps(lean, choice, len(prompt), prompt.shape[1] + last)
-    features = StepFeatures(choice, lean_readout(lean), prompt=prompt, device=lean.device)
-    choose = TokenChoice(decoding, prompt)
+    length, place = into.sizes["pos"], {k: index for index, k in enumerate(into.k.values.tolist())}
+    last = max(*place, length - 1)
     new, said = prompt, None
     for k in range(last + 1):
-        prefix = k == 0 and "prefix" in choice.groups
+        prefix = k == 0 and "prefix" in features.choice.groups
         states = steps.step(new, keep=k in place, whole=prefix)
         if prefix:
             assert steps.end is not None

@@ -126,7 +126,7 @@ def _check(function: Callable[..., Any], name: str, annotation: Any, value: Any,
     elif name == "device":
         check_device(value)
     else:
-        _check_noun(name, value, function.__globals__.get(kind))
+        _check_noun(name, value, inspect.unwrap(function).__globals__.get(kind))
 
 
 def _check_noun(name: str, value: Any, noun: Any) -> None:
