@@ -122,7 +122,7 @@ def test_the_prefix_and_what_was_said_are_scored_under_the_models_own_distributi
 @pytest.mark.parametrize("sampled", [False, True])
 def test_batches_and_the_choice_of_paragraphs_change_nothing(tiny_model, tiny_paragraphs, sampled):
     decoding = mm.DecodingSettings(ks=KS, temperature=0.8 if sampled else 0.0, top_k=9 if sampled else None, seed=3)
-    asked = ASKED | {"decoding": decoding}
+    asked: dict[str, Any] = ASKED | {"decoding": decoding}
     together = mm.detection_features(tiny_model, tiny_paragraphs, **asked)
     by_threes = mm.detection_features(tiny_model, tiny_paragraphs, **asked, batch_size=3)
     xr.testing.assert_allclose(together, by_threes, rtol=1e-4, atol=1e-4)
