@@ -55,7 +55,8 @@ def free_scores(
 
     Returns:
         DataArray [baseline, paragraph, k], higher: more likely recited (`MEANING` says what each is). Scores of the
-        text said are 0 at k = 0, where there is none.
+        text said are 0 at k = 0, where there is none. Of greedy text some signs are open: MinK%++ goes to 0 from above
+        where a first choice becomes certain, and rarity depends on the corpus. Choose their signs on other clusters.
 
     Raises:
         InputError: features without "output", or of other paragraphs.
