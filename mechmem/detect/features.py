@@ -79,8 +79,19 @@ def detection_features(
             continuations exceed the context; an answer larger than the memory that is free; NaN or infinite values.
     """
     check_fit(model, paragraphs)
-    decoding = decoding or DecodingSettings()
     choice = feature_choice(model, features, depths, heads, neurons, counts)
+    return features_of_choice(model, paragraphs, choice, decoding or DecodingSettings(), batch_size, progress)
+
+
+def features_of_choice(
+    model: HookedTransformer,
+    paragraphs: Paragraphs,
+    choice: FeatureChoice,
+    decoding: DecodingSettings,
+    batch_size: int | None = None,
+    progress: ProgressLike = None,
+) -> xr.Dataset:
+    """`detection_features` of a choice that was made before, such as a detector's."""
     length = decoding.length(paragraphs.continuation_len)
     ks = decoding.steps(length)
     _check_context(model, paragraphs.prefix_len, length)
