@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 
-from transformer_lens import HookedTransformer
+from torch.nn import Module
 
 from mechmem.data.errors import InputError
 
@@ -31,7 +31,7 @@ class _Lock:
 
 
 _ranks = count()
-_locks: weakref.WeakKeyDictionary[HookedTransformer, _Lock] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[Module, _Lock] = weakref.WeakKeyDictionary()
 # Guards the registry and every _Lock. It is held for microseconds; waiting for a model gives it up.
 _state = threading.Condition()
 # Which lock a thread waits for: a circle of these would never end, so it is refused.
@@ -39,7 +39,7 @@ _waiting: dict[int, _Lock] = {}
 
 
 @contextmanager
-def holding(*models: HookedTransformer) -> Iterator[None]:
+def holding(*models: Module) -> Iterator[None]:
     """Hold the locks of some models in the block; the same thread may hold them again inside it.
 
     Several models are taken in the order in which they were first seen, whatever the order of the arguments, so that
@@ -63,7 +63,7 @@ def holding(*models: HookedTransformer) -> Iterator[None]:
                     _give(lock)
 
 
-def _of(models: tuple[HookedTransformer, ...]) -> list[_Lock]:
+def _of(models: tuple[Module, ...]) -> list[_Lock]:
     for model in models:
         if model not in _locks:
             _locks[model] = _Lock(next(_ranks))

@@ -1,0 +1,1 @@
+"""A detector at work: scores while a model decodes, and what is done about a row that recites."""
