@@ -14,7 +14,9 @@ from mechmem.detect.monitor.generation import Plan
 from mechmem.detect.monitor.hooked_source import HookedSource
 from mechmem.detect.monitor.seen import Seen
 from mechmem.detect.step_states import StepStates
+from mechmem.model.kept_forward import KeptForward
 from mechmem.model.lean.model import LeanModel, runs_lean
+from mechmem.model.load import HookedTransformer
 from mechmem.model.model_lock import holding
 
 # New tokens -> what the step shows, and the end of the body at all of them where features of the prompt need it.
@@ -54,8 +56,17 @@ def stepper(plan: Plan, capacity: int) -> Step:
     return step
 
 
-def _kept_forward(model: Any) -> Callable[[Tensor], None]:
-    """Transformers' own forward, going on from the keys and values that it kept."""
+def _hooked_forward(model: HookedTransformer) -> Callable[[Tensor], None]:
+    kept = KeptForward(model, 1)
+
+    def forward(tokens: Tensor) -> None:
+        kept.unembed(kept.forward(tokens)[:, -1])
+
+    return forward
+
+
+def _causal_forward(model: Any) -> Callable[[Tensor], None]:
+    """The forward of transformers' own model, going on from the keys and values that it kept."""
     kept: Any = None
 
     def forward(tokens: Tensor) -> None:
