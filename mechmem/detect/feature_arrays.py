@@ -15,6 +15,7 @@ from mechmem.detect.head_features import head_statistics
 from mechmem.detect.prompt_scores import PROMPT_STATISTICS
 from mechmem.detect.running_output import OUTPUT_STATISTICS
 from mechmem.detect.step_features import LENS_STATISTICS, feature_names
+from mechmem.detect.text_features import BUCKETS
 from mechmem.model.head_names import head_name
 
 # Dimensions after `paragraph` and `k`.
@@ -25,14 +26,23 @@ DIMS: Mapping[str, tuple[str, ...]] = {
     "lens": ("depth", "lens_statistic"),
     "heads": ("head_name", "head_statistic"),
     "neurons": ("neuron",),
+    "text": ("bucket",),
+    "gradient": ("layer",),
 }
-MEANING: Mapping[str, str] = {
-    "output": "statistics of the next token's distribution and of the tokens said",
-    "prefix": "how expected the prefix is",
-    "residual": "residual stream at the newest token; depth d enters layer d",
-    "lens": "what the stream, read by the unembedding, says of the model's first choice",
-    "heads": "what heads write and attend to at the newest token",
-    "neurons": "neurons after their activation function, at the newest token",
+ACTIVATION = {"units": "activation", "higher": "the activation is larger"}
+MEANING: Mapping[str, Mapping[str, str]] = {
+    "output": {"long_name": "statistics of the next token's distribution and of the tokens said"},
+    "prefix": {"long_name": "how expected the prefix is"},
+    "residual": {"long_name": "residual stream at the newest token; depth d enters layer d", **ACTIVATION},
+    "lens": {"long_name": "what the stream, read by the unembedding, says of the model's first choice"},
+    "heads": {"long_name": "what heads write and attend to at the newest token"},
+    "neurons": {"long_name": "neurons after their activation function, at the newest token", **ACTIVATION},
+    "text": {"long_name": "signed counts of hashed uni- and bigrams of prefix and own tokens, of length 1"},
+    "gradient": {
+        "long_name": "norm of the gradient of the mean NLL of the tokens said; at k = 0 of the first choice",
+        "units": "nats per token per unit of weight",
+        "higher": "the text's likelihood depends more on the layer",
+    },
 }
 
 
@@ -41,7 +51,7 @@ def feature_dims(group: str) -> tuple[str, ...]:
     return ("paragraph", *(() if group == "prefix" else ("k",)), *DIMS[group])
 
 
-def feature_coords(choice: FeatureChoice, d_model: int) -> dict[str, Any]:
+def feature_coords(choice: FeatureChoice, d_model: int, n_layers: int) -> dict[str, Any]:
     """Labels of every dimension that the choice's groups have."""
     known: dict[str, Any] = {
         "statistic": list(OUTPUT_STATISTICS),
@@ -52,6 +62,8 @@ def feature_coords(choice: FeatureChoice, d_model: int) -> dict[str, Any]:
         "head_name": [head_name(head) for head in choice.heads],
         "head_statistic": list(head_statistics(choice)),
         "neuron": [neuron_name(neuron) for neuron in choice.neurons],
+        "bucket": np.arange(BUCKETS),
+        "layer": np.arange(n_layers),
     }
     used = {dim for group in choice.groups if group in DIMS for dim in DIMS[group]}
     return {name: values for name, values in known.items() if name in used}
@@ -78,7 +90,7 @@ def columns_of(
         InputError: a group, depth, head or neuron that the features do not have.
     """
     parts = [_group(features, group, choice) for group in choice.groups]
-    names = feature_names(choice, features.sizes.get("d_model"))
+    names = feature_names(choice, features.sizes.get("d_model"), features.sizes.get("layer"))
     return np.concatenate(parts, -1), names
 
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
-from torch import Tensor
 
 from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import ProgressLike, batches
+from mechmem.data.progress import ProgressLike, batches, between
 from mechmem.detect.chosen_features import feature_choice
+from mechmem.detect.decode_loop import decode_into, step_maker
 from mechmem.detect.decoding_settings import DecodingSettings
 from mechmem.detect.feature_arrays import MEANING, feature_coords, feature_dims
-from mechmem.detect.feature_choice import FeatureChoice, FeatureGroup
-from mechmem.detect.hooked_steps import HookedSteps
-from mechmem.detect.lean_steps import LeanSteps
-from mechmem.detect.readout import Readout, hooked_readout, lean_readout
+from mechmem.detect.feature_choice import ONLINE, FeatureChoice, FeatureGroup
+from mechmem.detect.gradient_features import own_gradients
 from mechmem.detect.sampling import TokenChoice
-from mechmem.detect.step_features import StepFeatures, check_finite
+from mechmem.detect.step_features import StepFeatures
+from mechmem.detect.text_features import hashed_counts
 from mechmem.localize.capture_room import check_room
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit
-from mechmem.model.lean.model import LeanModel, runs_lean
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 
@@ -55,7 +53,9 @@ def detection_features(
         model: left as it is; hooks on it act on the prefix, and then on one new token after another.
         paragraphs: prefixes to continue; their continuations are the true ones.
         features: groups, by price: "output" (statistics of the distributions so far), "prefix" (how expected the
-            prefix is), "residual", "lens" (the stream read by the unembedding), "heads", "neurons".
+            prefix is), "residual", "lens" (the stream read by the unembedding), "heads", "neurons". Two are for
+            comparison and no detector can run with them: "text" (hashed uni- and bigrams of the tokens alone) and
+            "gradient" (by layer, of the NLL of what was said so far; one backward a step).
         depths: residual streams of "residual" and "lens", a number or several; depth d enters layer d, n_layers is the
             end of the body; None: all.
         heads: of "heads", (layer, head) pairs or names like "L1H2"; None: all.
@@ -69,10 +69,10 @@ def detection_features(
     Returns:
         Dataset with coordinates `paragraph` (ids), `k` and `pos` (prefix_len ...): output[paragraph, k, statistic],
         prefix[paragraph, prefix_statistic], residual[paragraph, k, depth, d_model], lens[paragraph, k, depth,
-        lens_statistic], heads[paragraph, k, head_name, head_statistic], neurons[paragraph, k, neuron], those that
-        were asked for; said[paragraph, pos], the tokens; said_nll and said_z, their -log p (nats) and log p in
-        standard deviations above its mean, under the model's own distribution; em[paragraph], leading tokens that are
-        the true continuation's.
+        lens_statistic], heads[paragraph, k, head_name, head_statistic], neurons[paragraph, k, neuron], text[paragraph,
+        k, bucket], gradient[paragraph, k, layer], those that were asked for; said[paragraph, pos], the tokens;
+        said_nll and said_z, their -log p (nats) and log p in standard deviations above its mean, under the model's own
+        distribution; em[paragraph], leading tokens that are the true continuation's.
 
     Raises:
         InputError: an unknown group; a depth, head or neuron that is not there, or that no group uses; prefixes whose
@@ -96,11 +96,15 @@ def features_of_choice(
     ks = decoding.steps(length)
     _check_context(model, paragraphs.prefix_len, length)
     dataset = _empty(model, paragraphs, choice, ks, length)
-    begin, readout = step_maker(model, choice)
-    for rows in batches(len(paragraphs), chosen_batch_size(batch_size, model.W_E.device, 64), progress):
+    online = replace(choice, groups=tuple(group for group in choice.groups if group in ONLINE))
+    begin, readout = step_maker(model, online)
+    units = len(paragraphs) * (1 + len(ks) * ("gradient" in choice.groups))
+    part = between(progress, 0, len(paragraphs), units)
+    for rows in batches(len(paragraphs), chosen_batch_size(batch_size, model.W_E.device, 64), part):
         prompt, into = paragraphs.prefix[rows].to(model.W_E.device), dataset.isel(paragraph=rows)
         steps = begin(len(prompt), paragraphs.prefix_len + max(ks[-1], length))
-        _decode(steps, StepFeatures(choice, readout, prompt=prompt), TokenChoice(decoding, prompt), prompt, into)
+        decode_into(into, steps, StepFeatures(online, readout, prompt=prompt), TokenChoice(decoding, prompt), prompt)
+    _add_offline(dataset, model, paragraphs, choice, decoding, progress)
     true = paragraphs.continuation.cpu().numpy()[:, :length]
     matches = dataset.said.values[:, : true.shape[1]] == true
     em = np.cumprod(matches, 1).sum(1)
@@ -108,57 +112,28 @@ def features_of_choice(
     return dataset.assign(em=("paragraph", em, attrs))
 
 
-def step_maker(
-    model: HookedTransformer, choice: FeatureChoice
-) -> tuple[Callable[[int, int], LeanSteps | HookedSteps], Readout]:
-    """How a model decodes best: a function of (rows, positions in the end), and the weights that read its activations.
-
-    A model with hooks, or of an architecture that the forward without hooks does not know, runs as it is.
-    """
-    if not runs_lean(model):
-        return lambda rows, _: HookedSteps(model, choice, rows), hooked_readout(model)
-    lean = LeanModel(model)
-    return lambda rows, capacity: LeanSteps(lean, choice, rows, capacity), lean_readout(lean)
-
-
-def _decode(
-    steps: LeanSteps | HookedSteps,
-    features: StepFeatures,
-    choose: TokenChoice,
-    prompt: Int[Tensor, "row pos"],
-    into: xr.Dataset,
+def _add_offline(
+    dataset: xr.Dataset,
+    model: HookedTransformer,
+    paragraphs: Paragraphs,
+    choice: FeatureChoice,
+    decoding: DecodingSettings,
+    progress: ProgressLike,
 ) -> None:
-    """Decode a batch of prompts, and write its features into views of the answer's rows."""
-    length, place = into.sizes["pos"], {k: index for index, k in enumerate(into.k.values.tolist())}
-    last = max(*place, length - 1)
-    new, said = prompt, None
-    for k in range(last + 1):
-        prefix = k == 0 and "prefix" in features.choice.groups
-        states = steps.step(new, keep=k in place, whole=prefix)
-        if prefix:
-            assert steps.end is not None
-            features.read_prompt_stream(steps.end)
-        features.advance(states, said)
-        if k in place:
-            for group, values in features.read(states).items():
-                target = into[group].values if group == "prefix" else into[group].values[:, place[k]]
-                target[:] = check_finite(values).reshape(target.shape).cpu().numpy()
-        if k > 0 and k <= length:
-            _keep_said(into, k - 1, features)
-        said = choose(states.logits)
-        if k < length:
-            into.said.values[:, k] = said.cpu().numpy()
-        new = said[:, None]
-    if last < length:
-        assert said is not None
-        features.output.hear(said)
-        _keep_said(into, last, features)
-
-
-def _keep_said(into: xr.Dataset, column: int, features: StepFeatures) -> None:
-    """Write what the token said last was worth."""
-    into.said_nll.values[:, column] = features.output.said_nll
-    into.said_z.values[:, column] = features.output.said_z
+    """Fill what follows from the texts that were said."""
+    ks, said, count = tuple(dataset.k.values.tolist()), dataset.said.values, len(paragraphs)
+    if "text" in choice.groups:
+        whole = np.concatenate([paragraphs.prefix.cpu().numpy(), said], 1)
+        dataset["text"].values[:] = hashed_counts(whole, paragraphs.prefix_len, ks)
+    if "gradient" in choice.groups:
+        first = said[:, 0]
+        if decoding.temperature > 0:
+            greedy = DecodingSettings(ks=(0,), max_new_tokens=1)
+            none = replace(choice, groups=())
+            first = features_of_choice(model, paragraphs, none, greedy).said.values[:, 0]
+        total = count * (1 + len(ks))
+        parts = [between(progress, count * (1 + number), count * (2 + number), total) for number in range(len(ks))]
+        dataset["gradient"].values[:] = own_gradients(model, paragraphs.prefix, said, first, ks, parts)
 
 
 def _empty(
@@ -169,14 +144,14 @@ def _empty(
         "paragraph": paragraphs.ids,
         "k": ("k", list(ks), {"units": "tokens", "long_name": "own tokens said"}),
         "pos": paragraphs.prefix_len + np.arange(length),
-        **feature_coords(choice, model.cfg.d_model),
+        **feature_coords(choice, model.cfg.d_model, model.cfg.n_layers),
     }
     dataset = xr.Dataset(coords=coords)
     sizes = dict(dataset.sizes)
     shapes = {group: tuple(sizes[dim] for dim in feature_dims(group)) for group in choice.groups}
     check_room(sum(4 * int(np.prod(shape)) for shape in shapes.values()) + 24 * len(paragraphs) * length, None)
     for group, shape in shapes.items():
-        dataset[group] = (feature_dims(group), np.zeros(shape, np.float32), {"long_name": MEANING[group]})
+        dataset[group] = (feature_dims(group), np.zeros(shape, np.float32), MEANING[group])
     said = {
         "said": (np.int64, {"units": "token id", "long_name": "tokens that the model said"}),
         "said_nll": (np.float64, {"units": "nats", "higher": "the model was less certain of what it said"}),

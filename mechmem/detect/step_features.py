@@ -16,6 +16,7 @@ from mechmem.detect.prompt_scores import PROMPT_STATISTICS, prompt_scores
 from mechmem.detect.readout import Readout
 from mechmem.detect.running_output import OUTPUT_STATISTICS, RunningOutput
 from mechmem.detect.step_states import StepStates
+from mechmem.detect.text_features import BUCKETS
 from mechmem.model.head_names import head_name
 
 LENS_STATISTICS = ("agrees", "logprob", "log_rank", "entropy")
@@ -184,14 +185,16 @@ def check_finite(features: Float[Tensor, "row feature"]) -> Float[Tensor, "row f
     return features
 
 
-def feature_names(choice: FeatureChoice, d_model: int | None = None) -> tuple[str, ...]:
+def feature_names(choice: FeatureChoice, d_model: int | None = None, n_layers: int | None = None) -> tuple[str, ...]:
     """A name for every column of a choice.
 
-    "output:entropy", "prefix:mean_nll", "residual3:17", "lens2:log_rank", "L1H2:entropy", "neuron3.17".
+    "output:entropy", "prefix:mean_nll", "residual3:17", "lens2:log_rank", "L1H2:entropy", "neuron3.17",
+    "text:17", "gradient:3".
 
     Args:
-        choice: without offline groups.
+        choice: of any groups.
         d_model: width of the residual stream, which "residual" needs.
+        n_layers: which "gradient" needs.
     """
     names: list[str] = []
     for group in choice.groups:
@@ -208,4 +211,9 @@ def feature_names(choice: FeatureChoice, d_model: int | None = None) -> tuple[st
             names += [f"{head_name(head)}:{name}" for head in choice.heads for name in head_statistics(choice)]
         elif group == "neurons":
             names += [f"neuron{layer}.{neuron}" for layer, neuron in choice.neurons]
+        elif group == "text":
+            names += [f"text:{bucket}" for bucket in range(BUCKETS)]
+        else:
+            assert n_layers is not None, "the gradient has a column for each layer"
+            names += [f"gradient:{layer}" for layer in range(n_layers)]
     return tuple(names)
