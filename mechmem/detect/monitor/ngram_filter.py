@@ -175,6 +175,6 @@ def _context(tail: Int[Tensor, "*row context_pos"]) -> Int[Tensor, "*row"]:
     return mixed(mixed(tail + positions).sum(-1) ^ CONTEXT)
 
 
-def _gram(contexts: Int[Tensor, "*row"], last: Int[Tensor, "*row"]) -> Int[Tensor, "*row"]:
-    """One number for an n-gram, from that of its context and its last token."""
+def _gram(contexts: Int[Tensor, "*#gram"], last: Int[Tensor, "*#gram"]) -> Int[Tensor, ...]:
+    """One number for each n-gram, from that of its context and its last token; the two broadcast."""
     return mixed(contexts ^ mixed(last + LAST))

@@ -61,7 +61,7 @@ class Stream:
     ) -> None:
         self._plan, self._settings, self._length, self._keep = plan, settings, length, keep
         self._tokenizer = plan.source.tokenizer(plan.detector.identity.tokenizer)
-        tokens = _ids(prompt, self._tokenizer).to(plan.source.device)
+        tokens = _ids(prompt, self._tokenizer, plan.detector.identity.d_vocab).to(plan.source.device)
         if tokens.shape[1] + length > plan.source.n_ctx:
             raise InputError(
                 f"got a prompt of {tokens.shape[1]} tokens and {length} to say for a model with a context of "
@@ -106,7 +106,7 @@ class Stream:
         return SpokenToken(token, text, float(step.score[0]), p_value, bool(step.flagged[0]), k)
 
 
-def _ids(prompt: Any, tokenizer: Any) -> Int[Tensor, "1 pos"]:
+def _ids(prompt: Any, tokenizer: Any, d_vocab: int) -> Int[Tensor, "1 pos"]:
     if isinstance(prompt, str):
         if tokenizer is None:
             raise InputError("got text for a model without a tokenizer; need token ids: stream([id, ...])")
@@ -117,4 +117,7 @@ def _ids(prompt: Any, tokenizer: Any) -> Int[Tensor, "1 pos"]:
             f"got a prompt of shape {list(tokens.shape)} and type {tokens.dtype}; need text of at least one token, or "
             "ids [pos]"
         )
+    wrong = tokens[(tokens < 0) | (tokens >= d_vocab)]
+    if len(wrong):
+        raise InputError(f"got the token id {int(wrong[0])}; need ids from 0 to {d_vocab - 1}: encode the text anew")
     return tokens.long().reshape(1, -1)

@@ -66,6 +66,13 @@ def causal_options(model: Any, given: Mapping[str, Any], action: str) -> tuple[t
                 f"got {name} for generate, which runs the model otherwise than once a token; need greedy decoding, "
                 f"sampling or beam search: omit {name}"
             )
+    prompt = given.get("inputs") if given.get("inputs") is not None else given.get("input_ids")
+    most = model.config.max_position_embeddings
+    if prompt is not None and prompt.shape[1] > most:
+        raise InputError(
+            f"got a prompt of {prompt.shape[1]} tokens for a model with a context of {most}; need at most the context: "
+            "cut the prompt"
+        )
     if model.training:
         raise InputError("got a model in training mode, whose dropout changes its states; need model.eval()")
     beams = int(option("num_beams") or 1)

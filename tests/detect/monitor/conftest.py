@@ -17,6 +17,7 @@ from torch import Tensor
 from mechmem.detect.detector import Detector
 from mechmem.detect.feature_choice import FeatureChoice
 from mechmem.detect.identity import model_identity
+from mechmem.detect.monitor.monitor import Monitor
 from mechmem.detect.probes.calibration import PlattCalibration
 from mechmem.detect.probes.logistic import LogisticProbes
 from mechmem.detect.readout import hooked_readout
@@ -86,11 +87,13 @@ def twins(tmp_path_factory) -> Callable[[str], Twins]:
 
 
 def word_tokenizer() -> Any:
-    """Reads "t12 t40" as [12, 40]; t1 is padding, t7 the end of text."""
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
+    """Reads "t09 t40" as [9, 40]; t01 is padding, t07 the end of text."""
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"t{i:02}": i for i in range(VOCABULARY)}, unk_token="t00")
+    )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="t0", pad_token="t1", eos_token="t7", bos_token="t7", padding_side="left"
+        tokenizer_object=words, unk_token="t00", pad_token="t01", eos_token="t07", bos_token="t07", padding_side="left"
     )
 
 
@@ -139,6 +142,17 @@ def plain_scores(hooked: Any, detector: Detector, prompt: Tensor, own: Tensor) -
             found.append((float(score[0]), float(statistic.step(score, k)[0])))
     scores, statistics = np.array(found).T
     return scores, statistics
+
+
+def dividing_detector(pair: Twins, texts: list[Tensor], new: int, choice: FeatureChoice = PLAIN) -> Detector:
+    """A detector whose threshold divides the texts: about half raise an alarm within so many greedy tokens."""
+    with Monitor(random_detector(pair.hooked, choice, threshold=np.inf), pair.causal) as monitor:
+        pair.causal.generate(**padded(texts), max_new_tokens=new, do_sample=False)
+    score = monitor.result.score.max("k").values
+    odds = np.sort(np.log(score / (1 - score)))
+    middle = len(odds) // 2
+    assert odds[middle] - odds[middle - 1] > 0.01
+    return random_detector(pair.hooked, choice, threshold=float(odds[middle - 1 : middle + 1].mean()))
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[Tensor]:
