@@ -123,11 +123,16 @@ def cluster_folds(
     return found
 
 
-def check_clusters(recites: Bool[np.ndarray, " paragraph"], clusters: np.ndarray) -> None:
-    """Refuse examples that cannot be divided into three parts that share no cluster.
+def check_clusters(recites: Bool[np.ndarray, " paragraph"], clusters: np.ndarray, parts: int = 3) -> None:
+    """Refuse examples that cannot be divided into parts that share no cluster.
+
+    Args:
+        recites: the truth.
+        clusters: labels.
+        parts: two with recited and other paragraphs each, or a third one of others.
 
     Raises:
-        InputError: no paragraph of a set, fewer than two clusters of it, or too few for three parts.
+        InputError: no paragraph of a set, fewer than two clusters of it, or too few for the parts.
     """
     _, _, kinds = cluster_kinds(recites, clusters)
     recited, others = (int(np.count_nonzero(kinds & bit)) for bit in (2, 1))
@@ -144,8 +149,8 @@ def check_clusters(recites: Bool[np.ndarray, " paragraph"], clusters: np.ndarray
                 f"got {count} cluster of {name} paragraphs; need at least 2, for near-duplicates say nothing about "
                 "other text: give more paragraphs"
             )
-    if recited < 3 or others < 4 or np.count_nonzero(kinds == 3) > np.count_nonzero(kinds) - 2:
+    if recited < 3 or others < parts + 1:
         raise InputError(
-            f"got {recited} clusters of memorized and {others} of other paragraphs; need at least 3 and 4: a detector "
-            "is fitted, calibrated and given its threshold on parts that share no cluster"
+            f"got {recited} clusters of memorized and {others} of other paragraphs; need at least 3 and "
+            f"{parts + 1}: a detector is fitted, calibrated and given its threshold on parts that share no cluster"
         )

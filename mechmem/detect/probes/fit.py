@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.progress import ProgressLike
 from mechmem.detect.detector import Detector, Probes
 from mechmem.detect.feature_arrays import columns_of
+from mechmem.detect.feature_choice import FeatureChoice
 from mechmem.detect.identity import Identity
 from mechmem.detect.probes.boosting import TreeFit, TreeProbes
 from mechmem.detect.probes.buckets import bucket_of, buckets_with_steps
@@ -40,7 +41,7 @@ def fit_detector(
     *,
     identity: Identity,
     settings: DetectorSettings | None = None,
-    null: Examples | None = None,
+    null: Examples | Callable[[FeatureChoice], Examples] | None = None,
     seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> Detector:
@@ -56,8 +57,9 @@ def fit_detector(
         candidates: to choose from.
         identity: of the model that said the examples' texts.
         settings: None: the defaults.
-        null: other examples for step 4, at every step that a monitor looks at; those that are recited are left out.
-            None: the third part of `examples`. Only the steps that are there count for the bound.
+        null: other examples for step 4, at every step that a monitor looks at, or a function that decodes them with
+            the features that were chosen; those that are recited are left out. None: the third part of `examples`.
+            Only the steps that are there count for the bound.
         seed: of divisions, choice and trees.
         progress: called with (candidates done, candidates).
 
@@ -68,8 +70,7 @@ def fit_detector(
         InputError: too few clusters, or features that lack a candidate's.
     """
     settings = settings or DetectorSettings()
-    check_clusters(examples.recites, examples.clusters)
-    fitting, calibrating, rest = parts_of(examples, settings, seed, null)
+    fitting, calibrating, *third = parts_of(examples, settings, seed, thirds=null is None)
     ks = tuple(k for k in examples.ks if k in settings.ks)
     if not ks:
         raise InputError(f"got features at k = {examples.ks} and settings.ks = {settings.ks}; need some in common")
@@ -79,6 +80,7 @@ def fit_detector(
     if len(candidates) > 1:
         chosen, table = choose(fitting, candidates, buckets, settings, seed, progress)
     probes, penalty = _fitted(fitting, chosen, buckets, settings, seed)
+    rest = _others(third[0] if null is None else null if isinstance(null, Examples) else null(chosen.choice))
     names = columns_of(fitting.features.isel(paragraph=slice(1)), chosen.choice)[1]
     detector = Detector(
         chosen.choice,
@@ -98,29 +100,31 @@ def fit_detector(
     return replace(detector, null=_null(detector, rest, seed))
 
 
-def parts_of(
-    examples: Examples, settings: DetectorSettings, seed: int, null: Examples | None = None
-) -> tuple[Examples, Examples, Examples]:
-    """What a detector is fitted on, calibrated on, and what its threshold comes from."""
+def parts_of(examples: Examples, settings: DetectorSettings, seed: int, *, thirds: bool) -> list[Examples]:
+    """What a detector is fitted on, calibrated on, and, with `thirds`, what its threshold comes from.
+
+    Raises:
+        InputError: too few clusters.
+    """
+    check_clusters(examples.recites, examples.clusters, 3 if thirds else 2)
     fit = 1 - settings.calibrate - settings.conformal
-    if null is None:
-        shares = (fit, settings.calibrate, settings.conformal)
-    else:
-        whole = fit + settings.calibrate
-        shares = (fit / whole, settings.calibrate / whole)
-    first, second, *third = (
-        examples.select(rows) for rows in divide(examples.recites, examples.clusters, shares, seed)
-    )
-    rest = third[0] if null is None else null
-    for part, name in ((first, "fit a probe on"), (second, "calibrate it on")):
+    shares = (fit, settings.calibrate, settings.conformal)
+    if not thirds:
+        shares = (fit / (fit + settings.calibrate), settings.calibrate / (fit + settings.calibrate))
+    parts = [examples.select(rows) for rows in divide(examples.recites, examples.clusters, shares, seed)]
+    for part, name in zip(parts, ("fit a probe on", "calibrate it on"), strict=False):
         if part.recites.all() or not part.recites.any():
             raise InputError(
                 f"got too few clusters: those to {name} have {int(part.recites.sum())} memorized and "
                 f"{int((~part.recites).sum())} other paragraphs; need both: give more paragraphs"
             )
-    if rest.recites.all():
+    return parts
+
+
+def _others(part: Examples) -> Examples:
+    if part.recites.all():
         raise InputError("got no other paragraph to take the threshold from; need at least 1: give more paragraphs")
-    return first, second, rest.select(np.flatnonzero(~rest.recites))
+    return part.select(np.flatnonzero(~part.recites))
 
 
 def step_scores(detector: Detector, features: xr.Dataset) -> Float[np.ndarray, "paragraph k"]:
