@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.detect.logit_readings import ENTROPY, SPREAD, TOP, read_logits
+from mechmem.detect.logit_readings import ENTROPY, SPREAD, TOP, LogitReader
 from mechmem.detect.running_output import LEAST_SPREAD
 
 PROMPT_STATISTICS = ("mean_nll", "late_nll", "mink", "minkpp")
@@ -32,13 +32,12 @@ def prompt_scores(
         in standard deviations above its mean over the distribution (MinK%++, Zhang et al. 2024). Zero for prompts of
         one token.
     """
-    found = []
+    found, reader = [], LogitReader()
     for row, ids in enumerate(tokens.to(logits.device)):
         start = 0 if padding is None else int(padding[row])
         columns, true = logits[row, start:-1], ids[start + 1 :]
-        shifted = torch.empty(columns.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=ids.device)
-        readings = read_logits(columns, shifted)
-        logprob = shifted.gather(1, true[:, None])[:, 0] + readings[:, TOP]
+        readings = reader.read(columns)
+        logprob = reader.all_below().gather(1, true[:, None])[:, 0] + readings[:, TOP]
         z = (logprob + readings[:, ENTROPY]) / readings[:, SPREAD].clamp(min=LEAST_SPREAD)
         found.append(_summary(logprob, z))
     return torch.stack(found).float()

@@ -10,25 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.detect.logit_readings import ENTROPY, MARGIN, SPREAD, TOP, read_logits
+from mechmem.detect.logit_readings import ENTROPY, MARGIN, SPREAD, TOP, LogitReader
 
 # Tokens that the statistics of what was said look back on.
 WINDOW = 32
 # The distribution over the next token; then means, extremes and shares over the tokens said.
 PRESENT = ("top_logprob", "margin", "entropy")
-SAID = (
-    "mean_nll",
-    "max_nll",
-    "mean_entropy",
-    "mean_margin",
-    "min_margin",
-    "first_choice",
-    "mean_z",
-    "distinct",
-)
+SAID = ("mean_nll", "mean_entropy", "mean_margin", "first_choice", "mean_z", "max_nll", "min_margin", "distinct")
 OUTPUT_STATISTICS = (*PRESENT, *SAID)
-# What is kept of each token said.
-NLL, SAID_ENTROPY, SAID_MARGIN, FIRST, Z = range(5)
+# What is kept of each token said. The first five are averaged; NLL and the negative margin have their largest taken.
+KEPT = 6
+NLL, SAID_ENTROPY, SAID_MARGIN, FIRST, Z, BELOW_MARGIN = range(KEPT)
 # Below this the spread of log p is rounding error.
 LEAST_SPREAD = 1e-6
 
@@ -55,18 +47,16 @@ class RunningOutput:
     def __init__(self, rows: int, device: torch.device | str = "cpu", window: int = WINDOW):
         self.window, self.count = window, 0
         self._device = torch.device(device)
-        self._kept = np.zeros((rows, window, 5))
+        self._kept = np.zeros((rows, window, KEPT))
         self._tokens = np.zeros((rows, window), np.int64)
-        self._readings = np.full((rows, 4), np.nan)
-        # The latest logits minus their largest, and each row's place in them: select moves places, not logits.
-        self._shifted: Tensor | None = None
-        self._places = torch.arange(rows, device=self._device)
+        self._readings: np.ndarray | None = None
+        # Each row's place in the latest logits: select moves places, not logits.
+        self._reader, self._places = LogitReader(), np.arange(rows)
         self.said_nll, self.said_z = np.full(rows, np.nan), np.full(rows, np.nan)
 
     def __len__(self) -> int:
-        return len(self._readings)
+        return len(self._kept)
 
-    @torch.no_grad()
     def step(
         self, logits: Float[Tensor, "row d_vocab"], said: Int[Tensor, " row"] | None
     ) -> Float[Tensor, "row statistic"]:
@@ -84,52 +74,54 @@ class RunningOutput:
         """
         if said is not None:
             self.hear(said)
-        if self._shifted is None or self._shifted.shape != logits.shape:
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            self._shifted = torch.empty(logits.shape, dtype=wide, device=logits.device)
-        self._readings = read_logits(logits, self._shifted).double().cpu().numpy()
-        self._places = torch.arange(len(logits), device=logits.device)
-        if not np.isfinite(self._readings).all():
+        self._readings = self._reader.read(logits).cpu().numpy()
+        if not np.isfinite(self._readings.sum()):
             raise InputError(
                 "the model's logits have NaN or infinite values; need finite ones: check the model's weights, or load "
                 "it in float32"
             )
-        found = np.concatenate([self._readings[:, :SPREAD], self._of_said()], 1, dtype=np.float32, casting="same_kind")
-        return torch.from_numpy(found).to(logits.device)
+        self._places = np.arange(len(logits))
+        found = np.zeros((len(self), len(OUTPUT_STATISTICS)), np.float32)
+        found[:, :SPREAD] = self._readings[:, :SPREAD]
+        self._of_said(found[:, SPREAD:])
+        values = torch.from_numpy(found)
+        return values if logits.device.type == "cpu" else values.to(logits.device)
 
     def select(self, rows: Any) -> None:
         """Keep the state of these rows, in this order; a row may be taken several times."""
         index = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
-        self._kept, self._tokens, self._readings = self._kept[index], self._tokens[index], self._readings[index]
+        self._kept, self._tokens, self._places = self._kept[index], self._tokens[index], self._places[index]
+        self._readings = None if self._readings is None else self._readings[index]
         self.said_nll, self.said_z = self.said_nll[index], self.said_z[index]
-        self._places = self._places[torch.from_numpy(index).to(self._places.device)]
 
     def hear(self, said: Int[Tensor, " row"]) -> None:
-        """Keep what the latest distribution says of the token that was chosen from it."""
-        if self._shifted is None:
+        """Take in the token that each row chose from the latest logits, where no logits follow.
+
+        Raises:
+            InputError: there are no logits yet.
+        """
+        readings = self._readings
+        if readings is None:
             raise InputError("got a token before any logits; need the first step without one: said=None")
-        below = self._shifted[self._places, said.to(self._shifted.device)].double().cpu().numpy()
-        logprob = below + self._readings[:, TOP]
-        entropy = self._readings[:, ENTROPY]
-        z = (logprob + entropy) / np.maximum(self._readings[:, SPREAD], LEAST_SPREAD)
+        below = self._reader.below(self._places, said)
+        logprob, entropy = below + readings[:, TOP], readings[:, ENTROPY]
         slot = self.count % self.window
         kept = self._kept[:, slot]
-        kept[:, NLL], kept[:, SAID_ENTROPY], kept[:, SAID_MARGIN] = -logprob, entropy, self._readings[:, MARGIN]
-        kept[:, FIRST], kept[:, Z] = below == 0, z
+        kept[:, NLL], kept[:, SAID_ENTROPY], kept[:, FIRST] = -logprob, entropy, below == 0
+        kept[:, SAID_MARGIN], kept[:, BELOW_MARGIN] = readings[:, MARGIN], -readings[:, MARGIN]
+        kept[:, Z] = (logprob + entropy) / np.maximum(readings[:, SPREAD], LEAST_SPREAD)
         self._tokens[:, slot] = said.cpu().numpy()
-        self.said_nll, self.said_z = -logprob, z
+        self.said_nll, self.said_z = kept[:, NLL].copy(), kept[:, Z].copy()
         self.count += 1
 
-    def _of_said(self) -> Float[np.ndarray, "row statistic"]:
+    def _of_said(self, found: Float[np.ndarray, "row statistic"]) -> None:
+        """Fill in the statistics of the tokens said."""
         size = min(self.count, self.window)
-        found = np.zeros((len(self), len(SAID)))
-        if size:
-            kept = self._kept[:, :size]
-            mean = kept.mean(1)
-            ordered = np.sort(self._tokens[:, :size], 1)
-            found[:, 0], found[:, 1] = mean[:, NLL], kept[:, :, NLL].max(1)
-            found[:, 2], found[:, 3] = mean[:, SAID_ENTROPY], mean[:, SAID_MARGIN]
-            found[:, 4] = kept[:, :, SAID_MARGIN].min(1)
-            found[:, 5], found[:, 6] = mean[:, FIRST], mean[:, Z]
-            found[:, 7] = (1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)) / size
-        return found
+        if not size:
+            return
+        kept = self._kept[:, :size]
+        np.divide(kept[:, :, :BELOW_MARGIN].sum(1), size, out=found[:, :5], casting="same_kind")
+        largest = kept[:, :, [NLL, BELOW_MARGIN]].max(1)
+        found[:, 5], found[:, 6] = largest[:, 0], -largest[:, 1]
+        ordered = np.sort(self._tokens[:, :size], 1)
+        found[:, 7] = ((ordered[:, 1:] != ordered[:, :-1]).sum(1) + 1) / size

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechmem.data.errors import InputError
 from mechmem.detect.feature_choice import OFFLINE, FeatureChoice
 from mechmem.detect.head_features import HeadFeatures, head_statistics
-from mechmem.detect.logit_readings import ENTROPY, TOP, read_logits
+from mechmem.detect.logit_readings import ENTROPY, TOP, LogitReader
 from mechmem.detect.prompt_scores import PROMPT_STATISTICS, prompt_scores
 from mechmem.detect.readout import Readout
 from mechmem.detect.running_output import OUTPUT_STATISTICS, RunningOutput
@@ -102,9 +102,10 @@ class StepFeatures:
             InputError: NaN or infinite logits or activations.
         """
         self.advance(states, said)
-        groups = self.read(states)
-        found = next(iter(groups.values())) if len(groups) == 1 else torch.cat(list(groups.values()), 1)
-        return check_finite(found)
+        with torch.no_grad():
+            return check_finite(
+                torch.cat([part for group in self.choice.groups for part in self._parts(group, states)], 1)
+            )
 
     def advance(self, states: StepStates, said: Int[Tensor, " row"] | None) -> None:
         """Take a step in, without its features."""
@@ -115,7 +116,7 @@ class StepFeatures:
     @torch.no_grad()
     def read(self, states: StepStates) -> dict[str, Float[Tensor, "row feature"]]:
         """Features of the step that was taken in last, by group, in the order of the choice."""
-        return {group: self._group(group, states) for group in self.choice.groups}
+        return {group: torch.cat(self._parts(group, states), 1) for group in self.choice.groups}
 
     def select(self, rows: Any) -> None:
         """Keep the state of these rows, in this order; a row may be taken several times."""
@@ -126,25 +127,26 @@ class StepFeatures:
         if self._heads is not None:
             self._heads.select(index)
 
-    def _group(self, group: str, states: StepStates) -> Float[Tensor, "row feature"]:
+    def _parts(self, group: str, states: StepStates) -> list[Float[Tensor, "row part"]]:
+        """The columns of a group, in parts that are side by side."""
         choice = self.choice
         if group == "output":
             assert self._current is not None
-            return self._current
+            return [self._current]
         if group == "prefix":
             if self._prefix is None:
                 raise InputError('the features "prefix" need the logits of the prompt; need read_prompt(logits) first')
-            return self._prefix
+            return [self._prefix]
         if group == "residual":
             self._d_model = states.residual[choice.depths[0]].shape[1]
-            return torch.cat([states.residual[depth].float() for depth in choice.depths], 1)
+            return [states.residual[depth].float() for depth in choice.depths]
         if group == "lens":
-            return self._lens(states)
+            return [self._lens(states)]
         if group == "heads":
             assert self._heads is not None
-            return self._heads.read(states)
+            return [self._heads.read(states)]
         columns = [states.mlp_post[layer][:, neuron] for layer, neuron in choice.neurons]
-        return torch.stack(columns, 1).float()
+        return [torch.stack(columns, 1).float()]
 
     def _lens(self, states: StepStates) -> Float[Tensor, "row feature"]:
         unembed, best = self._needed().unembed, states.logits.argmax(-1, keepdim=True)
@@ -162,10 +164,10 @@ def read_lens(logits: Float[Tensor, "row d_vocab"], best: Int[Tensor, "row 1"]) 
     `agrees`: it is the first choice there, too; `logprob` of it, nats; `log_rank`: log of its rank, 0 for the first;
     `entropy` of the distribution there, nats.
     """
-    shifted = torch.empty(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    readings = read_logits(logits, shifted)
-    own = shifted.gather(1, best)
-    rank = 1 + (shifted > own).sum(1)
+    reader = LogitReader()
+    readings, below = reader.read(logits), reader.all_below()
+    own = below.gather(1, best)
+    rank = 1 + (below > own).sum(1)
     columns = (rank == 1, own[:, 0] + readings[:, TOP], rank.log(), readings[:, ENTROPY])
     return torch.stack([column.float() for column in columns], 1)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechmem.data.errors import InputError
-from mechmem.detect.logit_readings import read_logits
+from mechmem.detect.logit_readings import LogitReader
 from mechmem.detect.running_output import OUTPUT_STATISTICS, RunningOutput
 
 VOCABULARY, ROWS, STEPS = 37, 5, 45
@@ -155,7 +155,7 @@ def test_certain_distributions_stay_finite():
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 50257), (3, 50257), (33, 4096)])
 def test_blocks_of_rows_and_large_vocabularies(rows, vocabulary):
     logits = 2 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(1)) - 100
-    readings = read_logits(logits, torch.empty_like(logits))
+    readings = LogitReader().read(logits)
     logs = logits.double().log_softmax(-1)
     entropy = -(logs.exp() * logs).sum(-1)
     best = logs.topk(2).values

@@ -168,15 +168,19 @@ def _at_step(case: _Case, method: MethodScores, scores: Float[np.ndarray, " para
 
 def flags_of(case: _Case, method: MethodScores) -> Flags:
     """When each generation is flagged: by the method's own threshold, or by one from other clusters."""
-    statistic = method.statistic
-    if statistic is None:
-        statistic = np.maximum.accumulate(method.scores, 1)
+    statistic = largest_so_far(method.scores) if method.statistic is None else method.statistic
     if method.threshold is not None:
         thresholds = np.full(len(statistic), method.threshold)
     else:
         rate, seed = case.settings.false_alarms, case.settings.seed
         thresholds = held_out_thresholds(statistic.max(1), case.recites, case.fold, case.clusters, rate, seed)
     return first_flags(statistic, thresholds, case.ks, case.generation_len)
+
+
+def largest_so_far(scores: Float[np.ndarray, "paragraph k"]) -> Float[np.ndarray, "paragraph k"]:
+    """The largest score up to each step; steps at which all texts have one score, as before any is said, do not count."""
+    telling = np.ptp(scores, 0) > 0
+    return np.maximum.accumulate(np.where(telling, scores, scores.min()), 1)
 
 
 def _bins(case: _Case, method: MethodScores) -> dict[str, Float[np.ndarray, "draw bin"]]:
