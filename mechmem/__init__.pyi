@@ -10,7 +10,12 @@ from .data.paragraphs import Paragraphs as Paragraphs
 from .data.progress import set_progress as set_progress
 from .data.windows import WindowSettings as WindowSettings
 from .detect.decoding_settings import DecodingSettings as DecodingSettings
+from .detect.detector import Detector as Detector
+from .detect.evaluate_detector import evaluate_detector as evaluate_detector
+from .detect.evaluation.compared_methods import EvaluationSettings as EvaluationSettings
 from .detect.features import detection_features as detection_features
+from .detect.settings import DetectorSettings as DetectorSettings
+from .detect.train_detector import train_detector as train_detector
 from .intervene.attack import AttackSizes as AttackSizes
 from .intervene.attack import attack as attack
 from .intervene.attacks.depth import depth_score as depth_score

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mechmem.data.bounds import Level, checked
+from mechmem.data.bounds import Count, Level, Size, check_bounds, checked
 from mechmem.data.errors import InputError
 from mechmem.detect.feature_choice import OFFLINE, FeatureChoice
 from mechmem.detect.identity import Identity, model_identity
@@ -52,16 +52,20 @@ class Detector:
 
     choice: FeatureChoice
     names: tuple[str, ...]
-    buckets: tuple[int, ...]
+    buckets: tuple[Size, ...]
     probes: Probes
     calibration: Calibration
     rule: Rule
     null: Float[np.ndarray, " cluster"]
-    generation_len: int
+    generation_len: Count
     identity: Identity
     settings: DetectorSettings = field(default_factory=DetectorSettings)
     trained_on: Int64[np.ndarray, " prefix"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("buckets", tuple[Size, ...]), ("generation_len", Count)):
+            object.__setattr__(self, name, check_bounds(name, getattr(self, name), kind))
 
     def __repr__(self) -> str:
         return (
@@ -86,8 +90,9 @@ class Detector:
         """Whether all of its features can be read while a model decodes."""
         return not set(self.choice.groups) & set(OFFLINE)
 
+    @checked
     @torch.no_grad()
-    def score(self, features: Float[Tensor, "row feature"], k: int) -> Float[Tensor, " row"]:
+    def score(self, features: Float[Tensor, "row feature"], k: Size) -> Float[Tensor, " row"]:
         """The probability that each row recites, if as many rows did as did not.
 
         So log(s / (1 - s)) is the log likelihood ratio, to which the log odds of any base rate can be added.
@@ -136,7 +141,8 @@ class Detector:
     def _null(self) -> Float[Tensor, " cluster"]:
         return torch.from_numpy(self.null.astype(np.float32))
 
-    def statistic(self, rows: int, device: torch.device | str = "cpu") -> Statistic:
+    @checked
+    def statistic(self, rows: Count, device: torch.device | str = "cpu") -> Statistic:
         """The running statistic of a batch of rows, before the first step."""
         return Statistic(self.rule, rows, self.generation_len, device)
 

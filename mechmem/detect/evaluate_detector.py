@@ -17,7 +17,7 @@ from mechmem.data.progress import ProgressLike, between
 from mechmem.detect.candidates import union
 from mechmem.detect.decoding_settings import DecodingSettings
 from mechmem.detect.detector import Detector
-from mechmem.detect.evaluation.judge import JudgeSettings, MethodScores, judge
+from mechmem.detect.evaluation.compared_methods import EvaluationSettings, MethodScores, compare_methods
 from mechmem.detect.evaluation.roc import weighted_auroc
 from mechmem.detect.evaluation.whole_generation import first_flags
 from mechmem.detect.feature_choice import FeatureChoice
@@ -40,7 +40,7 @@ def evaluate_detector(
     counts: Any = None,
     base_rate: Share | None = None,
     decoding: DecodingSettings | None = None,
-    settings: JudgeSettings | None = None,
+    settings: EvaluationSettings | None = None,
     batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
@@ -82,7 +82,7 @@ def evaluate_detector(
         InputError: no detector, one of another model, paragraphs that one was trained on or that do not fit the model,
             or fewer than two clusters that are recited or not.
     """
-    settings, decoding = settings or JudgeSettings(), decoding or DecodingSettings()
+    settings, decoding = settings or EvaluationSettings(), decoding or DecodingSettings()
     detectors = _named(detector)
     _check(detectors, model, paragraphs, decoding)
     features = _decoded(detectors, model, paragraphs, decoding, batch_size, between(progress, 0, 80, 100))
@@ -91,10 +91,11 @@ def evaluate_detector(
     rows = np.flatnonzero(clear)
     methods = {name: _detector_scores(each, features, settings.false_alarms) for name, each in detectors.items()}
     baselines = free_scores(features, paragraphs, counts=counts, tokenizer=model.tokenizer)
-    signs = {str(name): _sign(each.values[rows], recites[rows]) for name, each in baselines.groupby("baseline")}
-    for name in map(str, baselines.baseline.values):
-        methods[name] = MethodScores(signs[name] * baselines.sel(baseline=name).values.astype(np.float64))
-    judged = judge(
+    signs = {}
+    for name, scores in zip(map(str, baselines.baseline.values), baselines.values, strict=True):
+        signs[name] = _sign(scores[rows], recites[rows])
+        methods[name] = MethodScores(signs[name] * scores)
+    found = compare_methods(
         {name: _rows(method, rows) for name, method in methods.items()},
         recites[rows],
         paragraphs.clusters[rows],
@@ -105,12 +106,12 @@ def evaluate_detector(
         progress=between(progress, 80, 100, 100),
     )
     known = [settings.false_alarms if name in detectors else np.nan for name in methods]
-    judged = judged.assign(
+    found = found.assign(
         bound=("method", known, {"units": "1", "long_name": "of false_alarm_rate, by the conformal threshold"}),
         sign=("method", [signs.get(name, 1.0) for name in methods], {"long_name": "with which a baseline is taken"}),
     )
     of_rows = _per_paragraph(methods[next(iter(detectors))], features, recites, clear)
-    return judged.merge(of_rows).assign_attrs(judged.attrs | {"left_out": int((~clear).sum())})
+    return found.merge(of_rows).assign_attrs(found.attrs | {"left_out": int((~clear).sum())})
 
 
 def _named(detector: Any) -> dict[str, Detector]:

@@ -45,8 +45,8 @@ class DetectorSettings:
     calibration: Literal["auto", "platt", "isotonic"] = "auto"
     ks: tuple[Size, ...] = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
     depths: tuple[Index, ...] | None = None
-    heads: tuple[tuple[Index, Index], ...] = ()
-    neurons: tuple[tuple[Index, Index], ...] = ()
+    heads: tuple[tuple[int, int], ...] = ()
+    neurons: tuple[tuple[int, int], ...] = ()
     rare: tuple[Index, ...] | None = None
     predictable: Proportion = 0.25
     calibrate: Level = 0.2

@@ -14,9 +14,9 @@ from mechmem.data.bounds import Count, Level, Seed, Share, Size, check_fields, c
 from mechmem.data.errors import InputError
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.detect.evaluation.cluster_draws import cluster_draws, interval
-from mechmem.detect.evaluation.judged_variables import ATTRIBUTES
 from mechmem.detect.evaluation.reliability import BINS, reliability
 from mechmem.detect.evaluation.roc import held_out_rates, weighted_auroc
+from mechmem.detect.evaluation.variables import ATTRIBUTES
 from mechmem.detect.evaluation.whole_generation import Flags, first_flags, held_out_thresholds
 from mechmem.detect.probes.examples import cluster_folds
 from mechmem.detect.settings import Folds
@@ -29,7 +29,7 @@ BIN_VALUES = ("predicted", "observed", "in_bin")
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
+class EvaluationSettings:
     """How detectors are judged.
 
     Attributes:
@@ -80,14 +80,14 @@ class _Case:
     ks: tuple[int, ...]
     generation_len: int
     base_rate: float
-    settings: JudgeSettings
+    settings: EvaluationSettings
     fold: np.ndarray
     # The first row is the data itself.
     weights: Float[np.ndarray, "draw paragraph"]
 
 
 @checked
-def judge(
+def compare_methods(
     methods: Mapping[str, MethodScores],
     recites: Bool[np.ndarray, " paragraph"],
     clusters: np.ndarray,
@@ -95,7 +95,7 @@ def judge(
     *,
     generation_len: Count,
     base_rate: Share | None = None,
-    settings: JudgeSettings | None = None,
+    settings: EvaluationSettings | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Judge methods by their scores at each step, and by their alarms over whole generations.
@@ -117,7 +117,7 @@ def judge(
     Raises:
         InputError: fewer than two clusters of recited or of other texts, or scores of another shape.
     """
-    settings = settings or JudgeSettings()
+    settings = settings or EvaluationSettings()
     _check(methods, recites, clusters, ks)
     fold = cluster_folds(recites, clusters, settings.folds, settings.seed)
     draws = cluster_draws(recites, clusters, settings.draws, settings.seed)
@@ -127,7 +127,7 @@ def judge(
     rows = []
     for at in batches(len(methods), 1, progress):
         name = list(methods)[at.start]
-        rows.append(_judged(case, methods[name]).assign_coords(method=name, kind=methods[name].kind))
+        rows.append(_compared(case, methods[name]).assign_coords(method=name, kind=methods[name].kind))
     attrs = {"false_alarms": settings.false_alarms, "generation_len": generation_len, "base_rate": base}
     attrs |= {"recitations": int(recites.sum()), "others": int((~recites).sum()), "seed": settings.seed}
     attrs |= {"clusters": len(np.unique(clusters)), "draws": settings.draws, "level": settings.level}
@@ -135,7 +135,7 @@ def judge(
     return together.assign_attrs(attrs)
 
 
-def _judged(case: _Case, method: MethodScores) -> xr.Dataset:
+def _compared(case: _Case, method: MethodScores) -> xr.Dataset:
     read = [(at, k) for at, k in enumerate(case.ks) if k in case.settings.ks]
     values: dict[str, list[np.ndarray]] = {name: [] for name in STEP_VALUES}
     for at, _ in read:
@@ -178,7 +178,7 @@ def flags_of(case: _Case, method: MethodScores) -> Flags:
 
 
 def largest_so_far(scores: Float[np.ndarray, "paragraph k"]) -> Float[np.ndarray, "paragraph k"]:
-    """The largest score up to each step; steps at which all texts have one score, as before any is said, do not count."""
+    """The largest score up to each step, without steps at which all texts have one score, as before any is said."""
     telling = np.ptp(scores, 0) > 0
     return np.maximum.accumulate(np.where(telling, scores, scores.min()), 1)
 
