@@ -131,9 +131,10 @@ def step_scores(detector: Detector, features: xr.Dataset) -> Float[np.ndarray, "
     """The scores of decoded texts at each of their steps, as a monitor computes them."""
     matrix, names = columns_of(features, detector.choice)
     if names != detector.names:
+        wrong = next(iter(set(detector.names) ^ set(names)), "another order")
         raise InputError(
-            f"got features with the columns {names[0]} ... {names[-1]} for a detector that reads {detector.names[0]} "
-            f"... {detector.names[-1]}; need those of the same model"
+            f"got features with {len(names)} columns for a detector that reads {len(detector.names)} and differ in "
+            f"{wrong}; need those of the same model and version: train the detector again"
         )
     ks = features.k.values.tolist()
     steps = (torch.from_numpy(np.ascontiguousarray(matrix[:, at])) for at in range(len(ks)))
