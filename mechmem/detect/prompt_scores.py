@@ -36,7 +36,7 @@ def prompt_scores(
     for row, ids in enumerate(tokens.to(logits.device)):
         start = 0 if padding is None else int(padding[row])
         columns, true = logits[row, start:-1], ids[start + 1 :]
-        readings = reader.read(columns)
+        readings = torch.from_numpy(reader.read(columns)).to(ids.device)
         logprob = reader.all_below().gather(1, true[:, None])[:, 0] + readings[:, TOP]
         z = (logprob + readings[:, ENTROPY]) / readings[:, SPREAD].clamp(min=LEAST_SPREAD)
         found.append(_summary(logprob, z))

@@ -16,11 +16,10 @@ from mechmem.detect.logit_readings import ENTROPY, MARGIN, SPREAD, TOP, LogitRea
 WINDOW = 32
 # The distribution over the next token; then means, extremes and shares over the tokens said.
 PRESENT = ("top_logprob", "margin", "entropy")
-SAID = ("mean_nll", "mean_entropy", "mean_margin", "first_choice", "mean_z", "max_nll", "min_margin", "distinct")
+SAID = ("mean_nll", "mean_margin", "mean_entropy", "first_choice", "mean_z", "max_nll", "min_margin", "distinct")
 OUTPUT_STATISTICS = (*PRESENT, *SAID)
-# What is kept of each token said. The first five are averaged; NLL and the negative margin have their largest taken.
-KEPT = 6
-NLL, SAID_ENTROPY, SAID_MARGIN, FIRST, Z, BELOW_MARGIN = range(KEPT)
+# What is kept of each token said; the margin and the entropy stand where a reader has them.
+NLL, _, _, FIRST, Z = range(5)
 # Below this the spread of log p is rounding error.
 LEAST_SPREAD = 1e-6
 
@@ -39,7 +38,6 @@ class RunningOutput:
 
     Attributes:
         names: of the statistics, in the order of the columns.
-        said_nll, said_z: of the token said last, [row]; NaN before.
     """
 
     names: tuple[str, ...] = OUTPUT_STATISTICS
@@ -47,15 +45,24 @@ class RunningOutput:
     def __init__(self, rows: int, device: torch.device | str = "cpu", window: int = WINDOW):
         self.window, self.count = window, 0
         self._device = torch.device(device)
-        self._kept = np.zeros((rows, window, KEPT))
+        self._kept = np.zeros((5, rows, window))
         self._tokens = np.zeros((rows, window), np.int64)
         self._readings: np.ndarray | None = None
         # Each row's place in the latest logits: select moves places, not logits.
         self._reader, self._places = LogitReader(), np.arange(rows)
-        self.said_nll, self.said_z = np.full(rows, np.nan), np.full(rows, np.nan)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._tokens)
+
+    @property
+    def said_nll(self) -> Float[np.ndarray, " row"]:
+        """-log p of the token said last, nats."""
+        return self._kept[NLL, :, (self.count - 1) % self.window]
+
+    @property
+    def said_z(self) -> Float[np.ndarray, " row"]:
+        """Log p of the token said last, in standard deviations above its mean over the distribution."""
+        return self._kept[Z, :, (self.count - 1) % self.window]
 
     def step(
         self, logits: Float[Tensor, "row d_vocab"], said: Int[Tensor, " row"] | None
@@ -74,25 +81,19 @@ class RunningOutput:
         """
         if said is not None:
             self.hear(said)
-        self._readings = self._reader.read(logits).cpu().numpy()
-        if not np.isfinite(self._readings.sum()):
-            raise InputError(
-                "the model's logits have NaN or infinite values; need finite ones: check the model's weights, or load "
-                "it in float32"
-            )
-        self._places = np.arange(len(logits))
-        found = np.zeros((len(self), len(OUTPUT_STATISTICS)), np.float32)
-        found[:, :SPREAD] = self._readings[:, :SPREAD]
+        self._readings = readings = self._reader.read(logits)
+        self._places = np.arange(len(readings))
+        found = np.zeros((len(readings), len(OUTPUT_STATISTICS)), np.float32)
+        found[:, :SPREAD] = readings[:, :SPREAD]
         self._of_said(found[:, SPREAD:])
         values = torch.from_numpy(found)
-        return values if logits.device.type == "cpu" else values.to(logits.device)
+        return values if logits.is_cpu else values.to(logits.device)
 
     def select(self, rows: Any) -> None:
         """Keep the state of these rows, in this order; a row may be taken several times."""
         index = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
-        self._kept, self._tokens, self._places = self._kept[index], self._tokens[index], self._places[index]
+        self._kept, self._tokens, self._places = self._kept[:, index], self._tokens[index], self._places[index]
         self._readings = None if self._readings is None else self._readings[index]
-        self.said_nll, self.said_z = self.said_nll[index], self.said_z[index]
 
     def hear(self, said: Int[Tensor, " row"]) -> None:
         """Take in the token that each row chose from the latest logits, where no logits follow.
@@ -103,15 +104,14 @@ class RunningOutput:
         readings = self._readings
         if readings is None:
             raise InputError("got a token before any logits; need the first step without one: said=None")
-        below = self._reader.below(self._places, said)
-        logprob, entropy = below + readings[:, TOP], readings[:, ENTROPY]
-        slot = self.count % self.window
-        kept = self._kept[:, slot]
-        kept[:, NLL], kept[:, SAID_ENTROPY], kept[:, FIRST] = -logprob, entropy, below == 0
-        kept[:, SAID_MARGIN], kept[:, BELOW_MARGIN] = readings[:, MARGIN], -readings[:, MARGIN]
-        kept[:, Z] = (logprob + entropy) / np.maximum(readings[:, SPREAD], LEAST_SPREAD)
-        self._tokens[:, slot] = said.cpu().numpy()
-        self.said_nll, self.said_z = kept[:, NLL].copy(), kept[:, Z].copy()
+        tokens, slot = (said if said.is_cpu else said.cpu()).numpy(), self.count % self.window
+        below = self._reader.below(self._places, tokens)
+        logprob = below + readings[:, TOP]
+        self._tokens[:, slot] = tokens
+        kept = self._kept[:, :, slot]
+        kept[NLL], kept[FIRST] = -logprob, below == 0
+        kept[MARGIN : ENTROPY + 1] = readings.T[MARGIN : ENTROPY + 1]
+        kept[Z] = (logprob + readings[:, ENTROPY]) / np.maximum(readings[:, SPREAD], LEAST_SPREAD)
         self.count += 1
 
     def _of_said(self, found: Float[np.ndarray, "row statistic"]) -> None:
@@ -119,9 +119,8 @@ class RunningOutput:
         size = min(self.count, self.window)
         if not size:
             return
-        kept = self._kept[:, :size]
-        np.divide(kept[:, :, :BELOW_MARGIN].sum(1), size, out=found[:, :5], casting="same_kind")
-        largest = kept[:, :, [NLL, BELOW_MARGIN]].max(1)
-        found[:, 5], found[:, 6] = largest[:, 0], -largest[:, 1]
+        kept = self._kept[:, :, :size]
+        found[:, :5] = kept.sum(2).T / size
+        found[:, 5], found[:, 6] = kept[NLL].max(1), kept[MARGIN].min(1)
         ordered = np.sort(self._tokens[:, :size], 1)
         found[:, 7] = ((ordered[:, 1:] != ordered[:, :-1]).sum(1) + 1) / size

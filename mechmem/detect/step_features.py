@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -102,10 +103,8 @@ class StepFeatures:
             InputError: NaN or infinite logits or activations.
         """
         self.advance(states, said)
-        with torch.no_grad():
-            return check_finite(
-                torch.cat([part for group in self.choice.groups for part in self._parts(group, states)], 1)
-            )
+        parts = [part for group in self.choice.groups for part in self._parts(group, states)]
+        return check_finite(torch.cat(parts, 1).detach())
 
     def advance(self, states: StepStates, said: Int[Tensor, " row"] | None) -> None:
         """Take a step in, without its features."""
@@ -165,7 +164,7 @@ def read_lens(logits: Float[Tensor, "row d_vocab"], best: Int[Tensor, "row 1"]) 
     `entropy` of the distribution there, nats.
     """
     reader = LogitReader()
-    readings, below = reader.read(logits), reader.all_below()
+    readings, below = torch.from_numpy(reader.read(logits)).to(logits.device), reader.all_below()
     own = below.gather(1, best)
     rank = 1 + (below > own).sum(1)
     columns = (rank == 1, own[:, 0] + readings[:, TOP], rank.log(), readings[:, ENTROPY])
@@ -178,8 +177,9 @@ def check_finite(features: Float[Tensor, "row feature"]) -> Float[Tensor, "row f
     Raises:
         InputError: one of them is NaN or infinite.
     """
-    # One sum instead of a test of every number: NaN and infinity stay in it.
-    if not bool(features.sum().isfinite()):
+    # One sum instead of a test of every number: NaN and infinity stay in it. NumPy's costs less where there is one row.
+    total = features.numpy().sum() if features.is_cpu else float(features.sum())
+    if not math.isfinite(total):
         raise InputError(
             "the model's activations have NaN or infinite values; need finite ones: check the model's weights, or load "
             "it in float32"

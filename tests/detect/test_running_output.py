@@ -161,7 +161,7 @@ def test_blocks_of_rows_and_large_vocabularies(rows, vocabulary):
     best = logs.topk(2).values
     spread = (logs.exp() * (logs + entropy[:, None]).square()).sum(-1).sqrt()
     wanted = torch.stack([best[:, 0], best[:, 0] - best[:, 1], entropy, spread], 1)
-    torch.testing.assert_close(readings.double(), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(readings).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_sixteen_bit_logits_are_read_in_float32(history):
