@@ -14,6 +14,8 @@ from .detect.detector import Detector as Detector
 from .detect.evaluate_detector import evaluate_detector as evaluate_detector
 from .detect.evaluation.compared_methods import EvaluationSettings as EvaluationSettings
 from .detect.features import detection_features as detection_features
+from .detect.monitor.monitor import Monitor as Monitor
+from .detect.monitor.ngram_filter import NgramFilter as NgramFilter
 from .detect.settings import DetectorSettings as DetectorSettings
 from .detect.train_detector import train_detector as train_detector
 from .intervene.attack import AttackSizes as AttackSizes

@@ -63,6 +63,7 @@ class Block:
 
     def __init__(self, known: NgramFilter, prompt: Int[Tensor, "row pos"], padding: Int[Tensor, " row"] | None) -> None:
         self._known = known.to(prompt.device)
+        self._vocabulary = torch.arange(0, device=prompt.device)
         tail = prompt.clone()
         if padding is not None:
             tail[torch.arange(prompt.shape[1], device=prompt.device) < padding[:, None]] = -1
@@ -81,7 +82,9 @@ class Block:
         Raises:
             InputError: every token of a row would.
         """
-        rows, completing = self._known.completing(self._tail, logits.shape[1])
+        if len(self._vocabulary) != logits.shape[1]:
+            self._vocabulary = torch.arange(logits.shape[1], device=self._tail.device)
+        rows, completing = self._known.completing(self._tail, self._vocabulary)
         acted = torch.zeros_like(flagged)
         if len(rows):
             logits = logits.clone()

@@ -24,7 +24,7 @@ from mechmem.detect.monitor.hooked_source import HookedSource
 from mechmem.detect.monitor.ngram_filter import NgramFilter
 from mechmem.detect.monitor.plans import MonitorAction, made_plan
 from mechmem.detect.monitor.seen import Seen
-from mechmem.detect.monitor.stream import SpokenToken, Stream
+from mechmem.detect.monitor.stream import SpokenToken, Stream, StreamPrompt
 from mechmem.detect.monitor.watched_generate import causal_options, hooked_ends, patched_generate
 from mechmem.model.load import HookedTransformer
 from mechmem.model.model_lock import holding
@@ -144,7 +144,7 @@ class Monitor:
     @checked
     def stream(
         self,
-        prompt: str | Sequence[int] | Int[Tensor, " pos"],
+        prompt: StreamPrompt,
         max_new_tokens: Count = 50,
         *,
         temperature: Amount = 0.0,

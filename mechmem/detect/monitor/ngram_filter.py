@@ -131,13 +131,13 @@ class NgramFilter:
         return self._contexts.contains(contexts) & self._grams.contains(_gram(contexts, grams[..., -1]))
 
     def completing(
-        self, tail: Int[Tensor, "row context_pos"], d_vocab: int
+        self, tail: Int[Tensor, "row context_pos"], vocabulary: Int[Tensor, " token"]
     ) -> tuple[Tensor, Bool[Tensor, "hit vocab"]]:
         """Which next tokens would complete an n-gram, for the rows where any can.
 
         Args:
             tail: each row's last n - 1 tokens; a negative one stands for no token, and completes nothing.
-            d_vocab: tokens of the vocabulary.
+            vocabulary: the tokens that may come next, on the same device.
 
         Returns:
             The rows whose tail begins an n-gram, [hit], and for each of them every token that would complete one.
@@ -145,7 +145,6 @@ class NgramFilter:
         contexts = _context(tail)
         # Most rows end here.
         rows = (self._contexts.contains(contexts) & (tail >= 0).all(-1)).nonzero()[:, 0]
-        vocabulary = torch.arange(d_vocab, device=tail.device)
         return rows, self._grams.contains(_gram(contexts[rows][:, None], vocabulary))
 
     def to(self, device: torch.device) -> NgramFilter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,7 +31,7 @@ NGRAM = 10
 
 
 def made_plan(
-    detector: Detector, source: Source, action: MonitorAction, false_alarms: float, options: Mapping[str, Any]
+    detector: Any, source: Source, action: MonitorAction, false_alarms: float, options: Mapping[str, Any]
 ) -> Plan:
     """Check all arguments of a monitor, and put them together.
 
@@ -43,6 +45,11 @@ def made_plan(
     Raises:
         InputError: as `Monitor`.
     """
+    if not isinstance(detector, Detector):
+        raise InputError(
+            f"got {type(detector).__name__} as detector; need a Detector: mechmem.Detector.load(folder), or "
+            "mechmem.train_detector(model, memorized, other)"
+        )
     check_choice("action", action, MonitorAction)
     given = [name for name, value in options.items() if value is not None and name not in USED[action]]
     if given:
@@ -58,7 +65,16 @@ def made_plan(
     detector.identity.check(source.identity)
     steering = _steering(source, options) if action == "steer" else None
     act = _action(action, options)
-    return Plan(detector.to(source.device), detector.threshold(false_alarms), act, steering, action == "stop", source)
+    threshold = detector.threshold(false_alarms)
+    if math.isinf(threshold) and action != "block":
+        needed = math.ceil(round(1 / false_alarms, 9)) - 1
+        warnings.warn(
+            f"got a detector with other paragraphs of {len(detector.null)} clusters; need {needed} for a rate of false "
+            f"alarms of {false_alarms}: it never raises an alarm; train it on more, or allow more false alarms",
+            UserWarning,
+            stacklevel=4,
+        )
+    return Plan(detector.to(source.device), threshold, act, steering, action == "stop", source)
 
 
 def _action(action: MonitorAction, options: Mapping[str, Any]) -> Callable[[Prompt], Action]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
@@ -17,6 +17,12 @@ from mechmem.detect.monitor.generation import Generation, Plan, Prompt
 from mechmem.detect.monitor.history import result
 from mechmem.detect.monitor.stepping import stepper
 from mechmem.detect.sampling import TokenChoice
+
+# Text or ids; anything else is refused with a sentence that says how to get them.
+if TYPE_CHECKING:
+    StreamPrompt = str | Sequence[int] | Tensor
+else:
+    StreamPrompt = Any
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Stream:
     def __init__(
         self,
         plan: Plan,
-        prompt: str | Sequence[int] | Int[Tensor, " pos"],
+        prompt: StreamPrompt,
         settings: DecodingSettings,
         length: int,
         keep: Callable[[xr.Dataset | None], None],
@@ -110,12 +116,20 @@ def _ids(prompt: Any, tokenizer: Any, d_vocab: int) -> Int[Tensor, "1 pos"]:
     if isinstance(prompt, str):
         if tokenizer is None:
             raise InputError("got text for a model without a tokenizer; need token ids: stream([id, ...])")
+        if not prompt:
+            raise InputError("got a prompt without text; need at least one token: the model goes on with it")
         prompt = tokenizer.encode(prompt, add_special_tokens=False)
-    tokens = torch.as_tensor(prompt)
-    if not tokens.numel() or tokens.is_floating_point() or tokens.ndim > 2 or (tokens.ndim == 2 and len(tokens) != 1):
+    shape = getattr(prompt, "shape", None)
+    try:
+        tokens = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):
+        tokens = torch.zeros(0)
+    whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+    if not whole or not tokens.numel() or tokens.ndim > 2 or (tokens.ndim == 2 and len(tokens) != 1):
+        came = type(prompt).__name__ + ("" if shape is None else f" of shape {list(shape)}")
         raise InputError(
-            f"got a prompt of shape {list(tokens.shape)} and type {tokens.dtype}; need text of at least one token, or "
-            "ids [pos]"
+            f"got {came} as prompt; need text, or the ids of one prompt, at least one: paragraphs.prefix[0], or "
+            "[id, ...]"
         )
     wrong = tokens[(tokens < 0) | (tokens >= d_vocab)]
     if len(wrong):

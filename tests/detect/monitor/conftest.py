@@ -98,15 +98,19 @@ def word_tokenizer() -> Any:
 
 
 def random_detector(hooked: Any, choice: FeatureChoice = PLAIN, *, threshold: float = 0.5, **changes: Any) -> Detector:
-    """Random weights for every column, and a null whose threshold at 0.1 is given (infinity: never)."""
+    """Random weights for every column, and a null whose threshold at 0.1 is given."""
     names = feature_names(choice, hooked.cfg.d_model)
     random = torch.Generator().manual_seed(9)
     weight = torch.randn(3, len(names), generator=random) / len(names) ** 0.5
     probes = LogisticProbes(torch.zeros_like(weight), weight, torch.randn(3, generator=random))
     calibration = PlattCalibration(torch.ones(3), torch.zeros(3))
-    null = np.full(99, threshold) if np.isfinite(threshold) else np.zeros(1)
-    settings = {"rule": "max", "generation_len": 50, "identity": model_identity(hooked)} | changes
-    return Detector(choice, names, (0, 2, 6), probes, calibration, null=null, **settings)
+    settings = {
+        "null": np.full(99, threshold),
+        "rule": "max",
+        "generation_len": 50,
+        "identity": model_identity(hooked),
+    } | changes
+    return Detector(choice, names, (0, 2, 6), probes, calibration, **settings)
 
 
 def plain_scores(hooked: Any, detector: Detector, prompt: Tensor, own: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +150,7 @@ def plain_scores(hooked: Any, detector: Detector, prompt: Tensor, own: Tensor) -
 
 def dividing_detector(pair: Twins, texts: list[Tensor], new: int, choice: FeatureChoice = PLAIN) -> Detector:
     """A detector whose threshold divides the texts: about half raise an alarm within so many greedy tokens."""
-    with Monitor(random_detector(pair.hooked, choice, threshold=np.inf), pair.causal) as monitor:
+    with Monitor(random_detector(pair.hooked, choice, threshold=1e9), pair.causal) as monitor:
         pair.causal.generate(**padded(texts), max_new_tokens=new, do_sample=False)
     score = monitor.result.score.max("k").values
     odds = np.sort(np.log(score / (1 - score)))

@@ -141,7 +141,7 @@ def test_block_completes_no_ngram_however_the_text_is_decoded(decoding, n, twins
     memorized, known = recited(texts[:2], plain[:2], n)
     assert sum(completed(text, own, n, known) for text, own in zip(texts, plain, strict=True)) > 0
     torch.manual_seed(0)
-    detector = random_detector(pair.hooked, threshold=np.inf)
+    detector = random_detector(pair.hooked, threshold=1e9)
     with Monitor(detector, pair.causal, "block", memorized=memorized, n=n) as monitor:
         blocked = pair.causal.generate(**padded(texts), **options)[:, 12:]
     assert sum(completed(text, own, n, known) for text, own in zip(texts, blocked, strict=True)) == 0
@@ -152,7 +152,7 @@ def test_block_completes_no_ngram_however_the_text_is_decoded(decoding, n, twins
 def test_block_leaves_other_rows_as_they_are(library, twins):
     pair, texts = twins("gpt_neo"), prompts(9, 5, 12, seed=2)
     memorized, known = recited(texts[:1], greedy(pair, texts[:1]), 4)
-    detector = random_detector(pair.hooked, threshold=np.inf)
+    detector = random_detector(pair.hooked, threshold=1e9)
     plain = greedy(pair, texts, library, **({"eos_token_id": END} if library == "causal" else {}))
     if library == "stream":
         monitor = Monitor(detector, pair.hooked, "block", memorized=NgramFilter.of(memorized, n=4))

@@ -11,8 +11,10 @@ import torch
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.monitor.hooked_source import HookedSource
 from mechmem.detect.monitor.monitor import Monitor
 from mechmem.detect.monitor.ngram_filter import NgramFilter
+from mechmem.detect.monitor.plans import made_plan
 from tests.detect.monitor.conftest import EVERYTHING, padded, prompts, random_detector
 
 KINDS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
@@ -226,6 +228,12 @@ def test_another_model_precision_or_tokenizer_is_refused(pair, library, twins):
     assert isinstance(Monitor(detector, getattr(twins("gpt_neo"), library)), Monitor)
 
 
+def test_what_is_no_detector_is_refused(pair):
+    for wrong in ("folder", None):
+        with pytest.raises(InputError, match="as detector; need a Detector: mechmem.Detector.load"):
+            made_plan(wrong, HookedSource(pair.hooked), "flag", 0.1, {})
+
+
 def test_what_is_no_model_is_refused(pair):
     detector = random_detector(pair.hooked)
     for wrong in (None, torch.nn.Linear(2, 2), pair.causal.transformer):
@@ -261,8 +269,12 @@ def test_options_are_checked_when_the_monitor_is_made(pair):
 def test_prompts_of_a_stream_are_checked(pair, model):
     monitor = Monitor(random_detector(pair.hooked), model)
     for prompt, new, sentence in [
-        ([], 3, "got a prompt of shape \\[0\\]"),
-        (torch.rand(3), 3, "need a whole number"),
+        ([], 3, "got list as prompt; need text, or the ids of one prompt"),
+        (torch.rand(3), 3, "got Tensor of shape \\[3\\] as prompt"),
+        (torch.ones(2, 3).long(), 3, "got Tensor of shape \\[2, 3\\] as prompt"),
+        (Paragraphs(torch.ones(1, 4).long(), 2), 3, "got Paragraphs as prompt; .* paragraphs.prefix\\[0\\]"),
+        ([-1, 2], 3, "got the token id -1; need ids from 0 to 52"),
+        ("", 3, "got a prompt without text"),
         (TEXT, 57, "8 tokens and 57 to say for a model with a context of 64"),
         (torch.tensor([3, 53]), 3, "token id 53"),
     ]:
@@ -278,7 +290,10 @@ def test_prompts_of_a_stream_are_checked(pair, model):
 
 
 def test_a_null_of_few_texts_never_raises_an_alarm(pair):
-    monitor = Monitor(random_detector(pair.hooked, threshold=np.inf), pair.causal)
+    detector = random_detector(pair.hooked, null=np.full(98, -50.0))
+    Monitor(detector, pair.causal, false_alarms=0.02)
+    with pytest.warns(UserWarning, match="98 clusters; need 99 for a rate of false alarms of 0.01: it never"):
+        monitor = Monitor(detector, pair.causal)
     assert monitor.threshold == np.inf
     with monitor:
         pair.causal.generate(**padded(prompts(8, 9)), **GREEDY)

@@ -60,7 +60,7 @@ def test_all_tokens_that_would_complete_an_ngram_are_named_and_no_other():
     known = NgramFilter.of(paragraphs, n=n)
     grams = {tuple(gram) for gram in paragraphs.tokens.unfold(1, n, 1).flatten(0, 1).tolist()}
     tails = torch.cat([paragraphs.tokens[:, 5:7], rows(20, 2, vocabulary), torch.tensor([[-1, 3]])])
-    hits, completing = known.completing(tails, vocabulary)
+    hits, completing = known.completing(tails, torch.arange(vocabulary))
     expected = {
         row: {token for token in range(vocabulary) if (*tail, token) in grams}
         for row, tail in enumerate(tails.tolist())
@@ -72,7 +72,7 @@ def test_all_tokens_that_would_complete_an_ngram_are_named_and_no_other():
 
 def test_text_shorter_than_an_ngram_completes_none():
     known = NgramFilter.of(Paragraphs(rows(3, 9), prefix_len=4), n=4)
-    assert not len(known.completing(torch.full((2, 3), -1), 300)[0])
+    assert not len(known.completing(torch.full((2, 3), -1), torch.arange(300))[0])
 
 
 def test_memory_is_that_of_bits():
