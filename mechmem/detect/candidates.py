@@ -42,7 +42,8 @@ def candidates_of(
     """
     check_choice("method", method, DetectorMethod)
     if features is None:
-        features = ("output",) if method == "boosting" and settings.depths is None else ("output", "residual")
+        deep = method != "boosting" or settings.depths is not None
+        features = ("output", "prefix", "residual") if deep else ("output", "prefix")
     groups = (features,) if isinstance(features, str) else tuple(features)
     whole = _whole_choice(model, groups, settings)
     kind: ProbeMethod = "boosting" if method == "boosting" else "logistic"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from mechmem.detect.feature_choice import OFFLINE, FeatureChoice
 from mechmem.detect.identity import Identity, model_identity
 from mechmem.detect.probes.boosting import TreeProbes
 from mechmem.detect.probes.buckets import bucket_of
-from mechmem.detect.probes.calibration import Calibration
+from mechmem.detect.probes.calibration import Calibration, PlattCalibration
 from mechmem.detect.probes.conformal import conformal_p_value, conformal_threshold
 from mechmem.detect.probes.logistic import LogisticProbes
 from mechmem.detect.probes.rules import Rule, Statistic
@@ -109,15 +110,31 @@ class Detector:
                 f"got features of shape {list(features.shape)} for a detector that reads {len(self.names)} columns; "
                 "need [row, feature]"
             )
-        bucket = bucket_of(k, self.buckets)
-        score = self.calibration.score(self.probes.log_odds(features.float(), bucket), bucket)
-        # One NaN makes a probe's sum NaN; of a tree, only the features themselves tell.
-        if not bool(torch.isfinite(score if self.method == "logistic" else features).all()):
+        bucket, rows = bucket_of(k, self.buckets), features.float()
+        if self._lines is not None:
+            bias, weight = self._lines[bucket]
+            score = torch.sigmoid(torch.addmv(bias, rows, weight))
+        else:
+            score = self.calibration.score(self.probes.log_odds(rows, bucket), bucket)
+        # One NaN makes a product NaN, and a sum of scores; of a tree, only the features themselves tell.
+        if not math.isfinite((score if self.method == "logistic" else rows).sum().item()):
             raise InputError(
                 f"got features that are not finite at k = {k}; need finite states: check the model's weights, or load "
                 "it in float32"
             )
         return score
+
+    @cached_property
+    def _lines(self) -> list[tuple[Tensor, Tensor]] | None:
+        """Bias and weights of logistic regression with Platt's line in them, for each bucket: one product a step."""
+        probes, calibration = self.probes, self.calibration
+        if not isinstance(probes, LogisticProbes) or not isinstance(calibration, PlattCalibration):
+            return None
+        weight = (calibration.slope[:, None] * probes.weight).cpu().double()
+        bias = (calibration.slope * probes.bias + calibration.offset).cpu().double()
+        bias = bias - (probes.mean.cpu().double() * weight).sum(1)
+        device = probes.weight.device
+        return [(b.float().to(device), w.float().to(device)) for b, w in zip(bias, weight, strict=True)]
 
     @checked
     def threshold(self, false_alarms: Level = 0.01) -> float:

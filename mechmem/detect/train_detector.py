@@ -63,7 +63,8 @@ def train_detector(
         model: left as it is; hooks on it are refused.
         memorized: paragraphs that the model recites.
         other: paragraphs that it does not recite; at least 1/a - 1 clusters in the third part for a bound of a.
-        features: groups of `detection_features`; None: "output" and "residual", with boosting "output".
+        features: groups of `detection_features`; None: "output", "prefix" (one unembedding of the prompt, before the
+            first step) and "residual", with boosting without "residual".
         method: "logistic", "boosting", or "auto": logistic regression on each depth and without any, and boosting on
             the groups of few columns, whichever predicts held-out clusters best.
         settings: None: the defaults.
@@ -142,6 +143,8 @@ class _Trainer:
         size, report = self.batch_size, between(self.progress, *span, 100)
         features = self.parts.decode(self.model, texts.paragraphs, choice, ks, batch_size=size, progress=report)
         recites, clear = truth_of(features.em.values, texts.paragraphs.continuation_len)
+        if texts.memorized.any():
+            _refuse_strangers(recites, texts.memorized)
         return Examples(features, recites, texts.clusters).select(np.flatnonzero(clear)), int((~clear).sum())
 
 
@@ -159,8 +162,19 @@ def _check_sets(model: HookedTransformer, memorized: Paragraphs, other: Paragrap
             "got no other paragraph; need paragraphs that the model does not recite, in at least 4 clusters: a "
             "detector learns from both"
         )
+    if len(memorized) == 0:
+        raise InputError("got no memorized paragraph; need paragraphs that the model recites, in at least 3 clusters")
     for paragraphs in (memorized, other):
         check_fit(model, paragraphs)
+
+
+def _refuse_strangers(recites: Bool[np.ndarray, " paragraph"], memorized: Bool[np.ndarray, " paragraph"]) -> None:
+    """Refuse sets of which the one is not recited, or the other is, before more is decoded."""
+    if not (recites & memorized).any():
+        raise InputError(
+            f"the model recites none of the {int(memorized.sum())} paragraphs given as memorized that it has "
+            "continued; need those it recites: check the prefix length, the model, and that the sets are not swapped"
+        )
 
 
 def _described(
