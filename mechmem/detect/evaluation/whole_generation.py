@@ -39,6 +39,7 @@ class Flags:
             recites: the truth.
             weights: of each paragraph in each resample.
         """
+        weights = weights.astype(np.float64)
         recited, other = weights * recites, weights * ~recites
         flagged = self.first >= 0
         false = (other @ flagged) / other.sum(1)
