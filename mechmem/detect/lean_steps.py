@@ -59,8 +59,8 @@ class LeanSteps:
 
         def watch_heads(layer: int, heads: Heads, stream: Tensor) -> None:
             if layer in self._depths:
-                # The stream is written over by later layers.
-                residual[layer] = stream[:, -1].clone()
+                # Of a prompt, the rest of the stream is let go.
+                residual[layer] = stream[:, -1].clone() if stream.shape[1] > 1 else stream[:, -1]
             if layer in self._attention:
                 # The pattern first: the output is a product with it.
                 pattern[layer] = heads.pattern[:, :, -1]
@@ -70,7 +70,9 @@ class LeanSteps:
             if layer in self._neurons:
                 neurons[layer] = seen["mlp_post"][:, -1]
 
-        options: dict[str, Any] = {"watch_heads": watch_heads} if keep and (self._depths or self._attention) else {}
+        options: dict[str, Any] = (
+            {"watch_heads": watch_heads, "in_place": False} if keep and (self._depths or self._attention) else {}
+        )
         if keep and self._neurons:
             options["watch"] = watch
         with fast_float32(lean.device):

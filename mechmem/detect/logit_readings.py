@@ -14,8 +14,10 @@ from mechmem.data.errors import InputError
 
 # Logits read at once on a CPU: a block and its exponentials stay in the cache through all passes.
 LOGITS_AT_ONCE = 2**16
-# The columns of what a reader reads.
+# The rows of what a reader reads.
 TOP, MARGIN, ENTROPY, SPREAD = range(4)
+# A smaller variance of log p is rounding error.
+LEAST_VARIANCE = 1e-12
 
 
 class LogitReader:
@@ -30,12 +32,12 @@ class LogitReader:
         self._below: Any = None
         self._scratch = np.empty((0, 0), np.float32)
 
-    def read(self, logits: Float[Tensor, "row d_vocab"]) -> Float[np.ndarray, "row reading"]:
+    def read(self, logits: Float[Tensor, "row d_vocab"]) -> Float[np.ndarray, "reading row"]:
         """Read logits of the next token; they are left as they are.
 
         Returns:
-            [row, 4]: the log-probability of the first choice; its logit minus the second choice's; the entropy in nats;
-            the standard deviation of log p(token) when tokens are drawn from p (MinK%++).
+            [4, row]: the log-probability of the first choice; its logit minus the second choice's; the entropy in nats;
+            the standard deviation of log p(token) when tokens are drawn from p (MinK%++), at least 1e-6.
 
         Raises:
             InputError: logits that are NaN or infinite.
@@ -46,20 +48,20 @@ class LogitReader:
             logits = logits.detach()
         # Whoever has logits that are not finite is told below.
         with np.errstate(invalid="ignore"):
-            total, mean, square, second = self._here(logits.numpy()) if logits.is_cpu else self._there(logits)
-            readings = np.empty((len(total), 4), total.dtype)
-            mean /= total
-            square /= total
-            log_total = np.log(total)
-            readings[:, TOP], readings[:, MARGIN] = -log_total, -second
-            readings[:, ENTROPY] = log_total - mean
-            readings[:, SPREAD] = np.sqrt(np.maximum(square - mean * mean, 0))
-        if not math.isfinite(readings.sum()):
+            sums = self._here(logits.numpy()) if logits.is_cpu else self._there(logits)
+            total, _, mean, square = sums
+            sums[ENTROPY:] /= total
+            square -= mean * mean
+            np.sqrt(np.maximum(square, LEAST_VARIANCE, out=square), out=square)
+            np.log(total, out=total)
+            np.subtract(total, mean, out=mean)
+            np.negative(sums[:ENTROPY], out=sums[:ENTROPY])
+        if not math.isfinite(sums.sum()):
             raise InputError(
                 "the model's logits have NaN or infinite values; need finite ones: check the model's weights, or load "
                 "it in float32"
             )
-        return readings
+        return sums
 
     def below(self, rows: Int[np.ndarray, " row"], tokens: Int[np.ndarray, " row"]) -> np.ndarray:
         """Logits of tokens minus the largest of their row, [row]: log p minus the first choice's."""
@@ -73,7 +75,7 @@ class LogitReader:
         return torch.from_numpy(self._below) if isinstance(self._below, np.ndarray) else self._below
 
     def _here(self, logits: np.ndarray) -> np.ndarray:
-        """Of each row, [4, row]: sums of exp(below), times below, times below squared; the second largest."""
+        """Of each row, [4, row]: the sum of exp(below); the second largest; sums times below, times below squared."""
         rows, vocabulary = logits.shape
         step = min(max(1, LOGITS_AT_ONCE // vocabulary), rows)
         if self._below is None or self._below.shape != logits.shape or self._below.dtype != logits.dtype:
@@ -87,12 +89,12 @@ class LogitReader:
             place = given.argmax(1)
             np.subtract(given, given[index, place][:, None], out=below)
             np.exp(below, out=weights)
-            weights.sum(1, out=found[0])
-            np.vecdot(weights, below, out=found[1])
+            weights.sum(1, out=found[TOP])
+            np.vecdot(weights, below, out=found[ENTROPY])
             np.multiply(weights, below, out=weights)
-            np.vecdot(weights, below, out=found[2])
+            np.vecdot(weights, below, out=found[SPREAD])
             below[index, place] = -np.inf
-            below.max(1, out=found[3])
+            below.max(1, out=found[MARGIN])
             below[index, place] = 0.0
         return sums
 
@@ -102,6 +104,6 @@ class LogitReader:
         largest, place = logits.max(-1, keepdim=True)
         self._below = below = logits - largest
         weights = below.exp()
-        sums = [weights.sum(-1), weights.mul_(below).sum(-1), weights.mul_(below).sum(-1)]
-        sums.append(below.scatter(-1, place, -torch.inf).amax(-1))
-        return torch.stack(sums).cpu().numpy()
+        total, mean, square = (weights.sum(-1), weights.mul_(below).sum(-1), weights.mul_(below).sum(-1))
+        second = below.scatter(-1, place, -torch.inf).amax(-1)
+        return torch.stack([total, second, mean, square]).cpu().numpy()

@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.detect.logit_readings import ENTROPY, SPREAD, TOP, LogitReader
-from mechmem.detect.running_output import LEAST_SPREAD
 
 PROMPT_STATISTICS = ("mean_nll", "late_nll", "mink", "minkpp")
 # Tokens of "late_nll", the end of the prompt, and the share of tokens that MinK% averages.
@@ -37,8 +36,8 @@ def prompt_scores(
         start = 0 if padding is None else int(padding[row])
         columns, true = logits[row, start:-1], ids[start + 1 :]
         readings = torch.from_numpy(reader.read(columns)).to(ids.device)
-        logprob = reader.all_below().gather(1, true[:, None])[:, 0] + readings[:, TOP]
-        z = (logprob + readings[:, ENTROPY]) / readings[:, SPREAD].clamp(min=LEAST_SPREAD)
+        logprob = reader.all_below().gather(1, true[:, None])[:, 0] + readings[TOP]
+        z = (logprob + readings[ENTROPY]) / readings[SPREAD]
         found.append(_summary(logprob, z))
     return torch.stack(found).float()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ SAID = ("mean_nll", "mean_margin", "mean_entropy", "first_choice", "mean_z", "ma
 OUTPUT_STATISTICS = (*PRESENT, *SAID)
 # What is kept of each token said; the margin and the entropy stand where a reader has them.
 NLL, _, _, FIRST, Z = range(5)
-# Below this the spread of log p is rounding error.
-LEAST_SPREAD = 1e-6
 
 
 class RunningOutput:
@@ -46,7 +45,8 @@ class RunningOutput:
         self.window, self.count = window, 0
         self._device = torch.device(device)
         self._kept = np.zeros((5, rows, window))
-        self._tokens = np.zeros((rows, window), np.int64)
+        # One short text a row: sets of Python count its different tokens in fewer calls than arrays do.
+        self._tokens: list[deque[int]] = [deque(maxlen=window) for _ in range(rows)]
         self._readings: np.ndarray | None = None
         # Each row's place in the latest logits: select moves places, not logits.
         self._reader, self._places = LogitReader(), np.arange(rows)
@@ -82,9 +82,10 @@ class RunningOutput:
         if said is not None:
             self.hear(said)
         self._readings = readings = self._reader.read(logits)
-        self._places = np.arange(len(readings))
-        found = np.zeros((len(readings), len(OUTPUT_STATISTICS)), np.float32)
-        found[:, :SPREAD] = readings[:, :SPREAD]
+        rows = readings.shape[1]
+        self._places = np.arange(rows)
+        found = np.zeros((rows, len(OUTPUT_STATISTICS)), np.float32)
+        found[:, :SPREAD] = readings[:SPREAD].T
         self._of_said(found[:, SPREAD:])
         values = torch.from_numpy(found)
         return values if logits.is_cpu else values.to(logits.device)
@@ -92,8 +93,9 @@ class RunningOutput:
     def select(self, rows: Any) -> None:
         """Keep the state of these rows, in this order; a row may be taken several times."""
         index = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
-        self._kept, self._tokens, self._places = self._kept[:, index], self._tokens[index], self._places[index]
-        self._readings = None if self._readings is None else self._readings[index]
+        self._kept, self._places = self._kept[:, index], self._places[index]
+        self._tokens = [self._tokens[row].copy() for row in index.tolist()]
+        self._readings = None if self._readings is None else self._readings[:, index]
 
     def hear(self, said: Int[Tensor, " row"]) -> None:
         """Take in the token that each row chose from the latest logits, where no logits follow.
@@ -106,12 +108,13 @@ class RunningOutput:
             raise InputError("got a token before any logits; need the first step without one: said=None")
         tokens, slot = (said if said.is_cpu else said.cpu()).numpy(), self.count % self.window
         below = self._reader.below(self._places, tokens)
-        logprob = below + readings[:, TOP]
-        self._tokens[:, slot] = tokens
-        kept = self._kept[:, :, slot]
-        kept[NLL], kept[FIRST] = -logprob, below == 0
-        kept[MARGIN : ENTROPY + 1] = readings.T[MARGIN : ENTROPY + 1]
-        kept[Z] = (logprob + readings[:, ENTROPY]) / np.maximum(readings[:, SPREAD], LEAST_SPREAD)
+        logprob, kept = below + readings[TOP], self._kept[:, :, slot]
+        np.negative(logprob, out=kept[NLL])
+        kept[MARGIN : ENTROPY + 1] = readings[MARGIN : ENTROPY + 1]
+        np.equal(below, 0, out=kept[FIRST])
+        np.divide(logprob + readings[ENTROPY], readings[SPREAD], out=kept[Z])
+        for row, token in zip(self._tokens, tokens.tolist(), strict=True):
+            row.append(token)
         self.count += 1
 
     def _of_said(self, found: Float[np.ndarray, "row statistic"]) -> None:
@@ -122,5 +125,4 @@ class RunningOutput:
         kept = self._kept[:, :, :size]
         found[:, :5] = kept.sum(2).T / size
         found[:, 5], found[:, 6] = kept[NLL].max(1), kept[MARGIN].min(1)
-        ordered = np.sort(self._tokens[:, :size], 1)
-        found[:, 7] = ((ordered[:, 1:] != ordered[:, :-1]).sum(1) + 1) / size
+        found[:, 7] = [len(set(row)) / size for row in self._tokens]

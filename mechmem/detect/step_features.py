@@ -104,7 +104,8 @@ class StepFeatures:
         """
         self.advance(states, said)
         parts = [part for group in self.choice.groups for part in self._parts(group, states)]
-        return check_finite(torch.cat(parts, 1).detach())
+        found = torch.cat(parts, 1)
+        return check_finite(found.detach() if found.requires_grad else found)
 
     def advance(self, states: StepStates, said: Int[Tensor, " row"] | None) -> None:
         """Take a step in, without its features."""
@@ -138,7 +139,7 @@ class StepFeatures:
             return [self._prefix]
         if group == "residual":
             self._d_model = states.residual[choice.depths[0]].shape[1]
-            return [states.residual[depth].float() for depth in choice.depths]
+            return [_wide(states.residual[depth]) for depth in choice.depths]
         if group == "lens":
             return [self._lens(states)]
         if group == "heads":
@@ -157,6 +158,11 @@ class StepFeatures:
         return self._readout
 
 
+def _wide(values: Tensor) -> Tensor:
+    """In float32; without a call where they are."""
+    return values if values.dtype is torch.float32 else values.float()
+
+
 def read_lens(logits: Float[Tensor, "row d_vocab"], best: Int[Tensor, "row 1"]) -> Float[Tensor, "row statistic"]:
     """What a stream, read by the unembedding, says of the model's own first choice `best`.
 
@@ -167,7 +173,7 @@ def read_lens(logits: Float[Tensor, "row d_vocab"], best: Int[Tensor, "row 1"]) 
     readings, below = torch.from_numpy(reader.read(logits)).to(logits.device), reader.all_below()
     own = below.gather(1, best)
     rank = 1 + (below > own).sum(1)
-    columns = (rank == 1, own[:, 0] + readings[:, TOP], rank.log(), readings[:, ENTROPY])
+    columns = (rank == 1, own[:, 0] + readings[TOP], rank.log(), readings[ENTROPY])
     return torch.stack([column.float() for column in columns], 1)
 
 

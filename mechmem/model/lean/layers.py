@@ -49,6 +49,7 @@ class Layers:
         extend: Extend | None = None,
         watch: Watch | None = None,
         watch_heads: WatchHeads | None = None,
+        in_place: bool = True,
     ) -> Float[Tensor, "paragraph needed_pos d_model"]:
         """The residual stream after layer `stop - 1`, from what enters layer `first`.
 
@@ -62,7 +63,8 @@ class Layers:
             needed: positions before this one are not taken through the model's last layer, nor returned.
             extend: gives the keys and values of earlier positions.
             watch: is told what each layer computes.
-            watch_heads: is told of each layer's heads. The residual stream is written over later: copy it to keep it.
+            watch_heads: is told of each layer's heads. Copy the residual stream to keep it: it is written over later.
+            in_place: whether layers may write over the stream that another one made; if not, no copy is needed.
 
         Raises:
             InputError: the result has a NaN or infinite value; the sentence names the layer where the first appears.
@@ -82,7 +84,7 @@ class Layers:
             attention = self.attention_out(layer, heads.output)
             # Freed before the MLP: its blocks of memory are used again.
             del heads
-            residual = self.after_attention(layer, residual, attention, in_place=number > first)
+            residual = self.after_attention(layer, residual, attention, in_place=in_place and number > first)
         if self.refuses_nonfinite and watch is None and not bool(residual.isfinite().all()):
             options = {"first": first, "stop": stop, "start": start, "needed": needed, "extend": extend}
             self._refuse_nonfinite(entered, options)
