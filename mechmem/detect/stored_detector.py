@@ -150,6 +150,8 @@ def _check_words(about: Mapping[str, Any], names: tuple[Any, ...]) -> None:
 
 def _choice(stored: Mapping[str, Any]) -> FeatureChoice:
     values = {name: _tuples(value) for name, value in stored.items()}
+    if not values.get("groups") or not set(values["groups"]) <= set(get_args(FeatureGroup)):
+        raise InputError(f"'choice' names the groups {values.get('groups')!r}")
     choice = FeatureChoice(**values)
     whole: list[Any] = [*choice.depths, *(choice.rare or ())]
     for pair in (*choice.heads, *choice.neurons):
@@ -158,8 +160,6 @@ def _choice(stored: Mapping[str, Any]) -> FeatureChoice:
         whole += pair
     if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in whole):
         raise InputError("'choice' must name layers, heads, neurons and tokens by numbers from 0")
-    if not choice.groups or not set(choice.groups) <= set(get_args(FeatureGroup)):
-        raise InputError(f"'choice' names the groups {choice.groups!r}")
     return choice
 
 

@@ -168,6 +168,8 @@ KINDS: tuple[Kind, ...] = (
         Kind(f"repeated study's {name}", repeated, name, (PLAIN, mutate_bytes), readers.repeated_study, 2)
         for name in ("sets.json", "paper.json")
     ),
+    Kind("detector.json", cache(samples.detector), "detector.json", (PLAIN, PLAIN, mutate_bytes), readers.detector, 2),
+    Kind("detector's numbers", cache(samples.detector), "detector.safetensors", TENSORS, readers.detector),
     Kind("corpus shard", corpus, ".npz", (mutate_bytes,), readers.corpus_folder, 0.2),
 )  # fmt: skip
 

@@ -117,6 +117,16 @@ def mask(folder: Path) -> None:
     assert mm.Mask.random_like(loaded, seed=0).count == loaded.count
 
 
+def detector(folder: Path) -> None:
+    """A detector that loads scores, and has a threshold."""
+    loaded = mm.Detector.load(folder)
+    rows = torch.zeros(2, len(loaded.names))
+    assert repr(loaded) and loaded.threshold(0.1) >= loaded.null[0]
+    for k in (0, 7):
+        loaded.statistic(2).step(loaded.score(rows, k), k)
+    loaded.save(folder / "again")
+
+
 def edit_checkpoint(folder: Path) -> None:
     """An interrupted edit goes on."""
     samples.interrupted(model(), paragraphs(), folder / "checkpoint.safetensors", resume=True)

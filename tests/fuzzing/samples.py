@@ -22,6 +22,10 @@ import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import mechmem as mm
+from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.identity import Identity
+from mechmem.detect.probes.boosting import TreeProbes, fit_boosting
+from mechmem.detect.probes.calibration import CalibrationPart, PlattCalibration
 from mechmem.study.config import described
 from mechmem.study.edit_settings import EditSettings
 
@@ -120,6 +124,30 @@ def checkpoints() -> dict[str, Files]:
     whole = ("config.json", "model.safetensors")
     made["old tokenizer"] = {name: made["gpt2"][name] for name in whole} | tokenizer_parts()
     return made
+
+
+def detector() -> Files:
+    """A detector of trees, fitted to noise."""
+    rng = np.random.default_rng(0)
+    rows, truth = rng.normal(size=(40, 3)), np.arange(40) % 2 == 0
+    odds = CalibrationPart(rows[:, 0], truth)
+    made = mm.Detector(
+        FeatureChoice(("heads",), heads=((1, 0),)),
+        ("L1H0:norm", "L1H0:entropy", "L1H0:prefix"),
+        (0, 4),
+        TreeProbes.stack([fit_boosting(rows, truth, 3, 2, seed) for seed in (0, 1)]),
+        PlattCalibration.fit([odds, odds]),
+        "cusum",
+        np.arange(12.0),
+        10,
+        Identity("0123456789abcdef", 2, 8, 264, "float32", "264-0123456789abcdef"),
+        mm.DetectorSettings(heads=((1, 0),)),
+        np.arange(5),
+        {"seed": 0},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(Path(folder) / "detector")
+        return _read(Path(folder) / "detector")
 
 
 def edits(model: Any, paragraphs: Any) -> dict[str, Files]:
