@@ -49,6 +49,7 @@ RUN: dict[str, Callable[[Any, Any], Any]] = {
     "contrastive_gradients": lambda _, model: mm.contrastive_gradients(model, P[:3], P[3:]),
     "detection_features": lambda _, model: mm.detection_features(model, P),
     "evaluate": lambda plain, model: mm.evaluate(plain, model, {"targets": P}, draws=20),
+    "evaluate_detector": lambda plain, model: of_one_token(plain, model),
     "kl": lambda plain, model: mm.kl(plain, model, P),
     "logit_lens": lambda _, model: mm.logit_lens(model, P),
     "paragraph_costs": lambda plain, model: mm.paragraph_costs(plain, model, P),
@@ -61,6 +62,17 @@ RUN: dict[str, Callable[[Any, Any], Any]] = {
     "with_covariates": lambda _, model: mm.with_covariates(P, model=model),
     "worst_perturbations": lambda plain, model: mm.worst_perturbations(model, P, mm.perturb_prefix(plain, P)),
 }
+
+
+def of_one_token(plain: Any, model: Any) -> xr.Dataset:
+    """A detector with random weights on paragraphs of one token, half of which the plain model says."""
+    from tests.detect.monitor.conftest import random_detector
+
+    said = mm.score(plain, P).greedy.values[:, :1]
+    tokens = torch.cat([P.tokens[:, :13], torch.from_numpy(said)], 1).repeat(2, 1)
+    tokens[6:, -1] = (tokens[6:, -1] + 1) % VOCABULARY
+    detector, settings = random_detector(plain), mm.EvaluationSettings(ks=(0,), draws=20)
+    return mm.evaluate_detector(detector, model, mm.Paragraphs(tokens, 13), settings=settings)
 
 
 @pytest.fixture

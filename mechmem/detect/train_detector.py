@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 from mechmem.data.bounds import Count, Seed
 from mechmem.data.errors import InputError
 from mechmem.data.folder_lock import only_writer
+from mechmem.data.hashes import row_hashes
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, between
 from mechmem.detect.candidates import DetectorMethod, candidates_of, union
@@ -187,7 +188,7 @@ def _described(
     """What decides the decoded features: work goes on only where all of it is the same."""
     return {
         "weights": weights_digest(model),
-        "paragraphs": f"{len(texts.paragraphs)}-{np.bitwise_xor.reduce(prefix_hashes(texts.paragraphs)):x}",
+        "paragraphs": f"{len(texts.paragraphs)}-{np.bitwise_xor.reduce(row_hashes(texts.paragraphs.tokens.numpy())):x}",
         "candidates": [asdict(candidate) for candidate in candidates],
         "settings": asdict(settings),
         "seed": seed,

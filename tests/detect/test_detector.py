@@ -106,8 +106,10 @@ def test_numbers_that_were_changed_are_refused_even_with_their_checksum(detector
             Detector.load(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value", "said"), [("left", 10**9, "beyond 0"), ("left", 0, "circle"), ("feature", -1, "beyond")])  # fmt: skip
-def test_trees_that_are_none_are_refused(tmp_path, name, value, said):
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("left", 10**9, "beyond 0"), ("left", 0, "circle"), ("feature", -1, "beyond")]
+)
+def test_trees_that_are_none_are_refused(name, value, said):
     from mechmem.detect.probes.boosting import TreeProbes
 
     found = fit_detector(made_up(120), [TREES], identity=IDENTITY, settings=DetectorSettings(**QUICK)).probes
@@ -127,7 +129,7 @@ def test_p_values_and_thresholds_agree(detector):
     assert p.min() >= 1 / (len(detector.null) + 1)
 
 
-def test_an_edited_model_is_accepted_and_others_are_refused(bundled_model, tiny_model, small_model):
+def test_an_edited_model_is_accepted_and_others_are_refused(bundled_model, tiny_model):
     import copy
 
     found = fit_detector(
