@@ -131,3 +131,17 @@ def test_random_paragraphs_are_memorized_by_the_asked_share(script, monkeypatch,
     for name in ("perturb", "documents"):
         row = next(line for line in (tmp_path / f"measure-{name}.md").read_text().splitlines() if "125m" in line)
         assert all(float(cell.replace(",", "")) > 0 for cell in row.split("|")[3 if name == "documents" else 2 : -1])
+
+
+def test_a_monitors_cost_is_measured_in_pairs(script, tmp_path):
+    module = script("benchmarks/detect")
+    settings = module.Settings(
+        rounds=2, rows=(1, 2), tokens=3, prompt=6, lengths=(2, 9), shapes=("bundled",), page=tmp_path / "page.md"
+    )
+    found = module.main(settings)
+    assert [(row["rows"], row["action"]) for row in found] == [
+        (1, "flag"), (1, "flag"), (1, "stop"), (1, "block"), (2, "flag"), (2, "flag"), (2, "block")
+    ]  # fmt: skip
+    assert all(row["lowest"] <= row["overhead"] <= row["highest"] and row["without"] > 0 for row in found)
+    assert found[0]["state"][2] == found[0]["state"][9] > 0, "bytes, whatever was said"
+    assert f"| bundled | 1 | output | flag | {found[0]['without']:.1f} |" in (tmp_path / "page.md").read_text()

@@ -15,13 +15,18 @@ class Watch:
 
     def __init__(self, *, steers: bool = False) -> None:
         self._steers = steers
+        self._none: Tensor | None = None
 
     def hear(self, said: Tensor) -> None:
         """Nothing depends on it."""
 
     def choose(self, logits: Tensor, flagged: Tensor) -> tuple[Tensor, Tensor]:
         """The logits as they are; a flagged row is steered from its next token on."""
-        return logits, flagged if self._steers else torch.zeros_like(flagged)
+        if self._steers:
+            return logits, flagged
+        if self._none is None or len(self._none) != len(flagged):
+            self._none = torch.zeros_like(flagged)
+        return logits, self._none
 
     def select(self, rows: Tensor) -> None:
         """There is no state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,6 +78,8 @@ class Generation:
         self.features = StepFeatures(
             plan.detector.choice, plan.source.readout, prompt=prompt.tokens, padding=prompt.padding, device=device
         )
+        # Its arguments are ours: the checks that callers get would take as long as the score of one row itself.
+        self._score = inspect.unwrap(Detector.score).__get__(plan.detector)
         self._statistic = plan.detector.statistic(rows, device)
         self._action = plan.act(prompt)
         self._ends = torch.tensor(prompt.ends, device=device) if prompt.ends else None
@@ -90,7 +93,6 @@ class Generation:
             assert end is not None
             self.features.read_prompt_stream(end)
 
-    @torch.no_grad()
     def step(
         self,
         states: StepStates,
@@ -98,7 +100,7 @@ class Generation:
         parents: Int[Tensor, " row"] | None = None,
         logits: Float[Tensor, "row d_vocab"] | None = None,
     ) -> Float[Tensor, "row d_vocab"]:
-        """Score a step, and give the logits that the next token is chosen from.
+        """Score a step, and give the logits that the next token is chosen from; call it without gradients.
 
         Args:
             states: what the step shows.
@@ -109,14 +111,16 @@ class Generation:
         Raises:
             InputError: NaN or infinite states or scores.
         """
-        detector, k = self._plan.detector, self.k
+        k = self.k
         if parents is not None:
             self._select(parents)
         if said is not None:
             self._hear(said)
-        score = detector.score(self.features.step(states, said), k)
+        score = self._score(self.features.step(states, said), k)
         statistic = self._statistic.step(score, k)
-        self.flagged = self.flagged | ((statistic > self._plan.threshold) & ~self.ended)
+        alarm = statistic > self._plan.threshold
+        # Every operation counts here: with one row the model itself is but a few hundred of them.
+        self.flagged = self.flagged | (alarm if self._ends is None else alarm & ~self.ended)
         logits, acted = self._action.choose(states.logits if logits is None else logits, self.flagged)
         self.history.steps.append(Step(parents, said, score, statistic, self.flagged, acted, self.ended))
         if self._plan.steering is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from torch import Tensor
 from mechmem.detect.detector import Detector
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step of all rows; everything is [row], in the order that the rows had then.
 
     Attributes:
