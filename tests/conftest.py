@@ -179,3 +179,32 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
     answer = CliRunner().invoke(app, ["run", "--out", str(folder), *sets])
     assert answer.exit_code == 0, answer.output
     return SmallStudy(folder, answer.output)
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedStudy:
+    """A scanned study with the detector that `mechmem detect` trained, and what the command printed."""
+
+    folder: Path
+    output: str
+    settings: Any
+
+
+@pytest.fixture(scope="session")
+def detected_study(small_study: SmallStudy, tmp_path_factory: pytest.TempPathFactory) -> DetectedStudy:
+    """For tests that only read it."""
+    import shutil
+
+    from typer.testing import CliRunner
+
+    from mechmem.cli import app
+    from mechmem.study.detection_settings import DetectionSettings
+
+    folder = tmp_path_factory.mktemp("detected") / "study"
+    shutil.copytree(small_study.folder, folder)
+    settings = DetectionSettings(features=("output",), method="logistic", trained=30, evaluated=20, false_alarms=0.2)
+    sizes = ["--trained", "30", "--evaluated", "20", "--false-alarms", "0.2"]
+    words = ["detect", "--out", str(folder), "--features", "output", "--method", "logistic", *sizes]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    return DetectedStudy(folder, answer.output, settings)

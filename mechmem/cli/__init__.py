@@ -14,6 +14,7 @@ try:
     from mechmem.cli import (
         check,
         config,
+        detect,
         edit,
         evaluate,
         export,
@@ -29,6 +30,7 @@ try:
         run,
         scan,
         unlearn,
+        watch,
     )
     from mechmem.cli.commands import app
 except KeyboardInterrupt:
@@ -40,6 +42,7 @@ __all__ = [
     "app",
     "check",
     "config",
+    "detect",
     "edit",
     "evaluate",
     "export",
@@ -55,4 +58,5 @@ __all__ = [
     "run",
     "scan",
     "unlearn",
+    "watch",
 ]

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from mechmem.study.detection_settings import DetectMethod
 from mechmem.study.patch_settings import Directions as PatchDirection
 from mechmem.study.patch_settings import Metric as PatchMetric
 from mechmem.study.patch_settings import Scored as PatchScored
@@ -11,6 +12,7 @@ from mechmem.study.settings import Method as UnlearnMethod
 from mechmem.study.settings import Weights as EditWeights
 
 __all__ = [
+    "DetectMethod",
     "EditWeights",
     "Engine",
     "Localizer",
@@ -24,6 +26,7 @@ __all__ = [
     "ScanMethod",
     "Scope",
     "UnlearnMethod",
+    "WatchAction",
 ]
 
 Localizer = Literal[
@@ -44,3 +47,4 @@ Precision = Literal["float32", "bfloat16"]
 Engine = Literal["local", "ray"]
 Replacement = Literal["random", "runner-up"]
 Scope = Literal["token", "rest", "prefix"]
+WatchAction = Literal["flag", "stop", "block", "steer"]

@@ -95,9 +95,14 @@ RESULTS = {
         | _with_ends(("observed",), ("method", "bin"))
         | {"calibration_error": ("method", "k"), "k": ("k",)}
         | {name: ("method", "bin") for name in ("predicted", "in_bin")}
-        | {"example_score": ("example", "pos"), "example_alarm": ("example",), "example_em": ("example",)},
-        {"method": ("method",), "kind": ("method",), "example_text": ("example", "pos"), "example_kind": ("example",)},
-        ("false_alarms", "recitations", "others", "prefix_len"),
+        | {"example_score": ("example", "example_pos"), "example_alarm": ("example",), "example_em": ("example",)},
+        {
+            "method": ("method",),
+            "kind": ("method",),
+            "example_text": ("example", "example_pos"),
+            "example_kind": ("example",),
+        },
+        ("false_alarms", "generation_len", "recitations", "others", "prefix_len"),
         command="detect",
     ),
 }

@@ -21,6 +21,7 @@ from mechmem.data.lengths import check_lengths
 from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.spread_sample import spread_sample
+from mechmem.detect.detector import Detector
 from mechmem.intervene.baseline import Baseline
 from mechmem.model.devices import check_device
 from mechmem.model.forward import check_fit
@@ -35,6 +36,7 @@ from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.settings import StudySettings
 from mechmem.study.stage_progress import Parts
 
+DETECTOR = "detector"
 SETS = ("memorized", "other")
 
 
@@ -140,6 +142,18 @@ class StudyFolder:
         return {folder.name: SavedEdit(folder) for folder in folders}
 
     @cached_property
+    def detector(self) -> Detector:
+        """What `mechmem detect` trained.
+
+        Raises:
+            InputError: it has trained none yet, or its files are damaged.
+        """
+        folder = self.folder / DETECTOR
+        if not (folder / "detector.json").is_file():
+            raise InputError(f"{self.folder}: has no detector yet; train one with `mechmem detect --out {self.folder}`")
+        return Detector.load(folder)
+
+    @cached_property
     def unscored(self) -> Paragraphs:
         """The corpus' paragraphs, known to fit the model."""
         paragraphs = corpus_paragraphs(self.settings, self.model)
@@ -184,7 +198,7 @@ def open_study(folder: str | Path, *, device: str | None = None) -> StudyFolder:
 
     Returns:
         An object with `results` (by name, each read when it is asked for), `paragraphs`, `model` (loaded when it is
-        asked for), `edits` (by name) and `settings`.
+        asked for), `edits` (by name), `detector` and `settings`.
 
     Raises:
         InputError: no study in the folder, or one that another version wrote.

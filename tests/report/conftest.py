@@ -156,7 +156,7 @@ def unlearned(rng: np.random.Generator, *, random_after: float = 48.6, held_out_
 
 
 KS = (0, 1, 2, 4, 8, 16, 32)
-METHODS = ("detector", "running NLL", "entropy")
+METHODS = ("detector", "nll", "entropy")
 
 
 def detection(rng: np.random.Generator, hostile: str = "", *, gain: float = 0.3) -> xr.Dataset:
@@ -178,7 +178,7 @@ def detection(rng: np.random.Generator, hostile: str = "", *, gain: float = 0.3)
     data = with_ends | {
         "calibration_error": (("method", "k"), 0.03 * only[:, None] * np.ones(len(KS))),
         "predicted": (("method", "bin"), only[:, None] * np.linspace(0.1, 0.9, 5)),
-        "in_bin": (("method", "bin"), np.array([[90, 40, 0, 30, 70], [0] * 5, [0] * 5])),
+        "in_bin": (("method", "bin"), np.array([[0.4, 0.2, 0.0, 0.1, 0.3], [np.nan] * 5, [np.nan] * 5])),
     }
     texts = np.array([[f" {WORDS[i % len(WORDS)]}{hostile * (i % 9 == 0)}" for i in range(2 * FULL)]] * 6, object)
     score = np.full((6, 2 * FULL), np.nan)
@@ -186,15 +186,16 @@ def detection(rng: np.random.Generator, hostile: str = "", *, gain: float = 0.3)
     kinds = ["recitation, flagged"] * 2 + ["recitation, missed", "no recitation, false alarm"]
     kinds += ["no recitation, no alarm" + hostile] * 2
     examples = {
-        "example_text": (("example", "pos"), texts),
-        "example_score": (("example", "pos"), score),
+        "example_text": (("example", "example_pos"), texts),
+        "example_score": (("example", "example_pos"), score),
         "example_alarm": ("example", np.array([FULL + 3, FULL, -1, FULL + 20, -1, -1])),
         "example_em": ("example", np.array([50, 50, 50, 3, 0, 5])),
         "example_kind": ("example", np.array(kinds, object)),
         "example_id": ("example", np.arange(6)),
     }
     kind = ("method", ["detector", "baseline", "baseline"])
-    attrs = {"false_alarms": 0.01, "recitations": 400, "others": 380, "prefix_len": FULL, "settings": "{}", "seed": 0}
+    attrs = {"false_alarms": 0.01, "recitations": 400, "others": 380, "generation_len": FULL, "prefix_len": FULL}
+    attrs |= {"settings": "{}", "seed": 0}
     return xr.Dataset(data | examples, {"method": list(METHODS), "k": list(KS), "kind": kind}, attrs)
 
 

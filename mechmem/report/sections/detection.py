@@ -8,19 +8,26 @@ import xarray as xr
 from mechmem.report.page import Block, Cell, Figure, Section, Table, View
 from mechmem.report.sections.wording import listed, percent
 from mechmem.report.study_files import StudyFiles
-from mechmem.show.charts.detection_figures import best_baseline, is_detector, measure_by_k, reliability
+from mechmem.show.charts.detection_figures import (
+    best_baseline,
+    is_detector,
+    measure_by_k,
+    method_name,
+    reliability,
+)
 from mechmem.show.texts.alarms_view import alarms
 
 # Own tokens after which the summary says what is found.
 MOMENTS = (0, 4, 16)
-# What the issue of an early alarm asks for: tokens that are still to come.
-TO_COME = 40
+# An alarm is early if this share of the tokens is still to come.
+EARLY = 0.8
 READING = (
     "The model is given the prefixes of held-out paragraphs and decodes. A recitation is a generation whose greedy "
     "text is the paragraph's own continuation, to the last token; the others get at most a fifth of it right, and what "
     "lies between is left out. k counts the tokens that the model has said itself: at k = 0 it has said none.",
-    "The detector reads what each decoding step leaves behind and gives a score, the probability that the model "
-    "recites. The baselines need no detector: they are statistics of the output, or of the text alone.",
+    "The detector reads what each decoding step leaves behind and gives a score: the probability that the model "
+    "recites, if recitations and other text were equally frequent. Where recitations are rarer, fewer of the flagged "
+    "texts are recitations. The baselines need no detector: they are statistics of the output, or of the text alone.",
     "In the first figure the threshold of each method and k is set so that 1 % of the other generations exceed it, on "
     "other clusters than those it is judged on; what is shown is the share of recitations above it. All methods are "
     "judged on the same generations.",
@@ -63,13 +70,13 @@ def detection_section(study: StudyFiles) -> Section | None:
 def while_it_speaks(found: xr.Dataset) -> str:
     """One sentence for the page's beginning: how much is found early, at what rate of false alarms, beside what."""
     known = moments(found)
+    early = percent(float(_first(found).flagged_early))
     k = known[1] if len(known) > 1 else int(found.k[0])
     ours, other = compared(found, k)
-    rival = "" if other is None else f", the best free baseline ({other.method.item()}) {_share(other)}"
+    rival = "" if other is None else f", the best free baseline ({method_name(other.method.item())}) {_share(other)}"
     return (
         f"At 1 % false alarms the detector finds {_share(ours)} of the recitations after {k} own tokens{rival}; "
-        f"over whole generations it flags {percent(float(_first(found).flagged_early))} with at least {TO_COME} tokens "
-        "still to come."
+        f"over whole generations it flags {early} with at least {_to_come(found)} tokens still to come."
     )
 
 
@@ -100,11 +107,11 @@ def verdict(found: xr.Dataset) -> str:
     if better and not same and not worse:
         return f"The detector finds more recitations than every free baseline, by more than the intervals, {every}."
     if worse and not better and not same:
-        return f"The detector finds fewer recitations than the best free baseline {every}: read the output statistics."
+        return f"The detector finds fewer recitations than the best free baseline {every}: use the free statistics."
     if not better and not worse:
         return (
             f"The detector does not find more recitations than the best free baseline {every}: the intervals overlap, "
-            "so the output statistics say as much."
+            "so statistics that cost nothing say as much."
         )
     parts = [f"finds more recitations than every free baseline at k = {listed(better)}"] if better else []
     parts += [f"does not differ from the best one by more than the intervals at k = {listed(same)}"] if same else []
@@ -117,7 +124,9 @@ def moment_sentences(found: xr.Dataset) -> list[str]:
     sentences = []
     for k in moments(found):
         ours, other = compared(found, k)
-        rival = "" if other is None else f"; the best baseline, {other.method.item()}, finds {_share(other)}"
+        rival = (
+            "" if other is None else f"; the best baseline, {method_name(other.method.item())}, finds {_share(other)}"
+        )
         sentences.append(
             f"After {k} own tokens the detector finds {_share(ours)} of the recitations at 1 % false alarms{rival}."
         )
@@ -133,8 +142,8 @@ def alarm_sentence(found: xr.Dataset) -> str:
     kept = "within" if float(one.false_alarm_rate_low) <= bound else "above"
     return (
         f"The alarm is raised in {percent(float(one.flagged))} ({_ends(one, 'flagged')}) of the recitations, in "
-        f"{percent(float(one.flagged_early))} ({_ends(one, 'flagged_early')}) with at least {TO_COME} tokens still to "
-        f"come, and in {rate} of the other generations: {kept} the bound of {percent(bound)}."
+        f"{percent(float(one.flagged_early))} ({_ends(one, 'flagged_early')}) with at least {_to_come(found)} tokens "
+        f"still to come, and in {rate} of the other generations: {kept} the bound of {percent(bound)}."
     )
 
 
@@ -151,7 +160,7 @@ def alarm_rows(found: xr.Dataset) -> list[tuple[str, str]]:
     """The summary of a command: what was measured, and its value with its interval."""
     one = _first(found)
     rows = [
-        (f"recitations flagged with {TO_COME} tokens to come", "flagged_early"),
+        (f"recitations flagged with {_to_come(found)} tokens to come", "flagged_early"),
         ("recitations flagged", "flagged"),
         (
             f"false alarms in whole generations (bound {percent(float(found.attrs['false_alarms']))})",
@@ -165,6 +174,10 @@ def alarm_rows(found: xr.Dataset) -> list[tuple[str, str]]:
 def share_text(row: xr.Dataset) -> str:
     """The share of recitations found at 1 % false alarms, with its interval."""
     return _share(row)
+
+
+def _to_come(found: xr.Dataset) -> int:
+    return round(EARLY * int(found.attrs["generation_len"]))
 
 
 def _first(found: xr.Dataset) -> xr.Dataset:
@@ -193,9 +206,10 @@ def _figures(found: xr.Dataset) -> list[Block]:
         ),
         Figure(
             reliability(found),
-            "Each point gathers tokens of about one score: how often the model recites among them, against the score. "
-            "On the diagonal a score is a probability; above it, the model recites more often than said. Larger points "
-            "stand for more tokens; whiskers are 95 % intervals, by cluster.",
+            "Each point gathers steps of about one score: how often the model recites among them, against the score, "
+            "both as if recitations and other text were equally frequent. On the diagonal a score is a probability; "
+            "above it, the model recites more often than said. Larger points stand for more steps; whiskers are 95 % "
+            "intervals, by cluster.",
             code=RELIABILITY,
         ),
     ]
@@ -222,7 +236,7 @@ def _numbers(found: xr.Dataset) -> Table:
     for k in found.k.values:
         for method in found.method.values:
             one = found.sel({"k": k, "method": method})
-            rows.append([int(k), str(method), str(one.kind.item()), *(float(one[name]) for name in columns)])
+            rows.append([int(k), method_name(method), str(one.kind.item()), *(float(one[name]) for name in columns)])
     note = (
         "Share of recitations found at 1 % and at 0.1 % false alarms with the 95 % interval of the first; area under "
         "the ROC curve (0.5: no better than chance); expected calibration error of the detector's scores. Higher is "

@@ -20,6 +20,23 @@ DETECTORS = (COLOURS["memorized"], "#12a17c", "#8d6fc9")
 # Of the baselines: colours and dashes in turn, so that no two lines are alike.
 OTHERS = (COLOURS["other"], *EDIT_COLOURS[4:], "#7a8691")
 TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+# What the baselines of `evaluate_detector` are called where people read them.
+NAMES = {
+    "top_1": "top-1 probability",
+    "margin": "logit margin",
+    "entropy": "entropy",
+    "nll": "running NLL",
+    "mink": "MinK%",
+    "minkpp": "MinK%++",
+    "zlib": "zlib ratio",
+    "distinct": "repetition",
+    "rarity": "token rarity",
+    "ngrams": "n-gram counts",
+    "prefix_nll": "prefix NLL",
+    "prefix_mink": "prefix MinK%",
+    "prefix_minkpp": "prefix MinK%++",
+    "prefix_rarity": "prefix rarity",
+}
 DASHES = ("dash", "dot", "dashdot", "longdash")
 
 
@@ -41,7 +58,7 @@ def measure_by_k(evaluation: xr.Dataset, measure: Measure | str = "tpr_at_1") ->
     ours = others = 0
     # What is drawn last is on top: the detectors.
     for row in [*np.flatnonzero(~detectors), *np.flatnonzero(detectors)]:
-        name = plotly_text(evaluation.method.values[row])
+        name = plotly_text(method_name(evaluation.method.values[row]))
         values, low, high = (
             factor * evaluation[f"{measure}{end}"].transpose("method", "k").values[row].astype(float)
             for end in ("", "_low", "_high")
@@ -77,7 +94,9 @@ def measure_by_k(evaluation: xr.Dataset, measure: Measure | str = "tpr_at_1") ->
 
 
 def reliability(evaluation: xr.Dataset) -> go.Figure:
-    """How often the model recites among tokens of about one score, against that score; the diagonal is perfect.
+    """How often the model recites among steps of about one score, against that score; the diagonal is perfect.
+
+    Both are at even odds: as if recitations and other text were equally frequent.
 
     Args:
         evaluation: what `evaluate_detector` returned: `predicted`, `observed` with `_low` and `_high`, and `in_bin`,
@@ -95,22 +114,27 @@ def reliability(evaluation: xr.Dataset) -> go.Figure:
             100 * one[name].values[known].astype(float)
             for name in ("predicted", "observed", "observed_low", "observed_high")
         )
-        count = one.in_bin.values[known].astype(int)
+        mass = 100 * one.in_bin.values[known].astype(float)
         figure.add_scatter(
             x=predicted,
             y=observed,
             name=plotly_text(one.method.item()),
             mode="lines+markers",
             line={"color": DETECTORS[position % len(DETECTORS)], "width": 2},
-            marker={"size": 6 + 14 * np.sqrt(count / max(count.max(initial=1), 1))},
+            marker={"size": 6 + 14 * np.sqrt(mass / max(mass.max(initial=0), 1e-9))},
             error_y={"array": high - observed, "arrayminus": observed - low, "thickness": 1.2, "color": "#6b7682"},
-            customdata=np.stack([low, high, count], 1),
+            customdata=np.stack([low, high, mass], 1),
             hovertemplate="score %{x:.1f} %: recited %{y:.1f} % (%{customdata[0]:.1f} to %{customdata[1]:.1f} %)<br>"
-            "%{customdata[2]:,} scores<extra>%{fullData.name}</extra>",
+            "%{customdata[2]:.0f} % of the scores<extra>%{fullData.name}</extra>",
         )
-    figure.update_xaxes(title="score: probability said by the detector, %", range=[-3, 103])
+    figure.update_xaxes(title="score: probability said by the detector, %<br>(at even odds)", range=[-3, 103])
     figure.update_yaxes(title="observed: the model recites, %", range=[-3, 103])
     return figure
+
+
+def method_name(name: object) -> str:
+    """A detector's own name, or what a baseline is called in words."""
+    return NAMES.get(str(name), str(name))
 
 
 def is_detector(evaluation: xr.Dataset) -> np.ndarray:

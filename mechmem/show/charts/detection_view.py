@@ -14,8 +14,9 @@ from mechmem.show.fragment import Theme
 
 CAPTION = (
     "Above: {what}, by how many tokens the model has said itself; solid lines are detectors, dashed ones baselines "
-    "that cost nothing; the areas are 95 % intervals of the detectors and of the best baseline. Below: among tokens of "
-    "about one score, how often the model recites; larger points stand for more tokens, whiskers are 95 % intervals."
+    "that cost nothing; the areas are 95 % intervals of the detectors and of the best baseline. Below: among steps of "
+    "about one score, how often the model recites, both at even odds; larger points stand for more steps, whiskers are "
+    "95 % intervals."
 )
 WHAT = {
     "tpr_at_1": "share of recitations found at 1 % false alarms (higher: more found)",

@@ -18,9 +18,10 @@ from mechmem.show.texts.text_svg import Text, still_texts, text_svg
 SCALE = Scale(1.0, signed=False, blue_is_high=False, linear=True)
 QUANTITY = "score"
 CAPTION = (
-    "Colour: the detector's score when the token was about to be said, the probability that the model recites (higher: "
-    "more certain); it knows what was said before and not the token itself. The line is where the prompt ends and the "
-    "model's own text begins; at the framed token the alarm was raised."
+    "Colour: the detector's score when the token was about to be said: the probability that the model recites, if "
+    "recitations and other text were equally frequent (higher: more certain). It knows what was said before and not "
+    "the token itself. The line is where the prompt ends and the model's own text begins; at the framed token the "
+    "alarm was raised."
 )
 
 

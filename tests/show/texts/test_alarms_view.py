@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import mechmem as mm
 from mechmem.data.errors import InputError
@@ -68,10 +69,33 @@ def test_the_still_picture_has_every_score_as_a_tooltip(found):
     assert svg.count("<title>") == 6 * 2 * FULL and "alarm after 20 own tokens" in svg and "0.25" in svg
 
 
+def test_what_a_monitor_noted_is_shown_without_the_prompt():
+    token = np.array([[5, 6, 7], [8, 9, -1], [3, -1, -1]])
+    score = np.where(token < 0, np.nan, token / 10)
+    result = xr.Dataset(
+        {
+            "token": (("row", "k"), token),
+            "score": (("row", "k"), score),
+            "flagged_at": ("row", np.array([1, np.nan, 1.0])),
+        },
+        {"row": np.arange(3)},
+    )
+    data = page_of(mm.show.alarms(result))
+    # The last row was stopped at its alarm: there is no token to frame.
+    assert [text["diverges"] for text in data["paragraphs"]] == [[{"pos": 1, "says": None}], [None], [None]]
+    assert [text["facts"][1] for text in data["paragraphs"]] == [
+        "alarm after 1 own token", "no alarm", "alarm after 1 own token"
+    ]  # fmt: skip
+    labels = [[data["vocabulary"]["labels"][place] for place in text["tokens"]] for text in data["paragraphs"]]
+    assert labels == [[" 5", " 6", " 7"], [" 8", " 9"], [" 3"]] and data["paragraphs"][1]["values"] == [[0.8, 0.9]]
+
+
 def test_other_results_are_refused(found):
     with pytest.raises(InputError, match="got result without example_alarm"):
         mm.show.alarms(found.drop_vars("example_alarm"))
-    with pytest.raises(InputError, match="without an example"):
+    with pytest.raises(InputError, match="which holds its texts; omit it"):
+        mm.show.alarms(found, tokenizer=object())
+    with pytest.raises(InputError, match="without a generation"):
         mm.show.alarms(found.isel(example=slice(0)))
 
 
