@@ -171,3 +171,13 @@ def test_sixteen_bit_logits_are_read_in_float32(history):
     for step in range(3):
         before = None if step == 0 else said[step - 1]
         torch.testing.assert_close(output.step(half[step], before), wide.step(half[step].float(), before))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_other_devices_read_what_a_cpu_reads(history, rows, monkeypatch):
+    logits, said = history
+    here, there = RunningOutput(rows), RunningOutput(rows)
+    wanted = [here.step(logits[0, :rows], None), here.step(logits[1, :rows], said[0, :rows])]
+    monkeypatch.setattr(LogitReader, "_here", lambda self, array: self._there(torch.from_numpy(array)))
+    torch.testing.assert_close(there.step(logits[0, :rows], None), wanted[0])
+    torch.testing.assert_close(there.step(logits[1, :rows], said[0, :rows]), wanted[1])
