@@ -65,8 +65,10 @@ class Detector:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, kind in (("buckets", tuple[Size, ...]), ("generation_len", Count)):
-            object.__setattr__(self, name, check_bounds(name, getattr(self, name), kind))
+        kinds = {"generation_len": Count, "buckets": tuple[Size, ...]}
+        for name, kind in kinds.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_bounds(name, value, kind))
 
     def __repr__(self) -> str:
         return (

@@ -68,7 +68,8 @@ def evaluate_detector(
 
     Returns:
         Dataset of dimensions `method` (detectors first; `kind` says which is a baseline), `k`, `bin`, `paragraph` and
-        `step`, each value of a method with bounds `*_low` and `*_high` by resampling clusters:
+        `step`, each value of a method with bounds `*_low` and `*_high` by resampling clusters. One method is
+        `result.sel({"method": "detector"})`: `sel(method=...)` is an option of xarray's own.
         [method, k]: auroc, tpr_at_1, tpr_at_01, the rates fpr_at_1 and fpr_at_01 that their thresholds realized,
         precision (of tpr_at_1 at the base rate), calibration_error;
         [method]: flagged, flagged_early, lead_time (tokens), false_alarm_rate, false_alarms_per_1000, all over whole

@@ -25,6 +25,7 @@ from mechmem.detect.probes.logistic import LogisticProbes
 from mechmem.detect.probes.rules import Rule
 from mechmem.detect.probes.stored_arrays import check_finite, shaped
 from mechmem.detect.settings import DetectorSettings
+from mechmem.detect.step_features import feature_names
 from mechmem.weights.tensor_files import read_tensors
 
 TENSORS, ABOUT = "detector.safetensors", "detector.json"
@@ -121,11 +122,13 @@ def _made(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Detector:
     check_finite({"null": null})
     if not len(null) or bool((null.diff() < 0).any()):
         raise InputError("'null' must hold sorted numbers")
+    choice, identity = _choice(about["choice"]), _identity(about["identity"])
+    _check_columns(names, choice, identity)
     probes = PROBES[about["method"]].stored(_part(tensors, "probe"), len(buckets), len(names))
     calibration = CALIBRATIONS[about["calibration"]].stored(_part(tensors, "calibration"), len(buckets))
     trained_on = shaped(tensors, "trained_on", torch.int64, (None,)).numpy()
     return Detector(
-        _choice(about["choice"]),
+        choice,
         names,
         buckets,
         probes,
@@ -133,7 +136,7 @@ def _made(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Detector:
         about["rule"],
         null.numpy(),
         about["generation_len"],
-        _identity(about["identity"]),
+        identity,
         DetectorSettings(**{name: _tuples(value) for name, value in about["settings"].items()}),
         trained_on,
         about["notes"],
@@ -146,6 +149,15 @@ def _check_words(about: Mapping[str, Any], names: tuple[Any, ...]) -> None:
             raise InputError(f"{name} is {about[name]!r}; need one of {', '.join(known)}")
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise InputError("'names' must be different names of columns")
+
+
+def _check_columns(names: tuple[str, ...], choice: FeatureChoice, identity: Identity) -> None:
+    """Refuse columns that this version would read in another order, or not at all."""
+    wide = len(choice.depths) * identity.d_model if "residual" in choice.groups else 0
+    deep = identity.layers if "gradient" in choice.groups else 0
+    # Looked at first: names of a width that somebody made up would fill the memory.
+    if max(wide, deep) > len(names) or feature_names(choice, identity.d_model, identity.layers) != names:
+        raise InputError("its columns are not those that this version reads for its features")
 
 
 def _choice(stored: Mapping[str, Any]) -> FeatureChoice:

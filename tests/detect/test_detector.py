@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mechmem.detect.probes.fit import fit_detector
 from mechmem.detect.settings import DetectorSettings
 from tests.detect.example_features import DEEP, IDENTITY, OUTPUT, TREES, made_up
 
-QUICK = {"trees": 6, "tree_depth": 2, "folds": 2}
+QUICK: dict[str, Any] = {"trees": 6, "tree_depth": 2, "folds": 2}
 
 
 @pytest.fixture(scope="module", params=["logistic", "boosting", "isotonic"])
@@ -69,13 +70,20 @@ def edited(folder: Path, **changes: object) -> None:
         ({"method": "pickle"}, "method is 'pickle'; need one of logistic, boosting"),
         ({"rule": "sum"}, "rule is 'sum'"),
         ({"names": ["a", "a"]}, "must be different names of columns"),
-        ({"names": ["a", "b"]}, "need torch.float32 of shape"),
+        ({"names": ["a", "b"]}, "its columns are not those that this version reads"),
         ({"buckets": [1, 2]}, "buckets must rise from 0"),
         ({"buckets": [0, 4]}, "of shape"),
         ({"generation_len": 0}, "generation_len be at least 1"),
         ({"choice": {"groups": ["screen"]}}, "names the groups"),
         ({"choice": {"groups": ["residual"], "depths": [-1]}}, "by numbers from 0"),
         ({"choice": {"pages": []}}, "is damaged or was changed"),
+        (
+            {
+                "identity": dataclasses.asdict(IDENTITY) | {"d_model": 10**12},
+                "choice": {"groups": ["residual"], "depths": [0]},
+            },
+            "columns",
+        ),
         ({"identity": {}}, "is damaged or was changed"),
         ({"settings": {"folds": 1}}, "as folds; need"),
         ({"notes": 3}, "'notes' is a int"),

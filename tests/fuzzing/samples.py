@@ -26,6 +26,7 @@ from mechmem.detect.feature_choice import FeatureChoice
 from mechmem.detect.identity import Identity
 from mechmem.detect.probes.boosting import TreeProbes, fit_boosting
 from mechmem.detect.probes.calibration import CalibrationPart, PlattCalibration
+from mechmem.detect.step_features import feature_names
 from mechmem.study.config import described
 from mechmem.study.edit_settings import EditSettings
 
@@ -129,11 +130,13 @@ def checkpoints() -> dict[str, Files]:
 def detector() -> Files:
     """A detector of trees, fitted to noise."""
     rng = np.random.default_rng(0)
-    rows, truth = rng.normal(size=(40, 3)), np.arange(40) % 2 == 0
+    choice = FeatureChoice(("heads",), heads=((1, 0),))
+    names = feature_names(choice)
+    rows, truth = rng.normal(size=(40, len(names))), np.arange(40) % 2 == 0
     odds = CalibrationPart(rows[:, 0], truth)
     made = mm.Detector(
-        FeatureChoice(("heads",), heads=((1, 0),)),
-        ("L1H0:norm", "L1H0:entropy", "L1H0:prefix"),
+        choice,
+        names,
         (0, 4),
         TreeProbes.stack([fit_boosting(rows, truth, 3, 2, seed) for seed in (0, 1)]),
         PlattCalibration.fit([odds, odds]),
