@@ -250,6 +250,11 @@ def test_a_step_after_the_last_token_said(tiny_model, tiny_paragraphs):
     )
     xr.testing.assert_allclose(result[["output", "residual"]], longer[["output", "residual"]])
     xr.testing.assert_allclose(result[["said", "said_nll"]], longer[["said", "said_nll"]].isel(pos=slice(4)))
+    # The last token is scored where no step follows it, too.
+    shorter = mm.detection_features(
+        tiny_model, tiny_paragraphs, decoding=mm.DecodingSettings(ks=(2,), max_new_tokens=4)
+    )
+    xr.testing.assert_allclose(shorter[["said_nll", "said_z"]], longer[["said_nll", "said_z"]].isel(pos=slice(4)))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
