@@ -57,8 +57,8 @@ class Settings:
 
     rounds: Count = 7
     rows: tuple[Count, ...] = (1, 32)
-    tokens: Count = 20
-    prompt: Count = 50
+    tokens: Count = 12
+    prompt: Count = 16
     lengths: tuple[Count, ...] = (50, 400)
     shapes: tuple[str, ...] = ("bundled", "125M")
     seed: Seed = 0
@@ -71,7 +71,7 @@ class Settings:
 def loaded(shape: str) -> Any:
     """A model of transformers."""
     if shape == "bundled":
-        return transformers.AutoModelForCausalLM.from_pretrained(MODEL_FOLDER).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(MODEL_FOLDER, dtype=torch.float32).eval()
     size = Shape()
     config = transformers.GPTNeoConfig(
         hidden_size=size.width,
@@ -187,8 +187,9 @@ def measured(shape: str, settings: Settings) -> tuple[list[dict[str, Any]], dict
                     "extra": 1000 * float(np.median(with_it - without)) / settings.tokens,
                 }
             )
-    small = torch.randint(0, vocabulary, (2, settings.prompt))
-    return rows_found, state_sizes(model, small, settings.lengths)
+    if model.config.max_position_embeddings < settings.prompt + max(settings.lengths):
+        return rows_found, {}
+    return rows_found, state_sizes(model, torch.randint(0, vocabulary, (1, settings.prompt)), settings.lengths)
 
 
 @torch.no_grad()
@@ -201,7 +202,7 @@ def main(settings: Settings) -> list[dict[str, Any]]:
     Returns:
         Of each model, batch size, features and action: `without` and `with` a monitor, tokens per CPU second;
         `overhead` in percent, the median, `lowest` and `highest` of the pairs; `extra`, milliseconds a step; and
-        `state`, bytes of a monitor's state for two rows by tokens said.
+        `state`, bytes of a monitor's state for one row by tokens said, where the context holds them.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -235,11 +236,12 @@ def _page(results: list[dict[str, Any]], settings: Settings) -> list[str]:
             f"{row['with']:.1f} | {row['overhead']:.1f} | {row['lowest']:.1f} | {row['highest']:.1f} | "
             f"{row['extra']:.2f} |"
         )
-    lines += ["", "Bytes of the state of two rows, without the numbers of the result:", ""]
-    for shape in settings.shapes:
-        sizes = next(row["state"] for row in results if row["shape"] == shape)
-        lines.append(f"- {shape}: " + ", ".join(f"{size:,} after {length} tokens" for length, size in sizes.items()))
-    return lines
+    states = {row["shape"]: row["state"] for row in results if row["state"]}
+    said_of = [
+        f"{shape}: " + ", ".join(f"{size:,} after {length} tokens" for length, size in sizes.items())
+        for shape, sizes in states.items()
+    ]
+    return [*lines, "", f"Bytes of the state of one row, without the numbers of the result: {'; '.join(said_of)}."]
 
 
 if __name__ == "__main__":

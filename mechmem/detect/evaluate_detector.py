@@ -14,6 +14,7 @@ from mechmem.data.bounds import Count, Share
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, between
+from mechmem.data.token_counts import as_counts
 from mechmem.detect.candidates import union
 from mechmem.detect.decoding_settings import DecodingSettings
 from mechmem.detect.detector import Detector
@@ -29,6 +30,7 @@ from mechmem.detect.training_texts import prefix_hashes
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
+from mechmem.model.vocabulary import vocabulary
 
 
 @public("run")
@@ -86,6 +88,7 @@ def evaluate_detector(
     settings, decoding = settings or EvaluationSettings(), decoding or DecodingSettings()
     detectors = _named(detector)
     _check(detectors, model, paragraphs, decoding)
+    counts = None if counts is None else as_counts(counts, model.cfg.d_vocab, vocabulary(model))
     features = _decoded(detectors, model, paragraphs, decoding, batch_size, between(progress, 0, 80, 100))
     length = min(features.sizes["pos"], paragraphs.continuation_len)
     recites, clear = truth_of(features.em.values, length)

@@ -110,7 +110,7 @@ def fit_logistic(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit((wide - mean) / scale, recites)
-    return LogisticFit(mean, model.coef_[0] / scale, float(model.intercept_[0]))
+    return LogisticFit(mean, np.asarray(model.coef_)[0] / scale, np.asarray(model.intercept_).item())
 
 
 def group_sizes(names: tuple[str, ...]) -> Int[np.ndarray, " feature"]:

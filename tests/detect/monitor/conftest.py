@@ -28,14 +28,15 @@ from mechmem.model.load import load_model
 VOCABULARY, LAYERS, WIDTH = 53, 3, 24
 END = 7
 SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": 0.3, "bos_token_id": 0, "pad_token_id": 1}
-COMMON: dict[str, Any] = SIZES | {"max_position_embeddings": 64, "eos_token_id": None}
+NO_END: dict[str, Any] = SIZES | {"eos_token_id": None}
+COMMON: dict[str, Any] = NO_END | {"max_position_embeddings": 64}
 CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neo": lambda: transformers.GPTNeoConfig(
         hidden_size=WIDTH, num_layers=LAYERS, num_heads=3, intermediate_size=40, window_size=5,
         attention_types=[[["global", "local", "global"], 1]], **COMMON,
     ),
     "gpt2": lambda: transformers.GPT2Config(
-        n_embd=WIDTH, n_layer=LAYERS, n_head=3, n_inner=40, n_positions=64, **SIZES | {"eos_token_id": None}
+        n_embd=WIDTH, n_layer=LAYERS, n_head=3, n_inner=40, n_positions=64, **NO_END
     ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(
         hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=3, intermediate_size=40,

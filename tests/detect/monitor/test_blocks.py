@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_no_hook_is_left_where_the_block_cannot_begin(pair):
 
 def test_between_two_tokens_of_a_stream_nothing_is_on_the_model(pair, model):
     monitor = Monitor(random_detector(pair.hooked), model, "steer", heads=["L1H1"])
-    stream = monitor.stream(TEXT, 6)
+    stream: Any = monitor.stream(TEXT, 6)
     for token in stream:
         assert not left_behind(model)
         if token.k == 2:

@@ -1,5 +1,8 @@
 """What a monitor holds does not grow with the length of the generation, but for the result's numbers."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +51,7 @@ def states(random):
 @pytest.mark.parametrize(("action", "choice"), [("flag", PLAIN), ("flag", EVERYTHING), ("block", PLAIN)])
 def test_states_are_as_large_after_400_tokens_as_after_20(action, choice, twins):
     pair = twins("gpt_neo")
-    options = {"memorized": Paragraphs(torch.randint(0, 53, (3, 20)), 10)} if action == "block" else {}
+    options: dict[str, Any] = {"memorized": Paragraphs(torch.randint(0, 53, (3, 20)), 10)} if action == "block" else {}
     monitor = Monitor(random_detector(pair.hooked, choice), pair.causal, action, **options)
     prompt = torch.stack(prompts(12, 12, 12, 12))
     generation = Generation(monitor._plan, Prompt(prompt))
@@ -57,13 +60,12 @@ def test_states_are_as_large_after_400_tokens_as_after_20(action, choice, twins)
     for k in range(401):
         step = states(random)
         # Patterns grow with the text; here the text's positions are not what is measured.
-        step.pattern.update({layer: torch.rand(ROWS, 3, 12 + k).softmax(-1) for layer in step.pattern})
+        pattern = {layer: torch.rand(ROWS, 3, 12 + k).softmax(-1) for layer in step.pattern}
+        step = dataclasses.replace(step, pattern=pattern)
         generation.step(step, None if k == 0 else torch.randint(0, VOCABULARY, (ROWS,), generator=random))
         if k in (20, 400):
-            history, generation.history = generation.history, None
-            sizes[k] = held(generation)
-            generation.history = history
-            sizes[f"history {k}"] = held(history)
+            sizes[k] = held({name: value for name, value in vars(generation).items() if name != "history"})
+            sizes[f"history {k}"] = held(generation.history)
     # Which tokens were rare, of which attention is summed: a byte each, with room for twice as many.
     rare = 2 * 400 * ROWS if "heads" in choice.groups else 0
     assert sizes[20] <= sizes[400] <= sizes[20] + rare
