@@ -15,6 +15,7 @@ import xarray as xr
 import mechmem as mm
 from mechmem.data.errors import InputError
 from mechmem.model.load import HookedTransformer
+from tests.detect.reciting import reciting, together
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 OTHER = mm.Paragraphs(torch.randint(0, 61, (3, 23), generator=torch.Generator().manual_seed(6)), prefix_len=13)
@@ -39,6 +40,13 @@ def calls(tiny_model: HookedTransformer, tiny_paragraphs: mm.Paragraphs) -> dict
     rows, counts = tiny_paragraphs[:3], np.arange(61) + 1
     given = {"model": tiny_model, "paragraphs": rows}
     pair = {"model": tiny_model, "clean": rows, "corrupt": OTHER}
+    memorized, other = reciting(tiny_model, 14)
+    settings = mm.DetectorSettings(ks=(0,), penalties=(1.0,))
+    training: dict[str, Any] = {"model": tiny_model, "memorized": memorized, "other": other}
+    training |= {"features": "output", "method": "logistic", "settings": settings}
+    judging = {"detector": mm.train_detector(**training), "model": tiny_model}
+    judging |= {"paragraphs": together(*reciting(tiny_model, 6, seed=7))}
+    judging |= {"settings": mm.EvaluationSettings(ks=(0,), draws=5, folds=2)}
     return {
         "score": (mm.score, given),
         "split": (mm.split, {"paragraphs": rows, "scores": mm.score(**given)}),
@@ -65,6 +73,8 @@ def calls(tiny_model: HookedTransformer, tiny_paragraphs: mm.Paragraphs) -> dict
         "logit_lens": (mm.logit_lens, given),
         "rare_token_attention": (mm.rare_token_attention, given | {"unigram_counts": counts, "permutations": 5}),
         "capture": (mm.capture, given),
+        "train_detector": (mm.train_detector, training),
+        "evaluate_detector": (mm.evaluate_detector, judging),
         "detection_features": (mm.detection_features, given),
     }
 
@@ -73,7 +83,7 @@ NAMES = (
     "score split kl perturb_prefix worst_perturbations ablate_heads ablate_layers ablate_greedily patch attribute "
     "top_cells head_circuits localize_neurons top_neurons activation_gradients weight_gradients parameter_gradients "
     "paragraph_gradients contrastive_gradients logit_lens rare_token_attention capture "
-    "detection_features"
+    "detection_features train_detector evaluate_detector"
 ).split()
 
 

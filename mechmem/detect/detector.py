@@ -107,10 +107,10 @@ class Detector:
         Raises:
             InputError: another number of columns, or features that are not finite.
         """
-        if features.ndim != 2 or features.shape[1] != len(self.names):
+        if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != len(self.names):
+            came = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise InputError(
-                f"got features of shape {list(features.shape)} for a detector that reads {len(self.names)} columns; "
-                "need [row, feature]"
+                f"got features of shape {came} for a detector that reads {len(self.names)} columns; need [row, feature]"
             )
         bucket, rows = bucket_of(k, self.buckets), features.float()
         if self._lines is not None:
