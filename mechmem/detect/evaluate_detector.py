@@ -75,7 +75,8 @@ def evaluate_detector(
         [method, k]: auroc, tpr_at_1, tpr_at_01, the rates fpr_at_1 and fpr_at_01 that their thresholds realized,
         precision (of tpr_at_1 at the base rate), calibration_error;
         [method]: flagged, flagged_early, lead_time (tokens), false_alarm_rate, false_alarms_per_1000, all over whole
-        generations; bound (of false_alarm_rate), sign (that a baseline is taken with, the one that serves it best);
+        generations; bound (of false_alarm_rate; NaN: a baseline, or an infinite threshold: never an alarm), sign (that
+        a baseline is taken with, the one that serves it best);
         [method, bin]: predicted, observed, in_bin (reliability over all k);
         of the first detector: score[paragraph, step], first_flag[paragraph] (own tokens said; -1: never);
         label[paragraph] (1 recited, 0 not, -1 between), em[paragraph], said[paragraph, pos].
@@ -109,9 +110,11 @@ def evaluate_detector(
         settings=settings,
         progress=between(progress, 80, 100, 100),
     )
-    known = [settings.false_alarms if name in detectors else np.nan for name in methods]
+    fires = {name for name in detectors if np.isfinite(detectors[name].threshold(settings.false_alarms))}
+    known = [settings.false_alarms if name in fires else np.nan for name in methods]
+    meaning = "of false_alarm_rate, by the conformal threshold; NaN: a baseline, or a detector without a finite one"
     found = found.assign(
-        bound=("method", known, {"units": "1", "long_name": "of false_alarm_rate, by the conformal threshold"}),
+        bound=("method", known, {"units": "1", "long_name": meaning}),
         sign=("method", [signs.get(name, 1.0) for name in methods], {"long_name": "with which a baseline is taken"}),
     )
     of_rows = _per_paragraph(methods[next(iter(detectors))], features, recites, clear)

@@ -7,7 +7,13 @@ from mechmem.data.checksums import record
 from mechmem.data.errors import InputError
 from mechmem.data.netcdf import save_netcdf
 from mechmem.report.page import Figure, Table, View
-from mechmem.report.sections.detection import alarm_rows, alarm_sentence, detection_section, verdict
+from mechmem.report.sections.detection import (
+    alarm_rows,
+    alarm_sentence,
+    detection_section,
+    verdict,
+    while_it_speaks,
+)
 from mechmem.report.study_files import StudyFiles, read_study
 from mechmem.report.study_report import study_page, write_report
 
@@ -61,7 +67,7 @@ def test_a_rate_above_the_bound_is_said_to_be_above(found):
     above = found.assign(false_alarm_rate=found.false_alarm_rate + 0.1, false_alarm_rate_low=low)
     assert "above the bound of 1.0 %" in alarm_sentence(above)
     never = found.assign(false_alarm_rate=found.false_alarm_rate * np.nan)
-    assert "no threshold" in alarm_sentence(never)
+    assert "never raised" in alarm_sentence(never)
 
 
 def test_the_summary_of_the_command_has_what_was_asked(found):
@@ -95,3 +101,13 @@ def test_a_damaged_result_names_the_command_that_makes_it_again(make_study, tmp_
     record(folder, ["detect.nc"])
     with pytest.raises(InputError, match="has no variable 'tpr_at_1_low', as stage 'detect' writes it"):
         write_report(folder)
+
+
+def test_nothing_is_claimed_where_too_few_texts_were_judged(found):
+    missing = {f"tpr_at_1{end}": found[f"tpr_at_1{end}"] * np.nan for end in ("", "_low", "_high")}
+    few = found.assign(missing).assign(bound=("method", np.full(found.sizes["method"], np.nan)))
+    assert verdict(few).startswith("Too few other generations were judged")
+    assert alarm_sentence(few).startswith("The alarm is never raised") and "nan" not in while_it_speaks(few)
+    assert dict(alarm_rows(few))["alarms"].startswith("never")
+    section = detection_section(StudyFiles(detection=few))
+    assert section is not None and "nan" not in " ".join(section.answer)

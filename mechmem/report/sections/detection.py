@@ -43,6 +43,14 @@ LIMITS = (
     "The bound on false alarms holds for text like the other paragraphs of this corpus and for generations as long as "
     "those it was set on. Other text, other sampling and longer generations can raise more.",
 )
+TOO_FEW = (
+    "Too few other generations were judged for thresholds at 1 % false alarms, so the detector is not compared with "
+    "the baselines: about 125 are needed."
+)
+NEVER = (
+    "The alarm is never raised: its threshold is infinite, because too few clusters of other paragraphs were set apart "
+    "for it. A bound of a needs 1/a - 1 of them: 99 for 1 %."
+)
 TPR = 'mm.show.detection(study.results["detect"])'
 ALARMS = 'mm.show.alarms(study.results["detect"])'
 RELIABILITY = 'study.results["detect"][["predicted", "observed", "in_bin"]].to_dataframe()'
@@ -74,9 +82,11 @@ def while_it_speaks(found: xr.Dataset) -> str:
     k = known[1] if len(known) > 1 else int(found.k[0])
     ours, other = compared(found, k)
     rival = "" if other is None else f", the best free baseline ({method_name(other.method.item())}) {_share(other)}"
+    flags = f"over whole generations it flags {early} with at least {_to_come(found)} tokens still to come."
+    if not np.isfinite(float(ours.tpr_at_1)):
+        return f"{TOO_FEW} {NEVER if _never(found) else flags[0].upper() + flags[1:]}"
     return (
-        f"At 1 % false alarms the detector finds {_share(ours)} of the recitations after {k} own tokens{rival}; "
-        f"over whole generations it flags {early} with at least {_to_come(found)} tokens still to come."
+        f"At 1 % false alarms the detector finds {_share(ours)} of the recitations after {k} own tokens{rival}; {flags}"
     )
 
 
@@ -97,6 +107,8 @@ def verdict(found: xr.Dataset) -> str:
     better, same, worse = [], [], []
     for k in moments(found):
         ours, other = compared(found, k)
+        if not np.isfinite(float(ours.tpr_at_1)):
+            return TOO_FEW
         if other is None or float(ours.tpr_at_1_low) > float(other.tpr_at_1_high):
             better.append(str(k))
         elif float(ours.tpr_at_1_high) < float(other.tpr_at_1_low):
@@ -124,6 +136,8 @@ def moment_sentences(found: xr.Dataset) -> list[str]:
     sentences = []
     for k in moments(found):
         ours, other = compared(found, k)
+        if not np.isfinite(float(ours.tpr_at_1)):
+            continue
         rival = (
             "" if other is None else f"; the best baseline, {method_name(other.method.item())}, finds {_share(other)}"
         )
@@ -136,8 +150,8 @@ def moment_sentences(found: xr.Dataset) -> list[str]:
 def alarm_sentence(found: xr.Dataset) -> str:
     """How many recitations raise the alarm, how early, and how many other generations do."""
     one, bound = _first(found), float(found.attrs["false_alarms"])
-    if not np.isfinite(float(one.false_alarm_rate)):
-        return "The alarm has no threshold: too few other paragraphs were set apart for it."
+    if _never(found):
+        return NEVER
     rate = f"{percent(float(one.false_alarm_rate))} ({_ends(one, 'false_alarm_rate')})"
     kept = "within" if float(one.false_alarm_rate_low) <= bound else "above"
     return (
@@ -168,12 +182,19 @@ def alarm_rows(found: xr.Dataset) -> list[tuple[str, str]]:
         ),
     ]
     said = [(name, f"{percent(float(one[key]))} ({_ends(one, key)})") for name, key in rows]
+    said = [("alarms", "never: too few clusters for a threshold")] if _never(found) else said
     return [*said, ("calibration error, mean over k", f"{float(one.calibration_error.mean('k')):.3f}")]
 
 
 def share_text(row: xr.Dataset) -> str:
     """The share of recitations found at 1 % false alarms, with its interval."""
     return _share(row)
+
+
+def _never(found: xr.Dataset) -> bool:
+    """Whether the threshold of the alarm is infinite."""
+    one = _first(found)
+    return not np.isfinite(float(one.get("bound", one.false_alarm_rate)))
 
 
 def _to_come(found: xr.Dataset) -> int:
@@ -185,6 +206,8 @@ def _first(found: xr.Dataset) -> xr.Dataset:
 
 
 def _share(row: xr.Dataset) -> str:
+    if not np.isfinite(float(row.tpr_at_1)):
+        return "not measured"
     return f"{percent(float(row.tpr_at_1))} ({_ends(row, 'tpr_at_1')})"
 
 
