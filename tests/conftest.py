@@ -191,20 +191,17 @@ class DetectedStudy:
 
 
 @pytest.fixture(scope="session")
-def detected_study(small_study: SmallStudy, tmp_path_factory: pytest.TempPathFactory) -> DetectedStudy:
+def detected_study(tmp_path_factory: pytest.TempPathFactory) -> DetectedStudy:
     """For tests that only read it."""
-    import shutil
-
     from typer.testing import CliRunner
 
     from mechmem.cli import app
     from mechmem.study.detection_settings import DetectionSettings
 
     folder = tmp_path_factory.mktemp("detected") / "study"
-    shutil.copytree(small_study.folder, folder)
     settings = DetectionSettings(features=("output",), method="logistic", trained=30, evaluated=20, false_alarms=0.2)
-    sizes = ["--trained", "30", "--evaluated", "20", "--false-alarms", "0.2"]
-    words = ["detect", "--out", str(folder), "--features", "output", "--method", "logistic", *sizes]
+    words = ["detect", "--out", str(folder), "--limit", "200", "--set", "decoded=8", "--features", "output"]
+    words += ["--method", "logistic", "--trained", "30", "--evaluated", "20", "--false-alarms", "0.2"]
     answer = CliRunner().invoke(app, words)
     assert answer.exit_code == 0, answer.output
     return DetectedStudy(folder, answer.output, settings)

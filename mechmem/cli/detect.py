@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,14 +38,12 @@ class DetectorOptions:
         Raises:
             InputError: a feature that there is not.
         """
+        from mechmem.study.config import apply_settings
         from mechmem.study.detection_settings import DetectionSettings
 
-        return DetectionSettings(
-            features=tuple(part.strip() for part in self.features.split(",")),  # pyright: ignore[reportArgumentType]
-            method=self.method,
-            trained=self.trained,
-            evaluated=self.evaluated,
-            false_alarms=self.false_alarms,
+        return apply_settings(
+            DetectionSettings(),
+            asdict(self) | {"features": tuple(part.strip() for part in self.features.split(","))},
         )
 
 
@@ -83,7 +81,8 @@ def _print(found: xr.Dataset) -> None:
         ours, other = compared(found, k)
         rival = ("-", "-") if other is None else (share_text(other), method_name(other.method.item()))
         table.add_row(str(k), share_text(ours), *rival)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     table = Table("over whole generations", "share or error (95 %)")
     for row in alarm_rows(found):
         table.add_row(*row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -131,7 +132,10 @@ def watch(
         monitor = _monitor(known, loaded, what, heads, out)
         start = given if paragraph is None else _prefix(out, paragraph)
         options = {"temperature": decoding.temperature, "top_k": decoding.top_k, "seed": decoding.seed}
-        tokens = monitor.stream(start, decoding.max_new_tokens, **options)
+        stream = monitor.stream(start, decoding.max_new_tokens, **options)
+        # States that the detector cannot read show at the first step: refused before anything is written.
+        first = list(itertools.islice(stream, 1))
+    tokens = itertools.chain(first, stream)
     if monitor.threshold == math.inf:
         warnings.warn(_never(folder, known, what.false_alarms), stacklevel=2)
     decode = _decoder(loaded)

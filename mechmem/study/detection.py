@@ -60,6 +60,8 @@ def run_detection(study: StudyFolder, settings: DetectionSettings, *, progress: 
     known = finished(study.folder, settings)
     if known is not None:
         return known
+    check_output(study.folder / DETECTOR, "folder")
+    check_output(study.folder / RESULT)
     memorized, other, judged = detection_sets(study, settings)
     with study.writing(*FILES):
         _begin(study.folder / WORK, settings)
@@ -88,8 +90,6 @@ def finished(folder: Path, settings: DetectionSettings) -> xr.Dataset | None:
     Raises:
         InputError: it has one of other settings.
     """
-    check_output(folder / DETECTOR, "folder")
-    check_output(folder / RESULT)
     if not all((folder / name).is_file() for name in FILES) or not set(FILES).isdisjoint(damaged(folder)):
         return None
     found = read_result(folder, RESULT)

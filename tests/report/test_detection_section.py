@@ -51,6 +51,13 @@ def test_the_verdict_is_better_only_by_more_than_the_intervals(synthetic, gain, 
     assert said in verdict(synthetic.detection(np.random.default_rng(0), gain=gain))
 
 
+def test_too_few_others_for_a_threshold_are_said(found):
+    unknown = found.assign({f"tpr_at_1{end}": found[f"tpr_at_1{end}"] * np.nan for end in ("", "_low", "_high")})
+    section = detection_section(StudyFiles(detection=unknown))
+    assert section is not None and all("nan" not in sentence for sentence in section.answer)
+    assert section.answer[0].startswith("The detector was judged on 380 other generations, too few for a threshold")
+
+
 def test_a_mixed_verdict_names_every_k(found):
     mixed = found.copy(deep=True)
     place = {"method": 0, "k": list(found.k.values).index(4)}

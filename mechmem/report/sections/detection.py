@@ -79,7 +79,9 @@ def while_it_speaks(found: xr.Dataset) -> str:
     """One sentence for the page's beginning: how much is found early, at what rate of false alarms, beside what."""
     known = moments(found)
     early = percent(float(_first(found).flagged_early))
-    k = known[1] if len(known) > 1 else int(found.k[0])
+    if not known:
+        return verdict(found)
+    k = known[min(1, len(known) - 1)]
     ours, other = compared(found, k)
     rival = "" if other is None else f", the best free baseline ({method_name(other.method.item())}) {_share(other)}"
     flags = f"over whole generations it flags {early} with at least {_to_come(found)} tokens still to come."
@@ -98,12 +100,18 @@ def compared(found: xr.Dataset, k: int, measure: str = "tpr_at_1") -> tuple[xr.D
 
 
 def moments(found: xr.Dataset) -> list[int]:
-    """Those of `MOMENTS` that were measured."""
-    return [k for k in MOMENTS if k in found.k.values]
+    """Those of `MOMENTS` that were measured; none where too few others were judged for 1 % of them."""
+    known = [k for k in MOMENTS if k in found.k.values]
+    return [k for k in known if np.isfinite(float(compared(found, k)[0].tpr_at_1))]
 
 
 def verdict(found: xr.Dataset) -> str:
     """Whether the detector finds more than the best free baseline, by more than the intervals, in one sentence."""
+    if not moments(found):
+        return (
+            f"The detector was judged on {int(found.attrs['others'])} other generations, too few for a threshold at "
+            "1 % false alarms: judge it on more paragraphs to compare it with the free baselines."
+        )
     better, same, worse = [], [], []
     for k in moments(found):
         ours, other = compared(found, k)
