@@ -43,10 +43,6 @@ LIMITS = (
     "The bound on false alarms holds for text like the other paragraphs of this corpus and for generations as long as "
     "those it was set on. Other text, other sampling and longer generations can raise more.",
 )
-TOO_FEW = (
-    "Too few other generations were judged for thresholds at 1 % false alarms, so the detector is not compared with "
-    "the baselines: about 125 are needed."
-)
 NEVER = (
     "The alarm is never raised: its threshold is infinite, because too few clusters of other paragraphs were set apart "
     "for it. A bound of a needs 1/a - 1 of them: 99 for 1 %."
@@ -84,11 +80,9 @@ def while_it_speaks(found: xr.Dataset) -> str:
     k = known[min(1, len(known) - 1)]
     ours, other = compared(found, k)
     rival = "" if other is None else f", the best free baseline ({method_name(other.method.item())}) {_share(other)}"
-    flags = f"over whole generations it flags {early} with at least {_to_come(found)} tokens still to come."
-    if not np.isfinite(float(ours.tpr_at_1)):
-        return f"{TOO_FEW} {NEVER if _never(found) else flags[0].upper() + flags[1:]}"
     return (
-        f"At 1 % false alarms the detector finds {_share(ours)} of the recitations after {k} own tokens{rival}; {flags}"
+        f"At 1 % false alarms the detector finds {_share(ours)} of the recitations after {k} own tokens{rival}; "
+        f"over whole generations it flags {early} with at least {_to_come(found)} tokens still to come."
     )
 
 
@@ -110,13 +104,11 @@ def verdict(found: xr.Dataset) -> str:
     if not moments(found):
         return (
             f"The detector was judged on {int(found.attrs['others'])} other generations, too few for a threshold at "
-            "1 % false alarms: judge it on more paragraphs to compare it with the free baselines."
+            "1 % false alarms: judge it on more paragraphs, at least 125, to compare it with the free baselines."
         )
     better, same, worse = [], [], []
     for k in moments(found):
         ours, other = compared(found, k)
-        if not np.isfinite(float(ours.tpr_at_1)):
-            return TOO_FEW
         if other is None or float(ours.tpr_at_1_low) > float(other.tpr_at_1_high):
             better.append(str(k))
         elif float(ours.tpr_at_1_high) < float(other.tpr_at_1_low):
@@ -144,8 +136,6 @@ def moment_sentences(found: xr.Dataset) -> list[str]:
     sentences = []
     for k in moments(found):
         ours, other = compared(found, k)
-        if not np.isfinite(float(ours.tpr_at_1)):
-            continue
         rival = (
             "" if other is None else f"; the best baseline, {method_name(other.method.item())}, finds {_share(other)}"
         )

@@ -90,6 +90,8 @@ def measure_by_k(evaluation: xr.Dataset, measure: Measure | str = "tpr_at_1") ->
     ticks = {"tickvals": [k + 1 for k in shown], "ticktext": [str(k) for k in shown]}
     figure.update_xaxes(title="k, own tokens said so far", type="log", **ticks)
     figure.update_yaxes(title=axis, range=[0, 1.04 * factor] if factor > 1 else None)
+    # A dozen methods take several lines, which would lie on the title.
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
     return figure
 
 

@@ -47,4 +47,6 @@ def detection(evaluation: xr.Dataset, *, measure: Measure | str = "tpr_at_1", th
     if "kind" not in evaluation.coords or not is_detector(evaluation).any():
         raise InputError("got an evaluation of no detector; need what mechmem.evaluate_detector returned")
     figure = stacked("Recitations found while decoding", [measure_by_k(evaluation, measure), reliability(evaluation)])
+    # A dozen methods take several lines, which would lie on the title.
+    figure.update_layout(legend={"y": -0.1, "yanchor": "top"})
     return Chart(figure, f"{CAPTION.format(what=WHAT[measure])}\n{origin(evaluation)}".strip(), theme)
