@@ -21,7 +21,15 @@ SCRIPTS = sorted(
     if "__main__" in path.read_text(encoding="utf-8")
 )
 # Their model is planted, random or trained by themselves.
-OWN_MODEL = {"head_report", "measure_bundled", "planted", "train_bundled", "benchmarks/attention", "benchmarks/capture"}
+OWN_MODEL = {
+    "detection",
+    "head_report",
+    "measure_bundled",
+    "planted",
+    "train_bundled",
+    "benchmarks/attention",
+    "benchmarks/capture",
+}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
