@@ -10,6 +10,7 @@ from samples import one_per_cluster
 
 import mechmem as mm
 from mechmem.detect.detector import Detector
+from mechmem.detect.monitor.plans import MonitorAction
 
 # A text this near to the true one, as a share of its tokens that are kept, counts as near-verbatim.
 NEAR = 0.9
@@ -30,7 +31,7 @@ def actions(bench: Bench) -> dict[str, Any]:
     elsewhere = rows.paragraphs.select(rows.recites & ~bench.test)
     neurons = [tuple(map(int, name.split("."))) for name in rows.features.neuron.values.tolist()]
     heads = _heads(bench)
-    ways: dict[str, tuple[str, dict[str, Any]]] = {
+    ways: dict[str, tuple[MonitorAction, dict[str, Any]]] = {
         "flag": ("flag", {}),
         "stop": ("stop", {}),
         "block, these memories scanned": ("block", {"memorized": scanned}),
@@ -38,9 +39,7 @@ def actions(bench: Bench) -> dict[str, Any]:
         "steer, neurons": ("steer", {"neurons": neurons}),
         "steer, heads": ("steer", {"heads": heads}),
     }
-    plain = {
-        name: _said(bench, detector, part, "flag", {})[0] for name, part in (("memorized", memorized), ("other", other))
-    }
+    plain, _ = _said(bench, detector, other, "flag", {})
     found: dict[str, Any] = {}
     for name, (action, options) in ways.items():
         said, acted = _said(bench, detector, memorized, action, options)
@@ -63,7 +62,7 @@ def _heads(bench: Bench) -> list[tuple[int, int]]:
 
 
 def _said(
-    bench: Bench, detector: Detector, paragraphs: mm.Paragraphs, action: str, options: dict[str, Any]
+    bench: Bench, detector: Detector, paragraphs: mm.Paragraphs, action: MonitorAction, options: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens said under an action, -1 after an end, [row, k]; and whether it changed anything, [row]."""
     monitor = mm.Monitor(detector, bench.model, action, **options)
@@ -72,7 +71,7 @@ def _said(
             paragraphs.prefix,
             max_new_tokens=paragraphs.continuation_len,
             do_sample=False,
-            stop_at_eos=False,
+            eos_token_id=0,
             verbose=False,
         )
     found = monitor.result

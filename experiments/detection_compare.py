@@ -172,8 +172,8 @@ def table(scores: Mapping[str, Scores], rows: Rows, chosen: np.ndarray, draws: i
 def whole(method: Scores, rows: Rows, at: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """Whole generations: share flagged, share flagged early, median tokens to come, false alarms."""
     labels = rows.recites[at]
-    alarm = method.statistic[at] > method.threshold[at, None]
-    ever, first = alarm.any(1), alarm.argmax(1)
+    alarm = np.asarray(method.statistic[at] > method.threshold[at, None])
+    ever, first = np.asarray(alarm.any(1)), alarm.argmax(1)
     length = alarm.shape[1]
     early = ever & (length - first >= EARLY)
     recited, other = weights[:, labels], weights[:, ~labels]
@@ -208,7 +208,7 @@ def special_rows(scores: Mapping[str, Scores], rows: Rows, folds: np.ndarray, dr
         weights = cluster_weights(rows.clusters[at], draws)
         found[name] = {"rows": len(at), "clusters": len(np.unique(rows.clusters[at]))}
         for label, method in scores.items():
-            alarm = (method.statistic[at] > method.threshold[at, None]).any(1)
+            alarm = np.asarray((method.statistic[at] > method.threshold[at, None]).any(1))
             found[name][label] = summary(share(alarm, weights))
     return found
 

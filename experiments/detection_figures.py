@@ -56,6 +56,8 @@ def by_kind(bound: dict[str, Any], rate: float) -> go.Figure:
             kinds = bound[name]["by kind"]
             shares = [100 * alarms / max(1, count) for alarms, count in kinds.values()]
             figure.add_bar(x=list(kinds), y=shares, name=name, marker_color=colour)
-    figure.add_hline(y=100 * rate, line={"dash": "dot", "color": "#000"}, annotation_text="bound")
+    figure.add_hline(
+        y=100 * rate, line={"dash": "dot", "color": "#000", "width": 2}, annotation_text="bound", layer="above"
+    )
     figure.update_layout(barmode="group", legend={"x": 0.98, "y": 0.98, "xanchor": "right"})
     return _layout(figure, "kind held out", "generations with a false alarm, %")

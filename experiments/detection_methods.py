@@ -14,7 +14,7 @@ from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.detect.detector import Detector
 from mechmem.detect.feature_choice import FeatureChoice
 from mechmem.detect.identity import model_identity
-from mechmem.detect.probes.choose import Candidate
+from mechmem.detect.probes.choose import Candidate, ProbeMethod
 from mechmem.detect.probes.examples import Examples, cluster_folds
 from mechmem.detect.probes.fit import fit_detector, step_scores, step_statistics
 from mechmem.detect.settings import DetectorSettings
@@ -37,7 +37,7 @@ class Method:
 
     groups: tuple[str, ...]
     depths: tuple[tuple[int, ...], ...] = ()
-    probe: str = "logistic"
+    probe: ProbeMethod = "logistic"
     rare: bool = True
     shuffled: bool = False
 

@@ -43,9 +43,8 @@ def edited(bench: Bench) -> Judged:
         notes[f"targets flagged at k = 0, {name}"] = float(flagged[:, 0].mean())
         notes[f"targets flagged, {name}"] = float(flagged[:, -1].mean())
         known = np.isfinite(depth.depth.values)
-        notes[f"Spearman of score at k = 0 and depth, {name}"] = float(
-            spearmanr(scores[known, 0], depth.depth.values[known])[0]
-        )
+        agreement: Any = spearmanr(scores[known, 0], depth.depth.values[known])
+        notes[f"Spearman of score at k = 0 and depth, {name}"] = float(agreement.statistic)
     both = together(bench.by_truth("edited-rest", rest, after), bench.by_truth("edited-other", other, after), notes)
     return both
 

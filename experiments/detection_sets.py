@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -82,8 +83,8 @@ def synthetic_corpus() -> SyntheticCorpus:
 
 
 def _encoded(model: HookedTransformer, texts: Sequence[str]) -> list[np.ndarray]:
-    assert model.tokenizer is not None
-    encoded = model.tokenizer.backend_tokenizer.encode_batch(list(texts))
+    tokenizer: Any = model.tokenizer
+    encoded = tokenizer.backend_tokenizer.encode_batch(list(texts))
     return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encoded]
 
 

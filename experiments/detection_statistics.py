@@ -56,7 +56,7 @@ class Ranked:
 
     def auroc(self) -> np.ndarray:
         """Chance that a recitation scores above another row, ties count half, [draw]."""
-        recited, other = (sum(part).astype(np.float64) for part in (self.recited, self.other))
+        recited, other = ((part[0] + part[1]).astype(np.float64) for part in (self.recited, self.other))
         at_score = np.diff(recited, axis=0, prepend=0)
         below = other[-1] - other + np.diff(other, axis=0, prepend=0) / 2
         return (at_score * below).sum(0) / (recited[-1] * other[-1])

@@ -7,6 +7,7 @@ model says them with as much confidence as a recitation, and learned none of the
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import datasets
 import numpy as np
@@ -84,12 +85,15 @@ def predictable(
         Paragraphs with `id` (from a million on), `source` ("predictable: " and the family), `cluster` (each its own),
         `seen`, `count` and `text`.
     """
+    tokenizer: Any = model.tokenizer
     known = np.unique(np.concatenate([window_hashes(tokens, 25) for tokens in corpus]))
+    # The words of the bundled corpus, in topics of their own.
+    lexicon = Lexicon(0)
     rows, sources = [], []
     for family, write in FAMILIES.items():
         found = 0
-        for text in _texts(write, f"{family} {seed}"):
-            tokens = np.asarray(model.tokenizer(text)["input_ids"][:length])
+        for text in _texts(write, lexicon, f"{family} {seed}"):
+            tokens = np.asarray(tokenizer(text)["input_ids"][:length])
             if len(tokens) < length or _stands_in(known, row_hashes(_windows(tokens, 25))):
                 continue
             rows.append(tokens)
@@ -104,15 +108,13 @@ def predictable(
         "cluster": numbers,
         "seen": ["never seen"] * len(rows),
         "count": [0] * len(rows),
-        "text": [model.tokenizer.decode(tokens.tolist()) for tokens in rows],
+        "text": [tokenizer.decode(tokens.tolist()) for tokens in rows],
     }
     return mm.Paragraphs(torch.tensor(np.stack(rows)), length // 2, datasets.Dataset.from_dict(table))
 
 
-def _texts(write: Callable[[Writer], str], seed: str) -> Iterator[str]:
+def _texts(write: Callable[[Writer], str], lexicon: Lexicon, seed: str) -> Iterator[str]:
     rng = random.Random(f"predictable {seed}")
-    # The words of the bundled corpus, in topics of their own.
-    lexicon = Lexicon(0)
     while True:
         yield fill(write(Writer(lexicon, Topic.draw(lexicon, rng), rng)), lexicon, rng)
 

@@ -185,7 +185,9 @@ def judge(judged: Judged, detectors: Mapping[str, Detector], draws: int) -> dict
 
 def _flagged(alarm: np.ndarray, there: np.ndarray, clusters: np.ndarray, draws: int) -> list[float] | None:
     rows = there.any(1)
-    return summary(share(alarm[rows].any(1), cluster_weights(clusters[rows], draws))) if rows.any() else None
+    return (
+        summary(share(np.asarray(alarm[rows].any(1)), cluster_weights(clusters[rows], draws))) if rows.any() else None
+    )
 
 
 def together(first: Judged, second: Judged, notes: Mapping[str, Any]) -> Judged:
