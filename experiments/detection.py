@@ -30,7 +30,7 @@ from outputs import agree_on_settings, read_json, write_json
 
 import mechmem as mm
 from mechmem.data.bounds import Count, Rate, Seed, Share, check_fields
-from mechmem.detect.settings import DetectorSettings, Folds
+from mechmem.detect.detector_settings import DetectorSettings, Folds
 from mechmem.model.load import HookedTransformer
 
 # What is compared on kinds that were held out.

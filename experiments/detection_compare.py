@@ -22,8 +22,8 @@ from detection_statistics import (
 )
 
 import mechmem as mm
-from mechmem.detect.free_scores import free_scores
-from mechmem.detect.ngram_counts import NgramCounts
+from mechmem.detect.evaluation.free_scores import free_scores
+from mechmem.detect.evaluation.ngram_counts import NgramCounts
 from mechmem.model.load import HookedTransformer
 
 KS = (0, 1, 2, 4, 8, 16, 32)

@@ -12,12 +12,12 @@ from detection_rows import Rows
 
 from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.detect.detector import Detector
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.identity import model_identity
 from mechmem.detect.probes.choose import Candidate, ProbeMethod
 from mechmem.detect.probes.examples import Examples, cluster_folds
 from mechmem.detect.probes.fit import fit_detector, step_scores, step_statistics
-from mechmem.detect.settings import DetectorSettings
 from mechmem.model.load import HookedTransformer
 
 FALSE_ALARMS = 0.01

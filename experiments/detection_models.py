@@ -12,7 +12,7 @@ from samples import one_per_cluster
 from scipy.stats import spearmanr
 
 import mechmem as mm
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.probes.choose import Candidate
 from mechmem.detect.probes.examples import Examples
 from mechmem.detect.probes.fit import fit_detector, step_scores, step_statistics

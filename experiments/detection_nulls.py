@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mechmem as mm
-from mechmem.detect.gradient_features import own_gradients
+from mechmem.detect.features.gradient_features import own_gradients
 from mechmem.model.load import HookedTransformer
 from mechmem.synthetic.generator import SyntheticCorpus
 

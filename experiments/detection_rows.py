@@ -15,8 +15,8 @@ from samples import shuffled
 
 import mechmem as mm
 from mechmem.data.netcdf import load_netcdf, save_netcdf
-from mechmem.detect.decoding_settings import DecodingSettings
-from mechmem.detect.text_features import hashed_counts
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
+from mechmem.detect.features.text_features import hashed_counts
 from mechmem.model.load import HookedTransformer
 
 # Rows decoded between two saves, and between two words about it.

@@ -23,13 +23,13 @@ from mechmem.data.assets import MODEL_FOLDER
 from mechmem.data.bounds import Count, Seed, check_fields
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.detect.detector import Detector
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.step_features import feature_names
 from mechmem.detect.identity import identity_of
 from mechmem.detect.monitor.monitor import Monitor
 from mechmem.detect.monitor.ngram_filter import NgramFilter
 from mechmem.detect.probes.calibration import PlattCalibration
 from mechmem.detect.probes.logistic import LogisticProbes
-from mechmem.detect.step_features import feature_names
 
 # What is watched: features, and the action.
 WATCHED = (

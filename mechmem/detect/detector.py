@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mechmem.data.bounds import Count, Level, Size, check_bounds, checked
 from mechmem.data.errors import InputError
-from mechmem.detect.feature_choice import OFFLINE, FeatureChoice
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_choice import OFFLINE, FeatureChoice
 from mechmem.detect.identity import Identity, model_identity
 from mechmem.detect.probes.boosting import TreeProbes
 from mechmem.detect.probes.buckets import bucket_of
@@ -24,7 +25,6 @@ from mechmem.detect.probes.calibration import Calibration, PlattCalibration
 from mechmem.detect.probes.conformal import conformal_p_value, conformal_threshold
 from mechmem.detect.probes.logistic import LogisticProbes
 from mechmem.detect.probes.rules import Rule, Statistic
-from mechmem.detect.settings import DetectorSettings
 from mechmem.model.load import HookedTransformer
 
 Probes = LogisticProbes | TreeProbes

@@ -17,15 +17,15 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import check_output, foreign_entries, replacing
 from mechmem.data.stored_json import check_types, read_object
 from mechmem.detect.detector import Detector
-from mechmem.detect.feature_choice import FeatureChoice, FeatureGroup
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_choice import FeatureChoice, FeatureGroup
+from mechmem.detect.features.step_features import feature_names
 from mechmem.detect.identity import Identity
 from mechmem.detect.probes.boosting import TreeProbes
 from mechmem.detect.probes.calibration import IsotonicCalibration, PlattCalibration
 from mechmem.detect.probes.logistic import LogisticProbes
 from mechmem.detect.probes.rules import Rule
 from mechmem.detect.probes.stored_arrays import check_finite, shaped
-from mechmem.detect.settings import DetectorSettings
-from mechmem.detect.step_features import feature_names
 from mechmem.weights.tensor_files import read_tensors
 
 TENSORS, ABOUT = "detector.safetensors", "detector.json"

@@ -20,9 +20,9 @@ from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.spread_sample import spread_sample
 from mechmem.data.stored_json import read_object
 from mechmem.detect.detector import Detector
-from mechmem.detect.evaluate_detector import evaluate_detector
 from mechmem.detect.evaluation.compared_methods import EvaluationSettings
-from mechmem.detect.train_detector import train_detector
+from mechmem.detect.evaluation.evaluate_detector import evaluate_detector
+from mechmem.detect.training.train_detector import train_detector
 from mechmem.report.study_contents import read_result
 from mechmem.study.config import described
 from mechmem.study.detection_examples import chosen_examples

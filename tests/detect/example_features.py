@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.running_output import OUTPUT_STATISTICS
 from mechmem.detect.identity import Identity
 from mechmem.detect.probes.choose import Candidate
 from mechmem.detect.probes.examples import Examples
-from mechmem.detect.running_output import OUTPUT_STATISTICS
 
 IDENTITY = Identity("made up", 2, 6, 61, "float32")
 KS = (0, 1, 2, 4, 8)

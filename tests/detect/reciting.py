@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import mechmem as mm
-from mechmem.detect.decoding_settings import DecodingSettings
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
 
 PREFIX, LENGTH = 12, 22
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import mechmem as mm
 from mechmem.data.errors import InputError
 from mechmem.detect.detector import Detector
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.identity import identity_of, model_identity
 from mechmem.detect.probes.fit import fit_detector
-from mechmem.detect.settings import DetectorSettings
 from tests.detect.example_features import DEEP, IDENTITY, OUTPUT, TREES, made_up
 
 QUICK: dict[str, Any] = {"trees": 6, "tree_depth": 2, "folds": 2}

@@ -22,11 +22,11 @@ import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import mechmem as mm
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.step_features import feature_names
 from mechmem.detect.identity import Identity
 from mechmem.detect.probes.boosting import TreeProbes, fit_boosting
 from mechmem.detect.probes.calibration import CalibrationPart, PlattCalibration
-from mechmem.detect.step_features import feature_names
 from mechmem.study.config import described
 from mechmem.study.edit_settings import EditSettings
 

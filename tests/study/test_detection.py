@@ -12,7 +12,7 @@ import mechmem.study.detection as detection
 from mechmem.cli.choices import DetectMethod
 from mechmem.data.checksums import damaged, recorded
 from mechmem.data.errors import InputError
-from mechmem.detect.candidates import DetectorMethod
+from mechmem.detect.training.candidates import DetectorMethod
 from mechmem.report.page import View
 from mechmem.report.sections.detection import detection_section
 from mechmem.report.study_files import read_study

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float
 from mechmem.data.bounds import Count, Level, Seed, Share, Size, check_fields, checked
 from mechmem.data.errors import InputError
 from mechmem.data.progress import ProgressLike, batches
+from mechmem.detect.detector_settings import Folds
 from mechmem.detect.evaluation.cluster_draws import cluster_draws, interval
 from mechmem.detect.evaluation.reliability import BINS, reliability
 from mechmem.detect.evaluation.roc import held_out_rates, weighted_auroc
 from mechmem.detect.evaluation.variables import ATTRIBUTES
 from mechmem.detect.evaluation.whole_generation import Flags, first_flags, held_out_thresholds
 from mechmem.detect.probes.examples import cluster_folds
-from mechmem.detect.settings import Folds
 
 # False positive rates of `tpr_at_1` and `tpr_at_01`.
 RATES = (0.01, 0.001)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mechmem.data.errors import InputError
 from mechmem.data.fingerprint import tokenizer_of
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.readout import Readout
 from mechmem.detect.identity import Identity, identity_of
 from mechmem.detect.monitor.causal_parts import Parts, parts_of
 from mechmem.detect.monitor.ends import as_ends
 from mechmem.detect.monitor.seen import Seen
 from mechmem.detect.monitor.steering import Steering
-from mechmem.detect.readout import Readout
 
 
 class CausalSource:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.detect.detector import Detector
+from mechmem.detect.features.step_features import StepFeatures
+from mechmem.detect.features.step_states import StepStates
 from mechmem.detect.monitor.actions import Action
 from mechmem.detect.monitor.history import History, Step
 from mechmem.detect.monitor.source import Source
 from mechmem.detect.monitor.steering import Steering
-from mechmem.detect.step_features import StepFeatures
-from mechmem.detect.step_states import StepStates
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mechmem.data.errors import InputError
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.readout import Readout, hooked_readout
 from mechmem.detect.identity import Identity, model_identity
 from mechmem.detect.monitor.ends import as_ends
 from mechmem.detect.monitor.seen import Seen
 from mechmem.detect.monitor.steering import Steering
-from mechmem.detect.readout import Readout, hooked_readout
 from mechmem.model.hooks import Hook, with_hooks
 from mechmem.model.load import HookedTransformer
 

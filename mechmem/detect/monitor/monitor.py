@@ -15,7 +15,7 @@ from torch import Tensor
 from mechmem.data.bounds import Amount, Count, Factor, Level, Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.detect.decoding_settings import DecodingSettings
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
 from mechmem.detect.detector import Detector
 from mechmem.detect.monitor.causal_run import CausalRun
 from mechmem.detect.monitor.causal_source import CausalSource

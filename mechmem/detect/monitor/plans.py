@@ -11,7 +11,7 @@ from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.detect.detector import Detector
-from mechmem.detect.feature_choice import OFFLINE
+from mechmem.detect.features.feature_choice import OFFLINE
 from mechmem.detect.monitor.actions import Action, Block, Stop, Watch
 from mechmem.detect.monitor.generation import Plan, Prompt
 from mechmem.detect.monitor.ngram_filter import NgramFilter

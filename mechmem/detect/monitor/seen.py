@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.detect.step_states import StepStates
+from mechmem.detect.features.step_states import StepStates
 
 Kind = Literal["residual", "z", "pattern", "mlp_post"]
 

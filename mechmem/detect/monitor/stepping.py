@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.detect.lean_steps import LeanSteps
+from mechmem.detect.decoding.lean_steps import LeanSteps
+from mechmem.detect.features.step_states import StepStates
 from mechmem.detect.monitor.generation import Plan
 from mechmem.detect.monitor.hooked_source import HookedSource
 from mechmem.detect.monitor.seen import Seen
-from mechmem.detect.step_states import StepStates
 from mechmem.model.kept_forward import KeptForward
 from mechmem.model.lean.model import LeanModel, runs_lean
 from mechmem.model.load import HookedTransformer

@@ -12,11 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.detect.decoding_settings import DecodingSettings
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
+from mechmem.detect.decoding.sampling import TokenChoice
 from mechmem.detect.monitor.generation import Generation, Plan, Prompt
 from mechmem.detect.monitor.history import result
 from mechmem.detect.monitor.stepping import stepper
-from mechmem.detect.sampling import TokenChoice
 
 # Text or ids; anything else is refused with a sentence that says how to get them.
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int
 from sklearn.metrics import roc_auc_score
 
 from mechmem.data.progress import ProgressLike, batches
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.probes.boosting import TreeFit, fit_boosting
 from mechmem.detect.probes.buckets import bucket_of
 from mechmem.detect.probes.examples import Examples, cluster_folds
 from mechmem.detect.probes.logistic import SMALL, LogisticFit, fit_logistic, group_sizes
-from mechmem.detect.settings import DetectorSettings
 
 ProbeMethod = Literal["logistic", "boosting"]
 # Folds inside a fold, by which the penalty is chosen.

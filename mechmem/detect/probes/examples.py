@@ -9,8 +9,8 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from mechmem.data.errors import InputError
-from mechmem.detect.feature_arrays import columns_of
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_arrays import columns_of
+from mechmem.detect.features.feature_choice import FeatureChoice
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,9 @@ from mechmem.data.bounds import Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.progress import ProgressLike
 from mechmem.detect.detector import Detector, Probes
-from mechmem.detect.feature_arrays import columns_of
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_arrays import columns_of
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.identity import Identity
 from mechmem.detect.probes.boosting import TreeFit, TreeProbes
 from mechmem.detect.probes.buckets import bucket_of, buckets_with_steps
@@ -31,7 +32,6 @@ from mechmem.detect.probes.choose import Candidate, Problem, best_penalty, choos
 from mechmem.detect.probes.examples import Examples, check_clusters, divide
 from mechmem.detect.probes.logistic import LogisticFit, LogisticProbes
 from mechmem.detect.probes.rules import statistics
-from mechmem.detect.settings import DetectorSettings
 
 
 @checked

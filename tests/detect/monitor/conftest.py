@@ -15,14 +15,14 @@ import transformers
 from torch import Tensor
 
 from mechmem.detect.detector import Detector
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.readout import hooked_readout
+from mechmem.detect.features.step_features import StepFeatures, feature_names
+from mechmem.detect.features.step_states import StepStates
 from mechmem.detect.identity import model_identity
 from mechmem.detect.monitor.monitor import Monitor
 from mechmem.detect.probes.calibration import PlattCalibration
 from mechmem.detect.probes.logistic import LogisticProbes
-from mechmem.detect.readout import hooked_readout
-from mechmem.detect.step_features import StepFeatures, feature_names
-from mechmem.detect.step_states import StepStates
 from mechmem.model.load import load_model
 
 VOCABULARY, LAYERS, WIDTH = 53, 3, 24

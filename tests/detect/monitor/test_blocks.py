@@ -11,7 +11,7 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.monitor.hooked_source import HookedSource
 from mechmem.detect.monitor.monitor import Monitor
 from mechmem.detect.monitor.ngram_filter import NgramFilter

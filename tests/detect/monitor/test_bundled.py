@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from mechmem.data.assets import MODEL_FOLDER
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.monitor.monitor import Monitor
 from mechmem.measure.scores import score
 from tests.detect.monitor.conftest import random_detector

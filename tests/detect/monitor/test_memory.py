@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.detect.features.step_states import StepStates
 from mechmem.detect.monitor.generation import Generation, Prompt
 from mechmem.detect.monitor.monitor import Monitor
-from mechmem.detect.step_states import StepStates
 from tests.detect.monitor.conftest import EVERYTHING, LAYERS, PLAIN, VOCABULARY, WIDTH, prompts, random_detector
 
 ROWS = 4

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mechmem.data.errors import InputError
-from mechmem.detect.feature_choice import FeatureChoice
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.probes.examples import cluster_folds, divide
 from mechmem.detect.probes.fit import fit_detector, parts_of, step_scores, step_statistics
-from mechmem.detect.settings import DetectorSettings
 from tests.detect.example_features import DEEP, IDENTITY, OUTPUT, TREES, made_up
 
 QUICK = DetectorSettings(trees=10, tree_depth=2, folds=2)

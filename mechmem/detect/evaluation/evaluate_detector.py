@@ -15,18 +15,18 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, between
 from mechmem.data.token_counts import as_counts
-from mechmem.detect.candidates import union
-from mechmem.detect.decoding_settings import DecodingSettings
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
 from mechmem.detect.detector import Detector
 from mechmem.detect.evaluation.compared_methods import EvaluationSettings, MethodScores, compare_methods
+from mechmem.detect.evaluation.free_scores import free_scores
 from mechmem.detect.evaluation.roc import weighted_auroc
 from mechmem.detect.evaluation.whole_generation import first_flags
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.features import features_of_choice
-from mechmem.detect.free_scores import free_scores
+from mechmem.detect.features.detection_features import features_of_choice
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.probes.fit import step_scores, step_statistics
-from mechmem.detect.train_detector import truth_of
-from mechmem.detect.training_texts import prefix_hashes
+from mechmem.detect.training.candidates import union
+from mechmem.detect.training.train_detector import truth_of
+from mechmem.detect.training.training_texts import prefix_hashes
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public

@@ -13,7 +13,7 @@ from mechmem.data.counts import cluster
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import row_hashes
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.detect.predictable import predictable_copies
+from mechmem.detect.training.predictable import predictable_copies
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.readout import Readout
-from mechmem.detect.step_states import StepStates
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.readout import Readout
+from mechmem.detect.features.step_states import StepStates
 
 
 def head_statistics(choice: FeatureChoice) -> tuple[str, ...]:

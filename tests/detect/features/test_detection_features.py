@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 import mechmem as mm
 from mechmem.data.errors import InputError
-from mechmem.detect.chosen_features import feature_choice, rare_tokens
-from mechmem.detect.feature_arrays import columns_of
-from mechmem.detect.lean_steps import LeanSteps
-from mechmem.detect.step_features import feature_names
+from mechmem.detect.decoding.lean_steps import LeanSteps
+from mechmem.detect.features.chosen_features import feature_choice, rare_tokens
+from mechmem.detect.features.feature_arrays import columns_of
+from mechmem.detect.features.step_features import feature_names
 from mechmem.model.lean.model import LeanModel
 
 ALL: Any = ("output", "prefix", "residual", "lens", "heads", "neurons")

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Literal
 
 from mechmem.data.choices import check_choice
-from mechmem.detect.chosen_features import feature_choice
-from mechmem.detect.feature_choice import OFFLINE, FeatureChoice, FeatureGroup
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.chosen_features import feature_choice
+from mechmem.detect.features.feature_choice import OFFLINE, FeatureChoice, FeatureGroup
 from mechmem.detect.probes.choose import Candidate, ProbeMethod
-from mechmem.detect.settings import DetectorSettings
 from mechmem.model.load import HookedTransformer
 
 DetectorMethod = Literal["auto", "logistic", "boosting"]

@@ -17,16 +17,16 @@ from mechmem.data.folder_lock import only_writer
 from mechmem.data.hashes import row_hashes
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, between
-from mechmem.detect.candidates import DetectorMethod, candidates_of, union
-from mechmem.detect.decoded_parts import DecodedParts, weights_digest
 from mechmem.detect.detector import Detector
-from mechmem.detect.feature_choice import FeatureChoice, FeatureGroup
+from mechmem.detect.detector_settings import DetectorSettings
+from mechmem.detect.features.feature_choice import FeatureChoice, FeatureGroup
 from mechmem.detect.identity import model_identity
 from mechmem.detect.probes.choose import Candidate
 from mechmem.detect.probes.examples import Examples, check_clusters, divide
 from mechmem.detect.probes.fit import fit_detector
-from mechmem.detect.settings import DetectorSettings
-from mechmem.detect.training_texts import TrainingTexts, prefix_hashes, training_texts
+from mechmem.detect.training.candidates import DetectorMethod, candidates_of, union
+from mechmem.detect.training.decoded_parts import DecodedParts, weights_digest
+from mechmem.detect.training.training_texts import TrainingTexts, prefix_hashes, training_texts
 from mechmem.measure.scores import memorized_other
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
@@ -121,17 +121,25 @@ class _Trainer:
                 f"got settings.ks {settings.ks} for continuations of {length} tokens; need some below {length}"
             )
         choice = union([candidate.choice for candidate in candidates])
-        examples, left_out = self._examples(first_texts, choice, ks, (0, 60))
+        examples, left_out = self._examples(first_texts, choice, ks, (0, 40))
         found: list[int] = []
 
         def null(chosen: FeatureChoice) -> Examples:
-            rows, out = self._examples(rest_texts, chosen, tuple(range(length)), (65, 100))
+            rows, out = self._examples(rest_texts, chosen, tuple(range(length)), (70, 100))
             found.append(out)
             return rows
 
         identity = model_identity(self.model)
+        # False: no bar of its own beside the whole's.
+        report = between(self.progress, 40, 70, 100) or False
         detector = fit_detector(
-            examples, candidates, identity=identity, settings=settings, null=null, seed=self.seed, progress=False
+            examples,
+            candidates,
+            identity=identity,
+            settings=settings,
+            null=null,
+            seed=self.seed,
+            progress=report,
         )
         trained_on = np.concatenate([prefix_hashes(part.paragraphs) for part in (first_texts, rest_texts)])
         notes = dict(detector.notes) | {"left_out": left_out + sum(found)}

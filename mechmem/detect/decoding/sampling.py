@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.hashes import row_hashes
-from mechmem.detect.decoding_settings import DecodingSettings
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
 
 
 class TokenChoice:

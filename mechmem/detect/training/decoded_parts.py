@@ -20,9 +20,9 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, between
 from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.stored_json import check_types, read_object
-from mechmem.detect.decoding_settings import DecodingSettings
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.features import features_of_choice
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
+from mechmem.detect.features.detection_features import features_of_choice
+from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.model.load import HookedTransformer
 
 # Paragraphs of a part. Parts are the same with and without a folder, and so are their features.

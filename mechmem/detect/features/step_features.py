@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.detect.feature_choice import OFFLINE, FeatureChoice
-from mechmem.detect.head_features import HeadFeatures, head_statistics
-from mechmem.detect.logit_readings import ENTROPY, TOP, LogitReader
-from mechmem.detect.prompt_scores import PROMPT_STATISTICS, prompt_scores
-from mechmem.detect.readout import Readout
-from mechmem.detect.running_output import OUTPUT_STATISTICS, RunningOutput
-from mechmem.detect.step_states import StepStates
-from mechmem.detect.text_features import BUCKETS
+from mechmem.detect.features.feature_choice import OFFLINE, FeatureChoice
+from mechmem.detect.features.head_features import HeadFeatures, head_statistics
+from mechmem.detect.features.logit_readings import ENTROPY, TOP, LogitReader
+from mechmem.detect.features.prompt_scores import PROMPT_STATISTICS, prompt_scores
+from mechmem.detect.features.readout import Readout
+from mechmem.detect.features.running_output import OUTPUT_STATISTICS, RunningOutput
+from mechmem.detect.features.step_states import StepStates
+from mechmem.detect.features.text_features import BUCKETS
 from mechmem.model.head_names import head_name
 
 LENS_STATISTICS = ("agrees", "logprob", "log_rank", "entropy")

@@ -13,15 +13,15 @@ from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches, between
-from mechmem.detect.chosen_features import feature_choice
-from mechmem.detect.decode_loop import decode_into, step_maker
-from mechmem.detect.decoding_settings import DecodingSettings
-from mechmem.detect.feature_arrays import MEANING, feature_coords, feature_dims
-from mechmem.detect.feature_choice import ONLINE, FeatureChoice, FeatureGroup
-from mechmem.detect.gradient_features import own_gradients
-from mechmem.detect.sampling import TokenChoice
-from mechmem.detect.step_features import StepFeatures
-from mechmem.detect.text_features import hashed_counts
+from mechmem.detect.decoding.decode_loop import decode_into, step_maker
+from mechmem.detect.decoding.decoding_settings import DecodingSettings
+from mechmem.detect.decoding.sampling import TokenChoice
+from mechmem.detect.features.chosen_features import feature_choice
+from mechmem.detect.features.feature_arrays import MEANING, feature_coords, feature_dims
+from mechmem.detect.features.feature_choice import ONLINE, FeatureChoice, FeatureGroup
+from mechmem.detect.features.gradient_features import own_gradients
+from mechmem.detect.features.step_features import StepFeatures
+from mechmem.detect.features.text_features import hashed_counts
 from mechmem.localize.capture_room import check_room
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.forward import check_fit

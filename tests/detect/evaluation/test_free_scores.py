@@ -10,8 +10,8 @@ import xarray as xr
 
 import mechmem as mm
 from mechmem.data.errors import InputError
-from mechmem.detect.free_scores import MEANING, free_scores
-from mechmem.detect.ngram_counts import NgramCounts
+from mechmem.detect.evaluation.free_scores import MEANING, free_scores
+from mechmem.detect.evaluation.ngram_counts import NgramCounts
 
 KS = (0, 1, 2, 7, 10)
 COUNTS = np.arange(61) ** 2

@@ -10,12 +10,12 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechmem.data.errors import InputError
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.head_features import head_statistics
-from mechmem.detect.prompt_scores import PROMPT_STATISTICS
-from mechmem.detect.running_output import OUTPUT_STATISTICS
-from mechmem.detect.step_features import LENS_STATISTICS, feature_names
-from mechmem.detect.text_features import BUCKETS
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.head_features import head_statistics
+from mechmem.detect.features.prompt_scores import PROMPT_STATISTICS
+from mechmem.detect.features.running_output import OUTPUT_STATISTICS
+from mechmem.detect.features.step_features import LENS_STATISTICS, feature_names
+from mechmem.detect.features.text_features import BUCKETS
 from mechmem.model.head_names import head_name
 
 # Dimensions after `paragraph` and `k`.

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from mechmem.data.errors import InputError
-from mechmem.detect.chosen_features import feature_choice
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.lean_steps import LeanSteps
-from mechmem.detect.readout import hooked_readout, lean_readout
-from mechmem.detect.step_features import StepFeatures
-from mechmem.detect.step_states import StepStates
+from mechmem.detect.decoding.lean_steps import LeanSteps
+from mechmem.detect.features.chosen_features import feature_choice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.readout import hooked_readout, lean_readout
+from mechmem.detect.features.step_features import StepFeatures
+from mechmem.detect.features.step_states import StepStates
 from mechmem.model.lean.model import LeanModel
 
 GROUPS: Any = ("heads", "output", "prefix", "neurons", "lens", "residual")

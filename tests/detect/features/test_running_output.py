@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mechmem.data.errors import InputError
-from mechmem.detect.logit_readings import LogitReader
-from mechmem.detect.running_output import OUTPUT_STATISTICS, RunningOutput
+from mechmem.detect.features.logit_readings import LogitReader
+from mechmem.detect.features.running_output import OUTPUT_STATISTICS, RunningOutput
 
 VOCABULARY, ROWS, STEPS = 37, 5, 45
 

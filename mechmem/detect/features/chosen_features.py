@@ -12,7 +12,7 @@ from mechmem.data.bounds import check_bounds
 from mechmem.data.choices import check_choice, shown
 from mechmem.data.errors import InputError
 from mechmem.data.token_counts import as_counts
-from mechmem.detect.feature_choice import FeatureChoice, FeatureGroup
+from mechmem.detect.features.feature_choice import FeatureChoice, FeatureGroup
 from mechmem.model.head_names import heads_of
 from mechmem.model.load import HookedTransformer
 from mechmem.model.vocabulary import vocabulary

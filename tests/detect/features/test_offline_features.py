@@ -7,9 +7,9 @@ import torch
 import mechmem as mm
 from mechmem.data.hashes import window_hashes
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.detect.chosen_features import feature_choice
-from mechmem.detect.feature_arrays import columns_of
-from mechmem.detect.text_features import BUCKETS, hashed_counts
+from mechmem.detect.features.chosen_features import feature_choice
+from mechmem.detect.features.feature_arrays import columns_of
+from mechmem.detect.features.text_features import BUCKETS, hashed_counts
 from mechmem.model.sites import editable_parameters
 
 KS = (0, 1, 4, 9)

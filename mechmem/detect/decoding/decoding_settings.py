@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mechmem.data.bounds import Amount, Count, Seed, Size, check_fields
+from mechmem.data.bounds import Amount, Count, Seed, Size, check_fields, checked
 from mechmem.data.errors import InputError
 
 # Own tokens said when features are read, where the caller does not say.
@@ -40,11 +40,13 @@ class DecodingSettings:
         if self.ks is not None and (not self.ks or list(self.ks) != sorted(set(self.ks))):
             raise InputError(f"got ks={self.ks}; need numbers of tokens in rising order, each once: (0, 4, 16)")
 
-    def length(self, continuation_len: int) -> int:
+    @checked
+    def length(self, continuation_len: Count) -> int:
         """How many tokens are said."""
         return continuation_len if self.max_new_tokens is None else self.max_new_tokens
 
-    def steps(self, length: int) -> tuple[int, ...]:
+    @checked
+    def steps(self, length: Count) -> tuple[int, ...]:
         """The ks, where `length` tokens are said.
 
         Raises:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.step_states import StepStates
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.step_states import StepStates
 from mechmem.model.lean.attention import Heads
 from mechmem.model.lean.model import KeyValues, LeanModel, fast_float32
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechmem.detect.logit_readings import ENTROPY, SPREAD, TOP, LogitReader
+from mechmem.detect.features.logit_readings import ENTROPY, SPREAD, TOP, LogitReader
 
 PROMPT_STATISTICS = ("mean_nll", "late_nll", "mink", "minkpp")
 # Tokens of "late_nll", the end of the prompt, and the share of tokens that MinK% averages.

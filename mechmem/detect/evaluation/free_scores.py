@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Num
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.token_counts import as_counts
-from mechmem.detect.ngram_counts import NgramCounts
+from mechmem.detect.evaluation.ngram_counts import NgramCounts
 
 # MinK% and MinK%++ average this share of the tokens.
 SHARE = 0.2

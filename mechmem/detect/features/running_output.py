@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechmem.data.errors import InputError
-from mechmem.detect.logit_readings import ENTROPY, MARGIN, SPREAD, TOP, LogitReader
+from mechmem.detect.features.logit_readings import ENTROPY, MARGIN, SPREAD, TOP, LogitReader
 
 # Tokens that the statistics of what was said look back on.
 WINDOW = 32

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.step_states import StepStates
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.step_states import StepStates
 from mechmem.model.hooks import recording
 from mechmem.model.kept_forward import KeptForward
 from mechmem.model.load import HookedTransformer

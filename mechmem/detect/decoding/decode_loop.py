@@ -8,12 +8,12 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from mechmem.detect.feature_choice import FeatureChoice
-from mechmem.detect.hooked_steps import HookedSteps
-from mechmem.detect.lean_steps import LeanSteps
-from mechmem.detect.readout import Readout, hooked_readout, lean_readout
-from mechmem.detect.sampling import TokenChoice
-from mechmem.detect.step_features import StepFeatures, check_finite
+from mechmem.detect.decoding.hooked_steps import HookedSteps
+from mechmem.detect.decoding.lean_steps import LeanSteps
+from mechmem.detect.decoding.sampling import TokenChoice
+from mechmem.detect.features.feature_choice import FeatureChoice
+from mechmem.detect.features.readout import Readout, hooked_readout, lean_readout
+from mechmem.detect.features.step_features import StepFeatures, check_finite
 from mechmem.model.lean.model import LeanModel, runs_lean
 from mechmem.model.load import HookedTransformer
 

@@ -10,10 +10,10 @@ import torch
 
 import mechmem as mm
 from mechmem.data.errors import InputError
-from mechmem.detect import decoded_parts
-from mechmem.detect.candidates import candidate_depths, candidates_of, union
-from mechmem.detect.predictable import predictable_copies, repeated_prefixes
-from mechmem.detect.training_texts import prefix_hashes, training_texts
+from mechmem.detect.training import decoded_parts
+from mechmem.detect.training.candidates import candidate_depths, candidates_of, union
+from mechmem.detect.training.predictable import predictable_copies, repeated_prefixes
+from mechmem.detect.training.training_texts import prefix_hashes, training_texts
 from tests.detect.reciting import PREFIX, reciting, together
 
 SMALL = mm.DetectorSettings(ks=(0, 2, 5), trees=4, tree_depth=2, folds=2, penalties=(0.3, 1.0))
@@ -175,9 +175,9 @@ KILLED = """
 import os, sys
 import tests.conftest as shared
 import mechmem as mm
-from mechmem.detect import decoded_parts
+from mechmem.detect.training import decoded_parts
 from tests.detect.reciting import reciting
-from tests.detect.test_train_detector import SMALL
+from tests.detect.training.test_train_detector import SMALL
 model = shared.hooked_neo(shared.reference_neo())
 decoded_parts.PART = 16
 write, left = decoded_parts.save_netcdf, [3]

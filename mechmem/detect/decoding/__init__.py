@@ -1,0 +1,1 @@
+"""Decoding texts step by step, so that features can be read."""
