@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -136,8 +134,6 @@ def watch(
         # States that the detector cannot read show at the first step: refused before anything is written.
         first = list(itertools.islice(stream, 1))
     tokens = itertools.chain(first, stream)
-    if monitor.threshold == math.inf:
-        warnings.warn(_never(folder, known, what.false_alarms), stacklevel=2)
     decode = _decoder(loaded)
     if jsonl:
         facts = {"action": what.action, "false_alarms": what.false_alarms, "threshold": monitor.threshold}
@@ -245,12 +241,3 @@ def _decoder(model: HookedTransformer) -> Decode:
     if tokenizer is None:
         return lambda ids: "".join(f" {token}" for token in ids)
     return lambda ids: str(tokenizer.decode(list(ids)))
-
-
-def _never(folder: Path, detector: Detector, false_alarms: float) -> str:
-    """Why there is no alarm at any score."""
-    return (
-        f"{folder}: its threshold comes from {len(detector.null)} clusters, and {false_alarms:g} false alarms need at "
-        f"least {math.ceil(1 / false_alarms) - 1}, so no alarm is ever raised; allow more with --false-alarms, or "
-        "train on more paragraphs"
-    )
