@@ -26,7 +26,8 @@ from mechmem.study.runner import run_study
 from mechmem.study.settings import StudySettings
 
 SHORT = StudySettings(limit=40, decoded=4, gradient_sample=2)
-STAGE_FILES = ["paragraphs.parquet", *RESULTS]
+# A study of all stages has no detector: that is made by a command of its own.
+STAGE_FILES = ["paragraphs.parquet", *(name for name in RESULTS if name != "detect.nc")]
 OURS = ".mechmem-0123456789abcdef0123456789abcdef.partial"
 
 
