@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -67,7 +65,7 @@ def held_out_rates(
         TPR and realized FPR. NaN for a rate for which a fold's others are too few to have a threshold; within
         resamples, whose numbers vary, the largest of them serves then.
     """
-    too_few = [math.isinf(threshold) for threshold in (_threshold_of(recites, fold, rate) for rate in rates)]
+    too_few = [_lacks_threshold(recites, fold, rate) for rate in rates]
     found = []
     for part in _parts(weights):
         flagged = np.zeros((2, len(rates), len(part)))
@@ -80,10 +78,10 @@ def held_out_rates(
     return both[0], both[1]
 
 
-def _threshold_of(recites: Bool[np.ndarray, " paragraph"], fold: Int[np.ndarray, " paragraph"], rate: float) -> float:
-    """Infinity where some fold leaves too few others for a threshold."""
+def _lacks_threshold(recites: Bool[np.ndarray, " paragraph"], fold: Int[np.ndarray, " paragraph"], rate: float) -> bool:
+    """Whether some fold leaves too few others for a threshold."""
     least = min(int((~recites & (fold != number)).sum()) for number in np.unique(fold))
-    return math.inf if allowed_rank(least, rate) > least else 0.0
+    return allowed_rank(least, rate) > least
 
 
 def _one_fold(
