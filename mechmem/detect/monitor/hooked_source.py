@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechmem.data.errors import InputError
+from mechmem.detect.decoding.hooked_steps import stream_point
 from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.features.readout import Readout, hooked_readout
 from mechmem.detect.identity import Identity, model_identity
@@ -67,12 +68,10 @@ class HookedSource:
         return as_ends(getattr(tokenizer, "eos_token_id", None))
 
     def _points(self, choice: FeatureChoice, seen: Seen, steering: Steering | None) -> Iterator[tuple[str, Hook]]:
-        last = self.layers - 1
         for depth in choice.stream_depths:
-            name = f"blocks.{depth}.hook_resid_pre" if depth <= last else f"blocks.{last}.hook_resid_post"
-            yield name, _hook(seen.keeper("residual", depth))
+            yield stream_point(self.model, depth), _hook(seen.keeper("residual", depth))
         if "prefix" in choice.groups:
-            yield f"blocks.{last}.hook_resid_post", _hook(seen.keep_end)
+            yield stream_point(self.model, self.layers), _hook(seen.keep_end)
         for layer in sorted({*choice.attention_layers, *(steering.head_layers if steering else ())}):
             keep = seen.keeper("z", layer) if layer in choice.attention_layers else None
             yield f"blocks.{layer}.attn.hook_z", _hook(keep, None if steering is None else steering.z, layer)
