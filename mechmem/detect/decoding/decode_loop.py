@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechmem.detect.decoding.hooked_steps import HookedSteps
 from mechmem.detect.decoding.lean_steps import LeanSteps
-from mechmem.detect.decoding.sampling import TokenChoice
+from mechmem.detect.decoding.token_choice import TokenChoice
 from mechmem.detect.features.feature_choice import FeatureChoice
 from mechmem.detect.features.readout import Readout, hooked_readout, lean_readout
 from mechmem.detect.features.step_features import StepFeatures, check_finite

@@ -15,7 +15,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches, between
 from mechmem.detect.decoding.decode_loop import decode_into, step_maker
 from mechmem.detect.decoding.decoding_settings import DecodingSettings
-from mechmem.detect.decoding.sampling import TokenChoice
+from mechmem.detect.decoding.token_choice import TokenChoice
 from mechmem.detect.features.chosen_features import feature_choice
 from mechmem.detect.features.feature_arrays import MEANING, feature_coords, feature_dims
 from mechmem.detect.features.feature_choice import ONLINE, FeatureChoice, FeatureGroup

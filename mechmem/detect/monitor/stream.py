@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.detect.decoding.decoding_settings import DecodingSettings
-from mechmem.detect.decoding.sampling import TokenChoice
+from mechmem.detect.decoding.token_choice import TokenChoice
 from mechmem.detect.monitor.generation import Generation, Plan, Prompt
 from mechmem.detect.monitor.history import result
 from mechmem.detect.monitor.stepping import stepper

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mechmem.detect.decoding.decoding_settings import DecodingSettings
-from mechmem.detect.decoding.sampling import TokenChoice
+from mechmem.detect.decoding.token_choice import TokenChoice
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -30_000.0])
 
