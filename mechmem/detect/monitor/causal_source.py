@@ -94,8 +94,8 @@ class CausalSource:
             yield _before(parts.mlp_out[layer], _neurons(layer, steering, keep))
         if "prefix" in choice.groups:
             yield _before(parts.norm, _told(seen.keep_end))
-        yield parts.unembedding.register_forward_hook(_logits(seen))
-        yield self.model.register_forward_pre_hook(_mask(seen), with_kwargs=True)
+        yield parts.unembedding.register_forward_hook(seen.keep_logits)
+        yield self.model.register_forward_pre_hook(seen.keep_mask, with_kwargs=True)
 
 
 def _before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
@@ -142,19 +142,3 @@ def _neurons(
 
 def _pattern(seen: Seen, layer: int) -> Callable[..., None]:
     return lambda _, __, output: seen.keep_pattern(layer, output[1])
-
-
-def _logits(seen: Seen) -> Callable[..., None]:
-    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        if seen.watching:
-            seen.logits, seen.forwards = output[:, -1], seen.forwards + 1
-
-    return hook
-
-
-def _mask(seen: Seen) -> Callable[..., None]:
-    def hook(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
-        if seen.watching:
-            seen.mask = kwargs.get("attention_mask")
-
-    return hook

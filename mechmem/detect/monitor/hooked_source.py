@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.detect.decoding.hooked_steps import stream_point
@@ -55,8 +55,8 @@ class HookedSource:
             for name, hook in self._points(choice, seen, steering):
                 stack.enter_context(with_hooks(self.model, {name: hook}))
             blocks: Any = self.model.blocks
-            stack.callback(blocks[0].register_forward_pre_hook(_mask(seen), with_kwargs=True).remove)
-            stack.callback(self.model.unembed.register_forward_hook(_logits(seen)).remove)
+            stack.callback(blocks[0].register_forward_pre_hook(seen.keep_mask, with_kwargs=True).remove)
+            stack.callback(self.model.unembed.register_forward_hook(seen.keep_logits).remove)
             yield
 
     def tokenizer(self, fingerprint: str | None) -> Any | None:  # noqa: ARG002 - the model has its own
@@ -103,21 +103,3 @@ def _pattern(seen: Seen, layer: int) -> Hook:
         seen.keep_pattern(layer, pattern)
 
     return function
-
-
-def _mask(seen: Seen) -> Callable[..., None]:
-    def hook(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
-        if seen.watching:
-            seen.mask = kwargs.get("attention_mask")
-
-    return hook
-
-
-def _logits(seen: Seen) -> Callable[..., None]:
-    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        if seen.watching:
-            # A view would hold the logits of the whole prompt.
-            seen.logits = output[:, -1].clone() if output.shape[1] > 1 else output[:, -1]
-            seen.forwards += 1
-
-    return hook

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechmem.data.errors import InputError
 from mechmem.detect.features.step_states import StepStates
@@ -63,6 +63,18 @@ class Seen:
                 'attn_implementation="eager"'
             )
         self._kept["pattern"][layer] = pattern[:, :, -1]
+
+    def keep_mask(self, _: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        """Take the attention mask that a forward is given: a hook before it."""
+        if self.watching:
+            self.mask = kwargs.get("attention_mask")
+
+    def keep_logits(self, _: nn.Module, __: Any, output: Tensor) -> None:
+        """Take the newest position's logits: a hook behind the unembedding."""
+        if self.watching:
+            # A view would hold the logits of the whole prompt.
+            self.logits = output[:, -1].clone() if output.shape[1] > 1 else output[:, -1]
+            self.forwards += 1
 
     def take(self) -> StepStates:
         """The latest forward's states; the next call needs another forward.
