@@ -69,9 +69,9 @@ def made_plan(
     if math.isinf(threshold) and action != "block":
         needed = math.ceil(round(1 / false_alarms, 9)) - 1
         warnings.warn(
-            f"got a detector whose threshold comes from {len(detector.null)} clusters; need {needed} for a rate of false "
-            f"alarms of {false_alarms}: it never fires, so no alarm is ever raised; allow more false alarms, or train on "
-            "more paragraphs",
+            f"got a detector whose threshold comes from {len(detector.null)} clusters; need {needed} for a rate of "
+            f"false alarms of {false_alarms}: it never fires, so no alarm is ever raised; allow more false alarms, or "
+            "train on more paragraphs",
             UserWarning,
             stacklevel=4,
         )
