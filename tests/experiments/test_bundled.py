@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -40,17 +41,18 @@ def test_training_that_was_interrupted_gives_the_same_model(script, tmp_path):
     whole = module.Settings(**SMALL, work=tmp_path / "whole", assets=tmp_path / "assets")
     module.main(whole)
     parts = module.Settings(**SMALL, work=tmp_path / "parts", assets=tmp_path / "again")
-    write, written = module.save_checkpoint, []
+    training = sys.modules["corpus_training"]
+    write, written = training.save_checkpoint, []
 
     def write_and_die(*arguments):
         write(*arguments)
         written.append(arguments)
         raise KeyboardInterrupt
 
-    module.save_checkpoint = write_and_die
+    training.save_checkpoint = write_and_die
     with pytest.raises(KeyboardInterrupt):
         module.main(parts)
-    module.save_checkpoint = write
+    training.save_checkpoint = write
     module.main(parts)
     assert len(written) == 1
     first, second = (load_file(part.assets / "bundled/model.safetensors") for part in (whole, parts))

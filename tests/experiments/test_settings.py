@@ -25,6 +25,7 @@ OWN_MODEL = {
     "detection",
     "head_report",
     "measure_bundled",
+    "oracle_training",
     "planted",
     "train_bundled",
     "benchmarks/attention",
