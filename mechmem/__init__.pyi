@@ -64,6 +64,7 @@ from .localize.patch_experiment import patch_experiment as patch_experiment
 from .localize.patch_paths import patch_paths as patch_paths
 from .localize.patching import patch as patch
 from .localize.perturbed_token import perturbed_token_effects as perturbed_token_effects
+from .localize.transplants import transplant_layers as transplant_layers
 from .measure.perturb import perturb_prefix as perturb_prefix
 from .measure.scores import kl as kl
 from .measure.scores import score as score
@@ -93,5 +94,6 @@ from .weights.masks import Mask as Mask
 from .weights.sparse_edit import Edit as Edit
 from .weights.support import verify_support as verify_support
 from .weights.training import Training as Training
+from .weights.transplant import transplant as transplant
 
 __all__: list[str]

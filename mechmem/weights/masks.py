@@ -17,6 +17,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.files import replacing
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import ATTENTION, editable_parameters
+from mechmem.weights.component_choice import choose_components
 from mechmem.weights.counts_table import counts_table
 from mechmem.weights.mask_choice import Head, Per, check_shapes, choose_largest, size
 from mechmem.weights.tensor_files import check_indices, read_tensors, split_names
@@ -145,6 +146,23 @@ class Mask:
             for letter in ATTENTION:
                 need.setdefault(f"blocks.{layer}.attn.W_{letter}", []).append(head)
         return _of_places(model, need)
+
+    @staticmethod
+    @checked
+    def components(model: HookedTransformer, components: Iterable[str], *, biases: bool = False) -> Mask:
+        """The weights of whole parts of the model, by name.
+
+        Args:
+            model: whose weights; the choice is made among all attention and MLP weights, and what is named beside them.
+            components: "layer3"; "attn3" or "mlp3", a layer's half; "L3H1", a head; "neuron3.17"; "embed" (with the
+                positions); "unembed" (with the last layer norm).
+            biases: also their biases, and the layer norm in front of "attn" and "mlp". Gradient descent moves
+                attention and MLP weights alone and refuses such a mask; `transplant` takes it.
+
+        Raises:
+            InputError: no name, or one that the model does not have.
+        """
+        return Mask(*choose_components(model, components, biases))
 
     def union(self, other: Mask) -> Mask:
         """Weights chosen by either.
