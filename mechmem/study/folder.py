@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -21,7 +22,6 @@ from mechmem.data.lengths import check_lengths
 from mechmem.data.netcdf import save_netcdf
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.spread_sample import spread_sample
-from mechmem.detect.detector import Detector
 from mechmem.intervene.baseline import Baseline
 from mechmem.model.devices import check_device
 from mechmem.model.forward import check_fit
@@ -35,6 +35,9 @@ from mechmem.study.manifest import settings_of
 from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.settings import StudySettings
 from mechmem.study.stage_progress import Parts
+
+if TYPE_CHECKING:
+    from mechmem.detect.detector import Detector
 
 DETECTOR = "detector"
 SETS = ("memorized", "other")
@@ -151,6 +154,9 @@ class StudyFolder:
         folder = self.folder / DETECTOR
         if not (folder / "detector.json").is_file():
             raise InputError(f"{self.folder}: has no detector yet; train one with `mechmem detect --out {self.folder}`")
+        # Only a study with a detector needs scikit-learn.
+        from mechmem.detect.detector import Detector
+
         return Detector.load(folder)
 
     @cached_property
