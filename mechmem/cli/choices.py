@@ -3,6 +3,7 @@
 from typing import Literal
 
 from mechmem.study.detection_settings import DetectMethod
+from mechmem.study.patch_settings import Attribution as PatchAttribution
 from mechmem.study.patch_settings import Directions as PatchDirection
 from mechmem.study.patch_settings import Metric as PatchMetric
 from mechmem.study.patch_settings import Scored as PatchScored
@@ -16,6 +17,7 @@ __all__ = [
     "EditWeights",
     "Engine",
     "Localizer",
+    "PatchAttribution",
     "PatchDirection",
     "PatchMetric",
     "PatchScored",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from mechmem.cli.choices import PatchDirection, PatchMetric, PatchScored, PatchSite, PatchWhere
+from mechmem.cli.choices import PatchAttribution, PatchDirection, PatchMetric, PatchScored, PatchSite, PatchWhere
 from mechmem.cli.commands import command, console, wrote
 from mechmem.cli.display import live_progress
 from mechmem.cli.studies import StudyOptions, run_until
@@ -29,7 +29,7 @@ class CellOptions:
     ] = None
     direction: Annotated[
         PatchDirection | None,
-        typer.Option(help="noising: the clean run with the corrupt run's activations; by default both."),
+        typer.Option(help="noising: the clean run with the corrupt's activations; mean: one effect; by default both."),
     ] = None
     metric: Annotated[PatchMetric | None, typer.Option(help="Of the patched run; by default nll.")] = None
     scored: Annotated[
@@ -44,6 +44,9 @@ class CellOptions:
     heads: Annotated[str | None, typer.Option(help="Patch these heads alone, such as L1H2,L3H0.")] = None
     attribute_first: Annotated[
         Share | None, typer.Option(help="Patch exactly this share of the cells: the highest by attribution.")
+    ] = None
+    attribute_method: Annotated[
+        PatchAttribution | None, typer.Option(help="How --attribute-first estimates; by default the site's own.")
     ] = None
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="1: as if everything were replaced.")

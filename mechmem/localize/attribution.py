@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import xarray as xr
-from einops import reduce
-from jaxtyping import Float
 from scipy.stats import spearmanr
-from torch import Tensor
 from typing_extensions import Unpack
 
 from mechmem.data.bounds import Count, Share, checked
@@ -19,19 +15,27 @@ from mechmem.data.errors import InputError, NotFiniteError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.data.ranking import largest, share_of
-from mechmem.localize.metrics import Metric, MetricName, Scored, kl, metric_name, metric_of
-from mechmem.localize.patch_effects import EffectOptions, Positions, check_options, effect_array, grid_of
-from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs, check_perturbed
+from mechmem.localize.attribution_gradients import FLAT, attributed_cells, cells_at
+from mechmem.localize.metrics import Metric, MetricName, kl, metric_of
+from mechmem.localize.patch_effects import (
+    EffectOptions,
+    Positions,
+    check_mean_metric,
+    check_options,
+    effect_array,
+    grid_of,
+)
+from mechmem.localize.patch_pairs import Direction, check_pairs, check_perturbed
 from mechmem.model.activation_sites import Site, site_of
 from mechmem.model.batch_size import chosen_batch_size
-from mechmem.model.forward import residual_before, unembed_columns
-from mechmem.model.hooks import Hook, frozen, recording, with_hooks
+from mechmem.model.hooks import frozen
 from mechmem.model.lean.model import fast_float32
-from mechmem.model.lean.trace import HEAD_SITES, HOOKS, NEURON_SITES
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 
-Method = Literal["gradient", "integrated"]
+Method = Literal["gradient", "both_ends", "integrated"]
+# Sites at which one gradient ranks best what one direction does (docs/attribution.md).
+ONE_GRADIENT = ("z", "v")
 STEPS = 5
 
 
@@ -57,7 +61,7 @@ def attribute(
     site: Site | str = "z",
     direction: Direction = "noising",
     metric: Metric | MetricName = "nll",
-    method: Method = "gradient",
+    method: Method | None = None,
     normalize: bool = False,
     progress: ProgressLike = None,
     **options: Unpack[AttributeOptions],
@@ -65,9 +69,12 @@ def attribute(
     """Estimate `patch` for every cell: gradient of the metric times the difference of the activations.
 
     "gradient" takes the gradient on the base run (Nanda 2023, attribution patching; Syed et al. 2023, arXiv
-    2310.10348). "integrated" takes the mean gradient over runs whose token embeddings lie between the base's and the
-    source's (Hanna et al. 2024, arXiv 2403.17806): it also works where the metric is flat at the base run, as the NLL
-    of a memorized text is. Neither sees what saturates between the two activations: `patch` the highest cells.
+    2310.10348): it estimates the effect of one direction. "both_ends" takes the mean of the gradients on the base run
+    and on the source run, and "integrated" the mean gradient over runs whose token embeddings lie between the base's
+    and the source's (Hanna et al. 2024, arXiv 2403.17806): they also work where the metric is flat at the base run, as
+    the NLL of a memorized text is. Both are symmetric: the other direction gives minus the same, so what they estimate
+    is the mean of the two directions. With direction="mean", "gradient" is the mean of both directions' estimates,
+    which is "both_ends". None sees what saturates between the two activations: `patch` the highest cells.
 
     Args:
         model: left as it is; it must have no hooks, as for `patch`.
@@ -75,8 +82,9 @@ def attribute(
         corrupt: as `patch`.
         site: as `patch`.
         direction: as `patch`.
-        metric: as `patch`; it needs a gradient, which `em` has not, nor `kl` at the base run.
-        method: which gradient.
+        metric: as `patch`; it needs a gradient, which `em` has not, and for "gradient" one that is not zero at the base
+            run, as that of `kl` is, or of any distance from the unpatched run.
+        method: which gradient; None: what ranked best by measurement (docs/attribution.md).
         normalize: as `patch`.
         progress: called with (pairs done, pairs).
         **options: pos, scored, groups, average, steps, batch_size, see `AttributeOptions`.
@@ -85,7 +93,8 @@ def attribute(
         DataArray of the shape, unit and sign of `patch`.
 
     Raises:
-        InputError: as `patch`; a metric without a gradient; fewer than one step or an unknown method.
+        InputError: as `patch`; a metric without a gradient, or for "gradient" with none at the base run; fewer than one
+            step, steps for another method than "integrated", or an unknown method.
         NotFiniteError: a gradient is not finite.
     """
     check_options("attribute", options, AttributeOptions)
@@ -95,18 +104,18 @@ def attribute(
     pos = options.get("pos", "each")
     check_perturbed(clean, corrupt, pos)
     grid = grid_of(model, site, clean.tokens.shape[1], options.get("groups"), pos)
-    points, attrs = _points(method, options.get("steps"))
-    if metric is kl and method == "gradient":
-        raise InputError(
-            "the gradient of kl is zero at the unpatched run, whatever is patched; use method='integrated', or another "
-            "metric: nll for example"
-        )
+    method = default_method(site, metric) if method is None else method
+    points, attrs = _points(method, direction, options.get("steps"))
+    check_mean_metric(pairs.direction, metric)
+    if points == [0.0] and metric is kl:
+        raise InputError(FLAT.format("kl"))
     size = chosen_batch_size(options.get("batch_size"), model.W_E.device, 4)
     parts, ends = [], []
     with frozen(model), fast_float32(model.W_E.device):
         for rows in batches(len(clean), size, progress):
-            found, both = _batch(model, pairs.select(rows), site, metric, points)
-            parts.append(_at(_cells(found, site, grid.groups), pairs.select(rows), pos))
+            some = pairs.select(rows)
+            found, both = attributed_cells(model, some, grid, metric, points)
+            parts.append(cells_at(found, some, pos))
             ends.append(both)
     effects = np.concatenate(parts, 0)
     if not np.isfinite(effects).all():
@@ -116,96 +125,20 @@ def attribute(
     return effect_array(effects, both, pairs, grid, metric, attrs, normalize=normalize, average=average)
 
 
-def _points(method: str, steps: int | None) -> tuple[list[float], dict[str, object]]:
+def default_method(site: str, metric: Metric) -> Method:
+    """What `attribute` uses where nobody names a method."""
+    return "gradient" if site in ONE_GRADIENT and metric is not kl else "both_ends"
+
+
+def _points(method: str, direction: Direction, steps: int | None) -> tuple[list[float], dict[str, object]]:
     """Where between base (0) and source (1) gradients are taken, and what the result says of it."""
     check_choice("method", method, Method)
-    if method == "gradient":
+    if method != "integrated":
         check_used(method, (), {"steps": steps})
-        return [0.0], {"approximation": method}
+        one_end = method == "gradient" and direction != "mean"
+        return [0.0] if one_end else [0.0, 1.0], {"approximation": method}
     count = STEPS if steps is None else steps
     return [(step + 0.5) / count for step in range(count)], {"approximation": method, "steps": count}
-
-
-def _batch(
-    model: HookedTransformer, pairs: Pairs, site: str, metric: Metric, points: list[float]
-) -> tuple[dict[int, Tensor], Float[np.ndarray, "run pair"]]:
-    """By layer the gradient times the difference, element by element; and the metric of both runs."""
-    names = {layer: f"blocks.{layer}.{HOOKS[site]}" for layer in range(model.cfg.n_layers)}
-    ends, runs, embeddings = [], [], []
-    reference: list[Tensor] = []
-    with torch.no_grad(), recording(model, [*names.values(), "hook_embed"]) as recorded:
-        for tokens in (pairs.base, pairs.source):
-            logits = _logits(model, tokens, pairs)
-            reference.append(logits)
-            ends.append(_value(metric, logits, pairs, reference[0]).double().cpu().numpy())
-            runs.append({layer: recorded[name] for layer, name in names.items()})
-            embeddings.append(recorded["hook_embed"])
-    total = {layer: torch.zeros_like(value) for layer, value in runs[0].items()}
-    for point in points:
-        with torch.enable_grad(), with_hooks(model, {"hook_embed": _between(embeddings, point)}):
-            with recording(model, names.values()) as recorded:
-                value = _value(metric, _logits(model, pairs.base, pairs), pairs, reference[0])
-                if value.grad_fn is None or metric_name(metric) == "em":
-                    raise InputError(
-                        f"the metric {metric_name(metric)} has no gradient; need a smooth function of the logits, "
-                        "nll for example: patch instead"
-                    )
-            gradients = torch.autograd.grad(value.sum(), [recorded[name] for name in names.values()])
-        for layer, gradient in zip(names, gradients, strict=True):
-            total[layer] += gradient / len(points)
-    with torch.no_grad():
-        return {layer: value * (runs[1][layer] - runs[0][layer]) for layer, value in total.items()}, np.stack(ends)
-
-
-def _between(embeddings: list[Tensor], point: float) -> Hook:
-    """A hook that sets the embeddings to a point between two runs', from where gradients begin."""
-
-    def replace(value: Tensor, hook: object) -> Tensor:  # noqa: ARG001 - TransformerLens passes both
-        mixed = embeddings[0].lerp(embeddings[1], point)
-        return mixed.detach().requires_grad_()
-
-    return replace
-
-
-def _logits(model: HookedTransformer, tokens: Tensor, pairs: Pairs) -> Float[Tensor, "pair column d_vocab"]:
-    residual = residual_before(model, tokens.to(model.cfg.device), model.cfg.n_layers)
-    columns = pairs.columns.to(residual.device)
-    rows = torch.arange(len(columns), device=residual.device)[:, None]
-    return unembed_columns(model, residual[rows, columns])
-
-
-def _value(metric: Metric, logits: Tensor, pairs: Pairs, reference: Tensor) -> Float[Tensor, " pair"]:
-    clean, corrupt = (pairs.true(side).to(logits.device) for side in (pairs.clean, pairs.corrupt))
-    return metric(Scored(logits, clean, corrupt, lambda: reference))
-
-
-def _cells(found: dict[int, Tensor], site: str, groups: Tensor) -> Float[np.ndarray, "pair layer part pos"]:
-    """Sum what belongs to one cell."""
-    rows = []
-    for product in found.values():
-        if site == "pattern":
-            cell = reduce(product, "pair head query_pos key_pos -> pair head query_pos", "sum")
-        elif site in HEAD_SITES:
-            cell = reduce(product, "pair pos head d_head -> pair head pos", "sum")
-        elif site in NEURON_SITES:
-            cell = product.new_zeros(*product.shape[:-1], int(groups.max()) + 1)
-            cell = cell.index_add_(-1, groups.to(product.device), product).movedim(-1, 1)
-        else:
-            cell = reduce(product, "pair pos d_model -> pair 1 pos", "sum")
-        rows.append(cell.double().cpu().numpy())
-    return np.stack(rows, 1)
-
-
-def _at(
-    cells: Float[np.ndarray, "pair layer part pos"], pairs: Pairs, pos: Positions
-) -> Float[np.ndarray, "pair layer part place"]:
-    """The cells that `pos` asks for: all, the one at each pair's perturbed token, or the sum over positions."""
-    if pos == "each":
-        return cells
-    if pos == "all":
-        return cells.sum(-1, keepdims=True)
-    perturbed = (pairs.clean != pairs.corrupt).long().argmax(-1).cpu().numpy()
-    return np.take_along_axis(cells, perturbed[:, None, None, None], -1)
 
 
 @checked

@@ -14,7 +14,7 @@ from torch import Tensor
 from mechmem.data.bounds import Count
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
-from mechmem.localize.metrics import UNITS, Metric, metric_name
+from mechmem.localize.metrics import UNITS, Metric, kl, metric_name
 from mechmem.localize.patch_pairs import Direction, Pairs, ScoredAt
 from mechmem.model.lean.trace import HEAD_SITES, NEURON_SITES
 from mechmem.model.load import HookedTransformer
@@ -147,6 +147,40 @@ def check_metric(metric: Metric, base: Float[np.ndarray, " pair"], source: Float
         )
 
 
+def check_mean_metric(direction: str, metric: Metric) -> None:
+    """Refuse the mean of both directions for a metric that is known to be another one in each.
+
+    Raises:
+        InputError: it is `kl`.
+    """
+    if direction == "mean" and metric is kl:
+        raise InputError(NO_MEAN.format("kl"))
+
+
+def check_one_meaning(
+    metric: Metric, noising: Float[np.ndarray, "run pair"], denoising: Float[np.ndarray, "run pair"]
+) -> None:
+    """Refuse the mean of both directions for a metric that depends on which run is unpatched.
+
+    Args:
+        metric: in question.
+        noising: of the clean and of the corrupt run, where the clean run is the unpatched one.
+        denoising: the same two, where the corrupt run is.
+
+    Raises:
+        InputError: they differ.
+    """
+    if not np.allclose(noising, denoising, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise InputError(NO_MEAN.format(metric_name(metric)))
+
+
+def mean_effects(
+    noising: Float[np.ndarray, "pair layer part pos"], denoising: Float[np.ndarray, "pair layer part pos"]
+) -> Float[np.ndarray, "pair layer part pos"]:
+    """Half of noising minus denoising, as each is then the metric with the corrupt minus with the clean activation."""
+    return (noising - denoising) / 2
+
+
 def effect_array(
     effects: Float[np.ndarray, "pair layer part pos"],
     ends: Float[np.ndarray, "run pair"],
@@ -182,7 +216,7 @@ def effect_array(
         "direction": pairs.direction,
         "metric": name,
         "units": "1" if normalize else UNITS.get(name, "unit of the metric"),
-        "higher": NORMALIZED[pairs.direction] if normalize else HIGHER,
+        "higher": NORMALIZED[pairs.direction] if normalize else MEAN if pairs.direction == "mean" else HIGHER,
         "normalized": int(normalize),
         "base": float(base.mean()),
         "source": float(source.mean()),
@@ -197,7 +231,13 @@ def effect_array(
 
 
 HIGHER = "the patched run's metric is higher than the unpatched run's"
+MEAN = "the metric is higher with the corrupt run's activation than with the clean run's, on average over both runs"
+NO_MEAN = (
+    "the metric {} compares with the unpatched run, which is another one in each direction, so their effects have no "
+    "mean; use direction='noising' or 'denoising', or another metric: nll for example"
+)
 NORMALIZED: dict[Direction, str] = {
     "noising": "the patched clean run is closer to the corrupt run: 1.0 is as the corrupt run, 0.0 as the clean run",
     "denoising": "more of the clean run is restored: 1.0 is as the clean run, 0.0 as the corrupt run",
+    "mean": "the activation decides more, on average over both runs: 1.0 is as replacing everything, 0.0 as nothing",
 }

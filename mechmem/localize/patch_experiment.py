@@ -14,10 +14,10 @@ from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, ProgressLike, part_of
-from mechmem.localize.attribution import attribute, top_cells
+from mechmem.localize.attribution import Method, attribute, top_cells
 from mechmem.localize.metrics import UNITS, Metric, MetricName
 from mechmem.localize.patch_effects import Positions, check_options, grid_of
-from mechmem.localize.patch_pairs import Direction, ScoredAt
+from mechmem.localize.patch_pairs import Direction, OneDirection, ScoredAt
 from mechmem.localize.patching import patch
 from mechmem.model.activation_sites import Site, site_of
 from mechmem.model.head_names import heads_of
@@ -40,12 +40,14 @@ class ExperimentOptions(TypedDict, total=False):
     layers: patch cells of these layers alone.
     heads: patch these heads alone, "L1H2" or (1, 2); they name their layers.
     attribute_first: patch exactly this share of the cells, those with the largest estimates by attribution.
+    attribute_method: how these are estimated, as `method` of `attribute`; None: the site's own.
     normalize: as `patch`.
     """
 
     layers: Sequence[Index] | None
     heads: Sequence[str | tuple[int, int]] | None
     attribute_first: Share | None
+    attribute_method: Method | None
     normalize: bool
 
 
@@ -76,12 +78,12 @@ def patch_experiment(
         corrupt: as `patch`.
         site: as `patch`.
         pos: as `patch`: "each", "perturbed" (the study's choice) or "all".
-        direction: "noising", "denoising" or "both".
+        direction: "noising", "denoising", "mean" (one effect, as `patch`) or "both" (the first two).
         metric: as `patch`.
         scored: as `patch`; "impact": the first continuation token in which a pair differs.
         seed: of the intervals.
         progress: called with (done, total), in parts of the work.
-        **options: layers, heads, attribute_first, normalize, see `ExperimentOptions`.
+        **options: layers, heads, attribute_first, attribute_method, normalize, see `ExperimentOptions`.
 
     Returns:
         Dataset. effect [direction, paragraph, layer, head | group, pos], axes as `patch` gives them: after the patch
@@ -94,18 +96,23 @@ def patch_experiment(
 
     Raises:
         InputError: as `patch`; layers or heads that the model or the site does not have, or both; `attribute_first`
-            with a metric without a gradient, em or kl.
+            with a metric without a gradient, as `attribute`; `attribute_method` without it.
     """
     check_options("patch_experiment", options, ExperimentOptions)
     first, normalize = options.get("attribute_first"), bool(options.get("normalize", False))
     site = site_of(model, site)
     allowed = chosen_cells(model, site, pos, clean.tokens.shape[1], options.get("layers"), options.get("heads"))
-    directions: list[Any] = list(get_args(Direction)) if direction == "both" else [direction]
+    directions: list[Any] = list(get_args(OneDirection)) if direction == "both" else [direction]
     shared: dict[str, Any] = {"site": site, "metric": metric, "scored": scored, "pos": pos}
-    estimates = []
+    method, estimates = options.get("attribute_method"), []
+    if first is None and method is not None:
+        raise InputError(
+            f"got attribute_method {method!r} without attribute_first, the share of the cells that it chooses; need "
+            "both, or none to patch all cells"
+        )
     if first is not None:
         for each in directions:
-            estimates.append(attribute(model, clean, corrupt, direction=each, **shared))
+            estimates.append(attribute(model, clean, corrupt, direction=each, method=method, **shared))
     effects = []
     for number, each in enumerate(directions):
         cells = allowed if first is None else _highest(estimates[number], allowed, first)
@@ -116,7 +123,7 @@ def patch_experiment(
     attrs = {name: effects[0].attrs[name] for name in ("site", "pos", "metric", "scored", "normalized", "pairs")}
     attrs |= {"prefix_len": clean.prefix_len, "seed": seed, "level": 0.95}
     if first is not None:
-        attrs["attribute_first"] = first
+        attrs |= {"attribute_first": first, "approximation": estimates[0].attrs["approximation"]}
     return result.assign(_texts(model, clean, corrupt)).assign_coords(_pair_columns(clean, corrupt)).assign_attrs(attrs)
 
 

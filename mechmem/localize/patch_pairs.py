@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,8 @@ from mechmem.model.forward import check_fit
 from mechmem.model.lean.weights import unsupported
 from mechmem.model.load import HookedTransformer
 
-Direction = Literal["noising", "denoising"]
+OneDirection = Literal["noising", "denoising"]
+Direction = Literal[OneDirection, "mean"]
 ScoredAt = Literal["continuation", "impact"] | list[Index]
 
 
@@ -30,7 +31,8 @@ class Pairs:
     Attributes:
         clean, corrupt: tokens, [pair, pos].
         columns: logit columns that are scored, [pair, column].
-        direction: "noising": the clean run is patched with the corrupt one's activations; "denoising": the reverse.
+        direction: "noising": the clean run is patched with the corrupt one's activations; "denoising": the reverse;
+            "mean": both, with the base and the source of noising.
         ids: of the clean paragraphs, [pair].
     """
 
@@ -43,16 +45,20 @@ class Pairs:
     @property
     def base(self) -> Int[Tensor, "pair pos"]:
         """Tokens of the run that is patched."""
-        return self.clean if self.direction == "noising" else self.corrupt
+        return self.corrupt if self.direction == "denoising" else self.clean
 
     @property
     def source(self) -> Int[Tensor, "pair pos"]:
         """Tokens of the run that the activations come from."""
-        return self.corrupt if self.direction == "noising" else self.clean
+        return self.clean if self.direction == "denoising" else self.corrupt
 
     def select(self, rows: slice) -> Pairs:
         """Some of the pairs."""
         return Pairs(self.clean[rows], self.corrupt[rows], self.columns[rows], self.direction, self.ids[rows])
+
+    def towards(self, direction: Direction) -> Pairs:
+        """The same pairs, patched in this direction."""
+        return replace(self, direction=direction)
 
     def true(self, which: Int[Tensor, "pair pos"]) -> Int[Tensor, "pair column"]:
         """The tokens of one side that the columns score."""

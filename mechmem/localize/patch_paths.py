@@ -11,12 +11,13 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.localize.metrics import UNITS, Metric, MetricName, metric_name, metric_of
 from mechmem.localize.patch_effects import HIGHER, check_metric
-from mechmem.localize.patch_pairs import Direction, Pairs, ScoredAt, check_pairs
+from mechmem.localize.patch_pairs import OneDirection, Pairs, ScoredAt, check_pairs
 from mechmem.localize.patch_scores import PatchScores
 from mechmem.model.head_names import heads_of
 from mechmem.model.lean.attention import attend
@@ -38,7 +39,7 @@ def patch_paths(
     corrupt: Paragraphs,
     receiver: str | tuple[int, int],
     *,
-    direction: Direction = "noising",
+    direction: OneDirection = "noising",
     metric: Metric | MetricName = "nll",
     scored: ScoredAt = "continuation",
     average: bool = True,
@@ -74,6 +75,7 @@ def patch_paths(
     if layer == 0:
         raise InputError("got a receiver in layer 0, which the embeddings alone feed; need a head of layer 1 or later")
     metric = metric_of(metric)
+    check_choice("direction", direction, OneDirection)
     pairs = check_pairs(model, clean, corrupt, direction, scored)
     lean, report = LeanModel(model), as_callback(progress, "patch_paths")
     senders = _senders(model, layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import torch
@@ -12,10 +13,20 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.data.progress import ProgressLike, as_callback
+from mechmem.data.progress import ProgressLike, as_callback, part_of
 from mechmem.localize.metrics import Metric, MetricName, metric_of
-from mechmem.localize.patch_effects import Grid, PatchOptions, Positions, check_options, effect_array, grid_of
-from mechmem.localize.patch_pairs import Direction, Pairs, check_pairs, check_perturbed
+from mechmem.localize.patch_effects import (
+    Grid,
+    PatchOptions,
+    Positions,
+    check_mean_metric,
+    check_one_meaning,
+    check_options,
+    effect_array,
+    grid_of,
+    mean_effects,
+)
+from mechmem.localize.patch_pairs import Direction, OneDirection, Pairs, check_pairs, check_perturbed
 from mechmem.localize.patch_scores import PatchScores
 from mechmem.localize.patched_streams import ALWAYS, NEEDED, Cells, entry, entry_everywhere
 from mechmem.model.activation_sites import Site, site_of
@@ -48,7 +59,9 @@ def patch(
     """The exact effect of every cell: one activation replaced by the other run's.
 
     noising runs the clean paragraphs with activations of the corrupt ones, denoising the corrupt paragraphs with
-    activations of the clean ones (Stoehr et al. 2024, arXiv 2403.19851, section 3.2, patch in both directions).
+    activations of the clean ones (Stoehr et al. 2024, arXiv 2403.19851, section 3.2, patch in both directions). The
+    first says what the memory needs, the second what restores it. mean is half of noising minus denoising: both are
+    then the metric with the corrupt activation minus the metric with the clean one, once in each run.
 
     1. Run both paragraphs of each pair once and keep what the site needs.
     2. A cell changes nothing before its position, and at its own layer little else than its position: many cells go
@@ -64,7 +77,7 @@ def patch(
             and position). TransformerLens' names (hook_z, attn.hook_z) are known too.
         pos: "each": every position is a cell of its own; "perturbed": of each pair the one prefix token that differs,
             the study's choice; "all": all positions of a head (group, stream) together.
-        direction: which run is patched.
+        direction: which run is patched; "mean": each of the two, the mean of their effects with the sign of noising.
         metric: of the scored columns' logits: the name of one of `metrics`, or a function like these; targets are the
             clean tokens in both directions.
         normalize: divide by the effect of replacing everything, metric(source run) - metric(base run), both means over
@@ -75,14 +88,14 @@ def patch(
     Returns:
         DataArray [layer, head | group, pos] (without the middle one for streams, with pos for pos="each" alone) of
         metric(patched run) minus metric(base run), in the metric's unit: for NLL and noising above zero: the cell
-        carries what makes the clean text likely; for denoising below zero. `attrs` hold the mean metric of both runs,
-        and what higher means.
+        carries what makes the clean text likely, and so for mean; for denoising below zero. `attrs` hold the mean
+        metric of both runs, base and source (clean and corrupt for mean), and what higher means.
 
     Raises:
         InputError: pairs of unequal length or that are equal, a pair without a single perturbed token where `pos` needs
-            it, a site that the model does not have, positions that
-            cannot be scored, `cells` of another shape, an unknown metric, one that is the same for both runs or not a
-            number, or a model with hooks on it.
+            it, a site that the model does not have, positions that cannot be scored, `cells` of another shape, an
+            unknown metric, one that is the same for both runs or not a number, for mean one that depends on which run
+            is unpatched, as kl does, or a model with hooks on it.
     """
     check_options("patch", options, PatchOptions)
     scored, metric = options.get("scored", "continuation"), metric_of(metric)
@@ -90,10 +103,39 @@ def patch(
     pairs = check_pairs(model, clean, corrupt, direction, scored)
     check_perturbed(clean, corrupt, pos)
     grid = grid_of(model, site, clean.tokens.shape[1], options.get("groups"), pos)
-    effects, ends = _effects(LeanModel(model), pairs, grid, metric, grid.chosen(options.get("cells")), progress)
+    need, lean = grid.chosen(options.get("cells")), LeanModel(model)
+    if direction == "mean":
+        effects, ends = _both(lean, pairs, grid, metric, need, progress)
+    else:
+        effects, ends = _effects(lean, pairs, grid, metric, need, progress)
     average = options.get("average", True)
     attrs: dict[str, object] = {"scored": str(scored), "pos": pos}
     return effect_array(effects, ends, pairs, grid, metric, attrs, normalize=normalize, average=average)
+
+
+def _both(
+    lean: LeanModel,
+    pairs: Pairs,
+    grid: Grid,
+    metric: Metric,
+    need: Bool[np.ndarray, "layer part pos"],
+    progress: ProgressLike,
+) -> tuple[Float[np.ndarray, "pair layer part pos"], Float[np.ndarray, "run pair"]]:
+    """The mean of both directions' effects, and the metric of the clean run and of the corrupt run."""
+    check_mean_metric("mean", metric)
+    noising, denoising = (pairs.towards(direction) for direction in get_args(OneDirection))
+    with torch.no_grad(), fast_float32(lean.device):
+        # One pair is enough to see whether the metric depends on which run is unpatched.
+        one, other = (
+            _Runs(lean, side.select(slice(0, 1)), grid, metric).ends().double().cpu().numpy()
+            for side in (noising, denoising)
+        )
+    check_one_meaning(metric, one, other[::-1])
+    halves = [
+        _effects(lean, side, grid, metric, need, None if progress is None else part_of(progress, number, 2))
+        for number, side in enumerate((noising, denoising))
+    ]
+    return mean_effects(halves[0][0], halves[1][0]), halves[0][1]
 
 
 def _effects(

@@ -14,6 +14,7 @@ from mechmem.show.charts.heatmap_figures import component_heatmap, head_heatmap
 RUNS = {
     "noising": "the clean text's run, with activations of the corrupt text's run",
     "denoising": "the corrupt text's run, with activations of the clean text's run",
+    "mean": "both runs on average, each with activations of the other: with the corrupt text's minus with the clean's",
 }
 STRONGEST = 20
 READING = (

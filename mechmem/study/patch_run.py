@@ -82,6 +82,7 @@ def run_patch(
         layers=settings.layers,
         heads=settings.heads,
         attribute_first=settings.attribute_first,
+        attribute_method=settings.attribute_method,
         normalize=settings.normalize,
         seed=study.settings.seed,
         progress=between(progress, int(100 * PERTURBING) if perturbs else 0, 100, 100),

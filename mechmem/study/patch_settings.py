@@ -17,7 +17,8 @@ from mechmem.study.settings import StudySettings
 Site = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "mlp_post"]
 Where = Literal["each", "perturbed", "all"]
 Metric = Literal["nll", "logit_difference", "kl", "em"]
-Directions = Literal["noising", "denoising", "both"]
+Directions = Literal["noising", "denoising", "mean", "both"]
+Attribution = Literal["gradient", "both_ends", "integrated"]
 Scored = Literal["impact", "continuation"]
 # Pairs that the study itself can make.
 MADE = ("perturbed", "other")
@@ -34,7 +35,8 @@ class PatchSettings:
         site: what is patched: q, k, v, z or pattern of each head, mlp_post (neurons), or resid_pre, resid_mid,
             resid_post, attn_out, mlp_out.
         pos: each position a cell of its own; perturbed: each pair's perturbed token alone; all: all positions together.
-        direction: noising runs the clean text with activations of the corrupt one, denoising the reverse; or both.
+        direction: noising runs the clean text with activations of the corrupt one, denoising the reverse; mean is one
+            effect of both, with the sign of noising; both are two effects.
         metric: of the patched run: nll, logit_difference, kl or em.
         scored: impact (the first continuation token in which a pair differs) or continuation (all of it).
         pairs: perturbed (memorized paragraphs and their worst perturbations), other (memorized paragraphs and matched
@@ -43,6 +45,7 @@ class PatchSettings:
         layers: patch these layers alone; not set: all.
         heads: patch these heads alone, such as "L1H2"; not set: all.
         attribute_first: patch exactly this share of the cells, those that attribution estimates highest; not set: all.
+        attribute_method: how attribution estimates: gradient, both_ends or integrated; not set: the site's own.
         normalize: divide by the effect of replacing everything.
 
     Raises:
@@ -59,6 +62,7 @@ class PatchSettings:
     layers: tuple[Index, ...] | None = None
     heads: tuple[str, ...] | None = None
     attribute_first: Share | None = None
+    attribute_method: Attribution | None = None
     normalize: bool = False
 
     def __post_init__(self) -> None:
@@ -70,14 +74,33 @@ class PatchSettings:
                 raise InputError(f"got the head {head!r}; need names such as L1H2,L3H0 (both numbers from zero)")
         if self.heads is not None and self.site not in ("q", "k", "v", "z", "pattern"):
             raise InputError(f"got heads for the site {self.site!r}, which has none; need q, k, v, z or pattern")
-        if self.attribute_first is not None and self.metric in ("em", "kl"):
+        self._check_attribution()
+        if self.direction == "mean" and self.metric == "kl":
             raise InputError(
-                f"got attribute_first with the metric {self.metric}, which has no gradient at the unpatched run; use "
-                "nll or logit_difference, or patch all cells"
+                "got the direction mean with the metric kl, which compares with another unpatched run in each "
+                "direction; use both, or another metric"
             )
         if self.pos == "perturbed" and self.pairs == "other":
             raise InputError(
                 "got pos 'perturbed' with pairs 'other', which differ everywhere; need perturbed pairs, or pos each"
+            )
+
+    def _check_attribution(self) -> None:
+        if self.attribute_first is None:
+            if self.attribute_method is not None:
+                raise InputError(
+                    f"got attribute_method {self.attribute_method!r} without attribute_first, the share of the cells "
+                    "that it chooses; need both, or none to patch all cells"
+                )
+        elif self.metric == "em":
+            raise InputError(
+                "got attribute_first with the metric em, which has no gradient; use nll or logit_difference, or patch "
+                "all cells"
+            )
+        elif self.metric == "kl" and self.attribute_method == "gradient":
+            raise InputError(
+                "got attribute_method 'gradient' with the metric kl, which has no gradient at the unpatched run; use "
+                "both_ends or integrated, or another metric"
             )
 
     @property

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import mechmem as mm
 from mechmem.cli import app
 from mechmem.data.netcdf import load_netcdf
-from mechmem.localize import metrics, patch_effects, patch_pairs
+from mechmem.localize import attribution, metrics, patch_effects, patch_pairs
 from mechmem.model import activation_sites
 from mechmem.study import patch_settings
 from mechmem.study.config import apply_settings
@@ -152,7 +152,12 @@ def test_a_study_without_memorized_paragraphs_says_what_to_do(inputs, tmp_path):
         (["--layers", "1", "--heads", "L1H1"], "got layers and heads; need one of them"),
         (["--site", "mlp_out", "--heads", "L1H1"], "got heads for the site 'mlp_out', which has none"),
         (["--metric", "em", "--attribute-first", "0.1"], "with the metric em, which has no gradient"),
-        (["--metric", "kl", "--attribute-first", "0.1"], "with the metric kl, which has no gradient at the unpatched"),
+        (
+            ["--metric", "kl", "--attribute-first", "0.1", "--attribute-method", "gradient"],
+            "with the metric kl, which has no gradient at the unpatched",
+        ),
+        (["--attribute-method", "both_ends"], "got attribute_method 'both_ends' without attribute_first"),
+        (["--metric", "kl", "--direction", "mean"], "got the direction mean with the metric kl"),
         (["--pairs", "other", "--pos", "perturbed"], "which differ everywhere; need perturbed pairs, or pos each"),
         (["--pairs", "none.parquet"], "none.parquet: no such file"),
         (["--name", "../x"], "got the experiment's name '../x'; need a plain name"),
@@ -213,6 +218,7 @@ def test_a_file_that_says_something_else_is_refused(text, said, tmp_path):
         PatchSettings(),
         PatchSettings(site="q", layers=(0, 2), pairs='a "b" 😀\\ü', attribute_first=0.03, count=7, normalize=True),
         PatchSettings(heads=("L1H2",), pos="all", direction="noising", metric="em", scored="continuation"),
+        PatchSettings(direction="mean", attribute_first=0.1, attribute_method="both_ends"),
     ],
 )
 def test_settings_come_back_from_their_file(settings, tmp_path):
@@ -227,6 +233,7 @@ def test_choices_are_the_library_s():
     assert set(get_args(patch_settings.Site)) == set(get_args(activation_sites.Site))
     assert set(get_args(patch_settings.Where)) == set(get_args(patch_effects.Positions))
     assert set(get_args(patch_settings.Metric)) == set(get_args(metrics.MetricName))
+    assert set(get_args(patch_settings.Attribution)) == set(get_args(attribution.Method))
     assert set(get_args(patch_settings.Directions)) == {*get_args(patch_pairs.Direction), "both"}
 
 

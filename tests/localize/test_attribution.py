@@ -1,5 +1,6 @@
 """Attributions are first-order patches: exact where the model is linear, close where the difference is small."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def test_it_is_the_slope_of_a_small_patch(tiny_model, pairs, site, direction):
     """The slow way: move one cell a thousandth of the way to the other run, one forward a cell."""
     base, source = (pairs[0], pairs[1]) if direction == "noising" else (pairs[1], pairs[0])
     groups = 4 if site == "mlp_post" else None
-    found = attribute(tiny_model, *pairs, site=site, direction=direction, groups=groups, average=False, batch_size=2)
+    options: dict[str, Any] = {"site": site, "direction": direction, "groups": groups}
+    found = attribute(tiny_model, *pairs, method="gradient", average=False, batch_size=2, **options)
     rng = np.random.default_rng(0)
     cells = rng.integers(0, found.shape[1:], (6, found.ndim - 1))
 
@@ -92,10 +94,114 @@ def test_one_position_of_a_pair_and_all_together(tiny_model, site):
         )
 
 
-def test_the_slope_of_kl_is_nothing_at_the_unpatched_run(tiny_model, pairs):
-    with pytest.raises(InputError, match="the gradient of kl is zero at the unpatched run, whatever is patched"):
-        attribute(tiny_model, *pairs, metric="kl")
-    assert abs(attribute(tiny_model, *pairs, metric="kl", method="integrated")).max() > 0
+def squared_distance(scored):
+    """Of the logits from those of the unpatched run: quadratic in them, and flat there."""
+    return (scored.logits - scored.reference()).square().mean((-1, -2))
+
+
+@pytest.mark.parametrize("metric", ["kl", squared_distance])
+def test_a_distance_from_the_unpatched_run_has_no_slope_there(tiny_model, pairs, metric):
+    name = metric if isinstance(metric, str) else metric.__name__
+    said = f"the gradient of {name} is zero at the unpatched run, whatever is patched; use method='both_ends'"
+    for direction in ("noising", "denoising"):
+        with pytest.raises(InputError, match=said):
+            attribute(tiny_model, *pairs, metric=metric, method="gradient", direction=direction)
+    for method in ("both_ends", "integrated"):
+        found = attribute(tiny_model, *pairs, metric=metric, method=method, site="resid_post")
+        exact = patch(tiny_model, *pairs, metric=metric, site="resid_post")
+        assert rank_correlation(found, exact) > 0.6
+    if metric == "kl":
+        # Its own choice is one that works.
+        assert attribute(tiny_model, *pairs, metric="kl", site="z").attrs["approximation"] == "both_ends"
+    # A slope that is small is a slope.
+    attribute(tiny_model, *pairs, metric=lambda s: 1e-6 * nll(s), method="gradient")
+
+
+@pytest.mark.parametrize("site", ["z", "pattern", "mlp_post", "resid_pre"])
+def test_both_ends_is_the_mean_of_two_gradients_by_hand(tiny_model, pairs, site):
+    """Autograd at each end, cell by cell; and minus the same in the other direction."""
+    groups = 4 if site == "mlp_post" else None
+    found = attribute(tiny_model, *pairs, site=site, method="both_ends", groups=groups, average=False, batch_size=2)
+    names = [f"blocks.{layer}.{HOOKS[site]}" for layer in range(4)]
+    gradients, values = [], []
+    for side in pairs:
+        with torch.enable_grad(), recording(tiny_model, names) as recorded:
+            logits = tiny_model(side.tokens)
+        columns = logits[:, 7:-1].log_softmax(-1)
+        loss = -columns.gather(-1, pairs[0].continuation[..., None])[..., 0].mean(-1).sum()
+        gradients.append(torch.autograd.grad(loss, [recorded[name] for name in names]))
+        values.append([recorded[name].detach() for name in names])
+    for layer in range(4):
+        product = (gradients[0][layer] + gradients[1][layer]) / 2 * (values[1][layer] - values[0][layer])
+        if site == "z":
+            cells = product.sum(-1).transpose(1, 2)
+        elif site == "pattern":
+            cells = product.sum(-1)
+        elif site == "mlp_post":
+            group = torch.arange(44) * 4 // 44
+            cells = torch.stack([product[..., group == k].sum(-1) for k in range(4)], 1)
+        else:
+            cells = product.sum(-1)
+        np.testing.assert_allclose(found.isel(layer=layer), cells, atol=2e-6)
+    options: dict[str, Any] = {"site": site, "groups": groups, "average": False}
+    back = attribute(tiny_model, *pairs, method="both_ends", direction="denoising", **options)
+    np.testing.assert_allclose(back, -found, atol=2e-6)
+    # The mean of what one gradient says in each direction, for "gradient" and for "both_ends".
+    halves = [
+        attribute(tiny_model, *pairs, method="gradient", direction=way, **options) for way in ("noising", "denoising")
+    ]
+    for method in ("gradient", "both_ends"):
+        mean = attribute(tiny_model, *pairs, method=method, direction="mean", **options)
+        np.testing.assert_allclose(mean, found, atol=2e-6)
+        np.testing.assert_allclose(mean, (halves[0] - halves[1]) / 2, atol=2e-6)
+        assert mean.attrs["direction"] == "mean" and "on average over both runs" in mean.attrs["higher"]
+
+
+def test_both_ends_is_exact_where_the_metric_is_quadratic(tiny_model, pairs):
+    """A trapezium under a slope that is a straight line, as from the last stream through a norm that is linear."""
+    linear = copy.deepcopy(tiny_model)
+    # The variance is nothing beside eps, and the weight makes up for it.
+    linear.ln_final.eps = 1e8
+    linear.ln_final.w.data *= 1e4
+
+    def quadratic(scored):
+        return (scored.logits[..., :7].square().sum(-1) + scored.logits[..., 8]).mean(-1)
+
+    for direction, method in (("noising", "both_ends"), ("denoising", "both_ends"), ("mean", "gradient")):
+        found = attribute(linear, *pairs, site="resid_post", metric=quadratic, direction=direction, method=method)
+        whole = found.attrs["source"] - found.attrs["base"]
+        assert float(found.isel(layer=-1).sum()) == pytest.approx(whole, rel=1e-3) and abs(whole) > 0.1
+    plain = attribute(linear, *pairs, site="resid_post", metric=quadratic, method="gradient")
+    assert abs(float(plain.isel(layer=-1).sum()) - (plain.attrs["source"] - plain.attrs["base"])) > 0.1
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("site", "pos"), [("z", "each"), ("resid_mid", "perturbed"), ("mlp_post", "all")])
+def test_the_mean_of_both_directions_is_half_of_one_minus_the_other(tiny_model, site, pos, normalize):
+    generator = torch.Generator().manual_seed(17)
+    clean = Paragraphs(torch.randint(0, 61, (3, 14), generator=generator), 8)
+    changed = clean.tokens.clone()
+    changed[torch.arange(3), torch.tensor([3, 6, 0])] += 1
+    changed[:, 9:] += 2
+    corrupt = Paragraphs(changed % 61, 8)
+    options: dict[str, Any] = {"site": site, "pos": pos, "average": False}
+    ends = {way: patch(tiny_model, clean, corrupt, direction=way, **options) for way in ("noising", "denoising")}
+    half = (ends["noising"] - ends["denoising"]) / 2
+    whole = ends["noising"].attrs["source"] - ends["noising"].attrs["base"]
+    for method in (patch, attribute):
+        found = method(tiny_model, clean, corrupt, direction="mean", normalize=normalize, **options)
+        assert found.attrs["direction"] == "mean" and found.dims == half.dims
+        assert (found.attrs["base"], found.attrs["source"]) == pytest.approx(
+            (ends["noising"].attrs["base"], ends["noising"].attrs["source"]), abs=1e-5
+        )
+        if method is patch:
+            np.testing.assert_allclose(found, half / whole if normalize else half, atol=1e-5)
+    for method in (patch, attribute):
+        for metric in ("kl", squared_distance):
+            with pytest.raises(InputError, match="compares with the unpatched run, which is another one in each"):
+                method(tiny_model, clean, corrupt, direction="mean", metric=metric, **options)
+        with pytest.raises(InputError, match="need one of noising, denoising, mean"):
+            method(tiny_model, clean, corrupt, direction="both", **options)
 
 
 def test_integrated_gradients_of_the_first_stream_add_up_to_the_whole_difference(tiny_model, pairs):
@@ -107,7 +213,7 @@ def test_integrated_gradients_of_the_first_stream_add_up_to_the_whole_difference
         first = attribute(tiny_model, *single, site="resid_pre", method="integrated", steps=200)
         total = float(first.isel(layer=0).sum())
         assert total == pytest.approx(first.attrs["source"] - first.attrs["base"], rel=0.03, abs=2e-3)
-        plain = float(attribute(tiny_model, *single, site="resid_pre").isel(layer=0).sum())
+        plain = float(attribute(tiny_model, *single, site="resid_pre", method="gradient").isel(layer=0).sum())
         assert abs(plain - total) > 1e-3
     assert first.attrs["approximation"] == "integrated" and first.attrs["steps"] == 200
 
@@ -153,6 +259,8 @@ def test_what_gives_no_gradient_is_refused(tiny_model, pairs):
         ({"metric": lambda s: s.clean[:, 0].float()}, "has no gradient; need a smooth function"),
         ({"site": "nowhere"}, "got site 'nowhere'"),
         ({"steps": 3}, "method 'gradient' does not use steps"),
+        ({"method": "both_ends", "steps": 3}, "method 'both_ends' does not use steps"),
+        ({"method": "relp"}, "need one of gradient, both_ends, integrated"),
         ({"site": "mlp_post", "groups": 0}, "got 0 as groups"),
     ]
     for arguments, sentence in cases:

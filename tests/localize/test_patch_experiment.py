@@ -52,6 +52,15 @@ def test_it_holds_both_directions_their_intervals_and_both_texts(tiny_model, sid
         assert set(variable.dims) <= set(whole.indexes), f"{name} has an axis without labels"
 
 
+def test_the_mean_of_both_directions_is_one_effect(tiny_model, sides, whole):
+    found = patch_experiment(tiny_model, *sides, direction="mean", attribute_first=0.1, attribute_method="integrated")
+    assert found.direction.values.tolist() == ["mean"] and found.attrs["approximation"] == "integrated"
+    half = (whole.effect.sel(direction="noising") - whole.effect.sel(direction="denoising")) / 2
+    patched = np.isfinite(found.effect.values[0])
+    assert patched.sum() == 4 * round(0.1 * half[0].size)
+    np.testing.assert_allclose(found.effect.values[0][patched], half.values[patched], atol=1e-6)
+
+
 def test_it_opens_as_it_was_written(whole, tmp_path):
     save_netcdf(whole, tmp_path / "x.nc")
     assert load_netcdf(tmp_path / "x.nc").identical(whole)
@@ -122,7 +131,12 @@ def test_the_strongest_cells_are_named_with_their_intervals(tiny_model, sides, w
         ({"layers": [1], "heads": ["L1H1"]}, "need one of them: a head names its layer"),
         ({"site": "resid_pre", "heads": ["L1H1"]}, "got heads for the site 'resid_pre', which has none"),
         ({"metric": "em", "attribute_first": 0.1}, "the metric em has no gradient"),
-        ({"metric": "kl", "attribute_first": 0.1}, "the gradient of kl is zero at the unpatched run"),
+        (
+            {"metric": "kl", "attribute_first": 0.1, "attribute_method": "gradient"},
+            "the gradient of kl is zero at the unpatched run",
+        ),
+        ({"attribute_method": "both_ends"}, "got attribute_method 'both_ends' without attribute_first"),
+        ({"metric": "kl", "direction": "mean"}, "the metric kl compares with the unpatched run, which is another one"),
         ({"attribute_first": 0.0}, "attribute_first"),
     ],
 )

@@ -18,7 +18,7 @@ def blue_end(attrs: Mapping[str, Any], direction: str | None) -> End:
 
     Args:
         attrs: of the result: metric, normalized, base and source, as far as they are known.
-        direction: "noising", "denoising"; None: unknown.
+        direction: "noising", "denoising", "mean" (with the sign of noising); None: unknown.
     """
     if direction is None or attrs.get("normalized"):
         # Normalized, 1 is as the run that activations come from, whichever that is.
@@ -44,6 +44,8 @@ def meaning(attrs: Mapping[str, Any], direction: str | None) -> str:
     does = f"helps the clean text (replacing it {moves} {metric})"
     if direction == "denoising":
         does = f"restores the clean text (putting it in {moves} {metric})"
+    if direction == "mean":
+        does = f"helps the clean text (replacing it {moves} {metric}, on average over both runs)"
     return f"Blue ({direction}): the clean activation {does}; orange: the other way."
 
 

@@ -127,7 +127,7 @@ def check_cells(values: xr.DataArray) -> None:
 def _of_array(effect: xr.DataArray) -> tuple[list[Reading], Told]:
     check_cells(effect)
     attrs = {str(key): value for key, value in effect.attrs.items()}
-    direction = str(attrs["direction"]) if attrs.get("direction") in ("noising", "denoising") else None
+    direction = str(attrs["direction"]) if attrs.get("direction") in ("noising", "denoising", "mean") else None
     reading = Reading(direction or "effect", "", effect, blue=blue_end(attrs, direction))
     where = f"paths into {attrs['receiver']}" if "receiver" in attrs else f"patching {attrs.get('site', '')}".strip()
     title = f"Effect of {where}"
