@@ -139,6 +139,7 @@ def train(
     *,
     snapshots: Collection[int] = (),
     snapshot: Callable[[GPTNeoForCausalLM, int], None] | None = None,
+    step_down: Callable[[GPTNeoForCausalLM, torch.optim.Optimizer, torch.Tensor, float], float] | None = None,
 ) -> tuple[GPTNeoForCausalLM, dict]:
     """One pass over the stream in bfloat16 autocast, from the last checkpoint on.
 
@@ -149,6 +150,7 @@ def train(
         snapshots: steps after which `snapshot` is called with the model and the step.
         snapshot: keeps what it wants of the model; called again for a step after the last checkpoint when training
             goes on.
+        step_down: `descend`, or what does the same; None: `descend`.
 
     Returns:
         The model in training mode, and the log: `step`, `steps`, `seconds`, `starts` and `curve`, [step, loss].
@@ -164,12 +166,13 @@ def train(
     log = load_checkpoint(folder, model, optimizer)
     size = settings.batch * settings.n_ctx
     steps = step_count(settings, stream)
-    started, losses = time.monotonic() - log["seconds"], []
+    started, losses = time.monotonic() - log["seconds"], log.pop("unlogged", [])
     for step in range(log["step"], steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, steps)
         rows = torch.from_numpy(stream[step * size : (step + 1) * size].astype(np.int64)).view(settings.batch, -1)
-        losses.append(descend(model, optimizer, rows, settings.clip_norm))
+        loss = (step_down or descend)(model, optimizer, rows, settings.clip_norm)
+        losses.append(loss)
         last = step + 1 == steps
         if (step + 1) % settings.log_every == 0 or last:
             log["curve"].append([step + 1, round(sum(losses) / len(losses), 4)])
@@ -178,9 +181,9 @@ def train(
             snapshot(model, step + 1)
         if (step + 1) % settings.checkpoint_every == 0 or last:
             log |= {"step": step + 1, "seconds": round(time.monotonic() - started, 1), "steps": steps}
-            save_checkpoint(folder, model, optimizer, log)
+            save_checkpoint(folder, model, optimizer, log | {"unlogged": losses})
             left = log["seconds"] / (step + 1) * (steps - step - 1)
-            print(f"step {step + 1}/{steps} loss {log['curve'][-1][1]:.3f}, {left / 60:.0f} min left", flush=True)
+            print(f"step {step + 1}/{steps} loss {loss:.3f}, {left / 60:.0f} min left", flush=True)
     return model, log
 
 

@@ -24,6 +24,7 @@ SCRIPTS = sorted(
 OWN_MODEL = {
     "detection",
     "head_report",
+    "ladder",
     "measure_bundled",
     "oracle_training",
     "planted",
