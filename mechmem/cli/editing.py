@@ -52,6 +52,14 @@ KeepWeight = Annotated[
     Amount | None,
     typer.Option("--keep-weight", help="Weight of the term that holds other text.", rich_help_panel=TRAINING),
 ]
+NullSpace = Annotated[
+    Share | None,
+    typer.Option(
+        "--null-space",
+        help="Take from every update the input directions that carry this share of what other text puts in.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -88,6 +96,7 @@ class EditOptions:
     weight_decay: Decay = None
     max_norm: MaxNorm = None
     keep_weight: KeepWeight = None
+    null_space: NullSpace = None
     resume: Resume = False
 
     def values(self) -> dict[str, Any]:
@@ -96,7 +105,7 @@ class EditOptions:
         Raises:
             InputError: a learning rate that is no number.
         """
-        same = ("weights", "fraction", "batch_size", "weight_decay", "max_norm", "keep_weight")
+        same = ("weights", "fraction", "batch_size", "weight_decay", "max_norm", "keep_weight", "null_space")
         mask = None if self.mask is None else str(self.mask)
         return {name: getattr(self, name) for name in same} | {"mask": mask, "learning_rate": learning_rate(self.rate)}
 

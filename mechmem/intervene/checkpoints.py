@@ -107,6 +107,7 @@ def edit_key(model: HookedTransformer, mask: Mask | None, task: Task, settings: 
     """A digest of everything that decides an edit: weights, mask, paragraphs, both terms, the rule and the settings."""
     decides = settings | {
         "terms": [identity(term) for term in (task.objective.target, task.objective.keep)],
+        "objective": [task.objective.radius, repr(task.objective.steering)],
         "name": task.name,
         "prefixes": [task.targets.prefix_len, task.keep.prefix_len],
         "weights": "all" if mask is None else "masked",
@@ -114,7 +115,7 @@ def edit_key(model: HookedTransformer, mask: Mask | None, task: Task, settings: 
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=identity).encode())
     for name, tensor in [*model.state_dict().items(), *(mask.indices.items() if mask is not None else ())]:
         _add(digest, name, tensor)
-    for paragraphs in (task.targets, task.keep):
+    for paragraphs in (task.targets, task.keep, *([] if task.preferred is None else [task.preferred])):
         digest.update(f"{list(paragraphs.tokens.shape)}".encode())
         digest.update(paragraphs.tokens.contiguous().numpy().tobytes())
     return digest.hexdigest()

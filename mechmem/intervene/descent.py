@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.loop import Row
 from mechmem.intervene.objectives import Objective, hold_kl, token_log_probs
+from mechmem.intervene.steering import SteeringTerms
 from mechmem.measure.scores import leading_matches
 from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.load import HookedTransformer
@@ -25,7 +26,10 @@ CHUNK = 4
 # What the original model predicts is computed once and kept up to this size, 50 paragraphs of GPT-Neo's vocabulary.
 REFERENCE_BYTES = 2**29
 
-Batch = tuple[int, Paragraphs]
+# Number of a batch, and its rows in the set.
+Batch = tuple[int, np.ndarray]
+# Set, batch and first row: the name of a part of a batch.
+Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Task:
         name: prefix of the targets' values in the history: "memorized" where text is removed, "target" where it is
             learned.
         done: the rule that ends training where no other was given.
+        preferred: for an objective of pairs: row by row, what is preferred to the target.
     """
 
     objective: Objective
@@ -46,30 +51,51 @@ class Task:
     keep: Paragraphs
     name: str
     done: Callable[[Row], bool]
+    preferred: Paragraphs | None = None
+
+    def on_targets(self, rows: np.ndarray) -> Task:
+        """The same for some of the targets."""
+        preferred = None if self.preferred is None else self.preferred.select(rows)
+        return replace(self, targets=self.targets.select(rows), preferred=preferred)
+
+    def part(self, kind: str, rows: np.ndarray) -> Paragraphs:
+        """Rows of the targets or of the keep set; with pairs each target is followed by what is preferred to it."""
+        found = (self.targets if kind == "target" else self.keep).select(rows)
+        if kind == "keep" or self.preferred is None:
+            return found
+        both = torch.stack([found.tokens, self.preferred.select(rows).tokens], 1).flatten(0, 1)
+        return Paragraphs(both, found.prefix_len)
 
 
 class Reference:
-    """What the original model predicts, for parts of batches."""
+    """What the original model computes, for parts of batches."""
 
     def __init__(self, model: HookedTransformer) -> None:
-        self._lean = LeanModel(model)
-        self.device = self._lean.device
-        self._kept: dict[tuple[str, int, int], Tensor] = {}
+        self.lean = LeanModel(model)
+        self.device = self.lean.device
+        self._kept: dict[Key, Tensor] = {}
         self._free = REFERENCE_BYTES
 
     @torch.no_grad()
-    def __call__(self, key: tuple[str, int, int], part: Paragraphs) -> Float[Tensor, "paragraph pos d_vocab"]:
-        """Log-probabilities of the continuation; `key` names the part: set, batch, first row."""
+    def __call__(self, key: Key, part: Paragraphs) -> Float[Tensor, "paragraph pos d_vocab"]:
+        """Log-probabilities of the continuation; `key` names the part."""
+        return self.kept(key, lambda: self._log_probs(part))
+
+    def kept(self, key: Key, compute: Callable[[], Tensor]) -> Tensor:
+        """What was computed for a part before, or now."""
         if key in self._kept:
             return self._kept[key]
-        with fast_float32(self._lean.device):
-            hidden = self._lean.forward(part.tokens)[:, part.prefix_len - 1 : -1]
-            result = self._lean.unembed(hidden).log_softmax(-1)
+        result = compute()
         size = result.numel() * result.element_size()
         if size <= self._free:
             self._free -= size
             self._kept[key] = result
         return result
+
+    def _log_probs(self, part: Paragraphs) -> Tensor:
+        with fast_float32(self.device):
+            hidden = self.lean.forward(part.tokens)[:, part.prefix_len - 1 : -1]
+            return self.lean.unembed(hidden).log_softmax(-1)
 
 
 class Descent:
@@ -79,8 +105,6 @@ class Descent:
     speaks of the whole sets, and not of the batch that happens to be on.
     """
 
-    can_diverge = True
-
     def __init__(
         self,
         weights: MaskedWeights,
@@ -89,19 +113,25 @@ class Descent:
         training: Training,
         seed: int,
     ) -> None:
-        self._weights, self._reference, self._objective = weights, reference, task.objective
+        self._weights, self._reference, self._task, self._objective = weights, reference, task, task.objective
         settings = training.settings()
         self._keep_weight, self._name = settings["keep_weight"], task.name
-        size = settings["batch_size"]
-        self._batches = zip(_batches(task.targets, size, seed), _batches(task.keep, size, seed + 1), strict=False)
+        size, steering = settings["batch_size"], task.objective.steering
+        self._batches = zip(_batches(len(task.targets), size, seed), _batches(len(task.keep), size, seed + 1))  # noqa: B905
+        self._steered = SteeringTerms(reference.lean, steering, task.targets, seed) if steering is not None else None
+        # Squared distances are not nats: early steps of a steered edit overshoot, and come back.
+        self.can_diverge = steering is None
         self._latest: dict[tuple[str, int], np.ndarray] = {}
         self._moved = False
 
     def measure(self, *, last: bool) -> Row:
         """The values, with their gradients unless this is the last time."""
         target, keep = next(self._batches)
-        self._run("target", target, last)
-        self._run("keep", keep, last)
+        self._latest["target", target[0]] = self._run("target", target, last)
+        if self._objective.radius is not None and not last:
+            with self._weights.uphill(self._objective.radius):
+                self._run("target", target, last)
+        self._latest["keep", keep[0]] = self._run("keep", keep, last)
         term, nll, em = self._mean("target")
         held, kl, _ = self._mean("keep")
         row = {f"{self._name}_nll": nll, f"{self._name}_em": em, "keep_kl": kl}
@@ -131,33 +161,70 @@ class Descent:
         """Put them back."""
         self._weights.restore(snapshot)
 
-    def _run(self, kind: str, batch: Batch, last: bool) -> None:
-        number, paras = batch
-        if kind == "keep" and not self._moved and self._objective.keep in (hold_kl, None):
-            # KL from the weights themselves is zero, and so is its gradient.
-            self._latest[kind, number] = np.array([len(paras), 0.0, 0.0, 0.0])
-            return
-        term = self._objective.target if kind == "target" else self._objective.keep
-        weight = 1.0 if kind == "target" else self._keep_weight
-        train = not last and term is not None and weight != 0
+    def _run(self, kind: str, batch: Batch, last: bool) -> np.ndarray:
+        """Accumulate the gradients of a batch; returns paragraphs, and sums of the term, NLL or KL, and EM."""
+        number, rows = batch
+        still = self._objective.keep in (hold_kl, None)
+        if kind == "keep" and not self._moved and still:
+            # What is held is zero at the weights themselves, and so is its gradient.
+            return np.array([len(rows), 0.0, 0.0, 0.0])
+        weight = (1.0 if kind == "target" else self._keep_weight) / len(rows)
         sums = np.zeros(3)
-        for start in range(0, len(paras), CHUNK):
-            part = paras.select(np.arange(start, min(start + CHUNK, len(paras))))
-            true = part.continuation.to(self._reference.device)
-            need = kind == "keep" or self._objective.compares
-            reference = self._reference((kind, number, start), part) if need else torch.empty(len(part), 0)
+        for start in range(0, len(rows), CHUNK):
+            part = self._task.part(kind, rows[start : start + CHUNK])
+            run = self._run_part if self._steered is None else self._run_steered
+            sums += run(kind, (kind, number, start), part, weight, not last and weight != 0)
+        return np.array([len(rows), *sums])
 
-            def loss(logits: Tensor, rows: slice, true: Tensor = true, reference: Tensor = reference) -> Tensor:
-                nonlocal sums
-                log_probs, known = logits.log_softmax(-1), (true[rows], reference[rows])
-                value = term(log_probs, *known).sum() if term is not None else logits.new_zeros(())
-                held = kind == "keep" and term is hold_kl
-                sums += [value.item(), *((value.item(), 0.0) if held else _seen(kind, log_probs.detach(), *known))]
-                return weight * value / len(paras)
+    def _run_part(self, kind: str, key: Key, part: Paragraphs, weight: float, train: bool) -> np.ndarray:
+        """A part of a batch, by terms of its predictions."""
+        term = self._objective.target if kind == "target" else self._objective.keep
+        pairs = kind == "target" and self._objective.pairs
+        true = part.continuation.to(self._reference.device)
+        need = kind == "keep" or self._objective.compares
+        reference = self._reference(key, part) if need else torch.empty(len(part), 0)
+        sums = np.zeros(3)
 
-            with fast_float32(true.device):
-                self._weights.accumulate(part.tokens, part.prefix_len, loss, train=train)
-        self._latest[kind, number] = np.array([len(paras), *sums])
+        def loss(logits: Tensor, rows: slice) -> Tensor:
+            log_probs, known = logits.log_softmax(-1), (true[rows], reference[rows])
+            value = term(log_probs, *known).sum() if term is not None else logits.new_zeros(())
+            if kind == "keep" and term is hold_kl:
+                seen = value.item(), 0.0
+            else:
+                # Of pairs only the memorized ones are measured.
+                seen = _seen(kind, *(each[:: 2 if pairs else 1] for each in (log_probs.detach(), *known)))
+            sums[:] += [value.item(), *seen]
+            return weight * value
+
+        with fast_float32(true.device):
+            self._weights.accumulate(
+                part.tokens, part.prefix_len, loss, train=train and term is not None, together=2 if pairs else 1
+            )
+        return sums
+
+    def _run_steered(self, kind: str, key: Key, part: Paragraphs, weight: float, train: bool) -> np.ndarray:
+        """A part of a batch, by terms of the residual stream."""
+        steered, objective = self._steered, self._objective.steering
+        assert steered is not None and objective is not None
+        true = part.continuation.to(self._reference.device)
+        reference = self._reference(key, part) if kind == "keep" else torch.empty(len(part), 0)
+        sums = np.zeros(3)
+
+        def loss(residual: Tensor) -> Tensor:
+            if kind == "target":
+                value = steered.target(residual).sum()
+            else:
+                before = self._reference.kept(("residual", *key[1:]), lambda: steered.original(part))
+                value = steered.keep(residual, before).sum()
+            sums[0] += value.item()
+            return weight * value
+
+        def see(logits: Tensor, rows: slice) -> None:
+            sums[1:] += _seen(kind, logits.log_softmax(-1), true[rows], reference[rows])
+
+        with fast_float32(true.device):
+            self._weights.accumulate_inside(objective.layer, part.tokens, part.prefix_len, loss, see, train=train)
+        return sums
 
     def _mean(self, kind: str) -> tuple[float, float, float]:
         count, *sums = np.sum([value for (of, _), value in self._latest.items() if of == kind], axis=0)
@@ -175,9 +242,9 @@ def _seen(kind: str, log_probs: Tensor, true: Tensor, reference: Tensor) -> tupl
         return nll.sum().item(), float(em.sum().item())
 
 
-def _batches(paragraphs: Paragraphs, size: int, seed: int) -> Iterator[Batch]:
+def _batches(count: int, size: int, seed: int) -> Iterator[Batch]:
     """Fixed batches of a shuffled set, round and round, each with its number."""
-    order = np.random.default_rng(seed).permutation(len(paragraphs))
-    batches = [paragraphs.select(order[start : start + size]) for start in range(0, len(order), size)]
+    order = np.random.default_rng(seed).permutation(count)
+    batches = [order[start : start + size] for start in range(0, count, size)]
     while True:
         yield from enumerate(batches)

@@ -59,7 +59,7 @@ def find_rate(
     if len(rows) == 0:
         rate = DENSE_RATE if mask is None else SPARSE_RATE
         return replace(training, learning_rate=rate), {"rate_choice": "default: targets of one cluster, no search"}
-    small = replace(task, targets=task.targets.select(rows))
+    small = task.on_targets(rows)
     low, high, met, failed, steps = 0, len(RATES), {}, [], search_steps(training)
     for number in range(SEARCHES):
         middle = (low + high) // 2

@@ -20,8 +20,10 @@ from mechmem.intervene.loop import Row, Stop, run_loop
 from mechmem.model.forward import check_fit
 from mechmem.model.hooks import frozen
 from mechmem.model.load import HookedTransformer
+from mechmem.model.sites import editable_parameters
 from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.masks import Mask
+from mechmem.weights.null_space import NullSpace
 from mechmem.weights.support import verify_support
 from mechmem.weights.training import Training
 
@@ -57,6 +59,10 @@ def train_copy(
         The edited model and its history, as `unlearn`.
     """
     rule = stop if stop is not None else task.done
+    null_space = None
+    if training.null_space is not None:
+        names = list(editable_parameters(model)) if mask is None else list(mask.indices)
+        null_space = NullSpace(model, task.keep, names, training.null_space)
     searched: dict[str, Any] = {}
     search = SEARCHES * search_steps(training)
     whole = search + training.steps
@@ -66,11 +72,11 @@ def train_copy(
             task,
             mask,
             training,
-            lambda trial, settings, report: _train(model, trial, mask, settings, goal, seed, report)[1],
+            lambda trial, settings, report: _train(model, trial, mask, settings, goal, seed, null_space, report)[1],
             between(progress, 0, search, whole),
         )
         progress = between(progress, search, whole, whole)
-    edited, history = _train(model, task, mask, training, rule, seed, progress)
+    edited, history = _train(model, task, mask, training, rule, seed, null_space, progress)
     if mask is not None:
         verify_support(model, edited, mask)
     used = {name: value for name, value in training.settings().items() if value is not None}
@@ -84,11 +90,12 @@ def _train(
     training: Training,
     rule: Rule,
     seed: int,
+    null_space: NullSpace | None,
     progress: ProgressLike,
 ) -> tuple[HookedTransformer, xr.Dataset]:
     edited = copy.deepcopy(model)
     with frozen(edited):
-        weights = MaskedWeights(edited, mask, training)
+        weights = MaskedWeights(edited, mask, training, null_space)
         descent = Descent(weights, Reference(model), task, training, seed)
         log = None
         if training.checkpoint is not None:

@@ -20,10 +20,10 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike
 from mechmem.data.settings_match import refuse_other_settings
 from mechmem.data.stored_json import read_object
+from mechmem.intervene.descent_methods import OBJECTIVES
 from mechmem.intervene.edit import edit, with_continuation
 from mechmem.intervene.loop import Stop
 from mechmem.intervene.memorize import memorize
-from mechmem.intervene.objectives import OBJECTIVES
 from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.localize.paragraph_gradients import contrastive_gradients
@@ -150,7 +150,7 @@ def _json(settings: EditSettings) -> str:
 
 
 def _training(settings: EditSettings, checkpoint: Path, resume: bool) -> Training:
-    names = ("steps", "learning_rate", "batch_size", "weight_decay", "max_norm", "keep_weight")
+    names = ("steps", "learning_rate", "batch_size", "weight_decay", "max_norm", "keep_weight", "null_space")
     given = {name: getattr(settings, name) for name in names}
     if settings.kind == "unlearn" and settings.method not in OBJECTIVES:
         # A method that drops has no state to resume from.

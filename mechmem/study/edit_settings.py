@@ -30,6 +30,7 @@ class EditSettings:
         weight_decay: of AdamW, on the weights that may change.
         max_norm: clip the gradient to this Euclidean norm.
         keep_weight: of the term that holds the keep set; None: 1.
+        null_space: updates lose their part in the input directions that carry this share of the keep set's inputs.
         seed: masks and orders.
         target_em: unlearning ends when the targets' mean EM is as low as this; None: a fifth of the continuation.
         keep_kl: unlearning ends before KL on the keep set passes this, in nats per token.
@@ -48,6 +49,7 @@ class EditSettings:
     weight_decay: Amount | None = None
     max_norm: Rate | None = None
     keep_weight: Amount | None = None
+    null_space: Share | None = None
     seed: Seed = 0
     target_em: Amount | None = None
     keep_kl: Amount | None = None

@@ -8,23 +8,9 @@ from typing import Any, Literal, get_args
 from mechmem.data.bounds import Amount, Count, Seed, Share, Size, check_fields
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
+from mechmem.intervene.method_names import Method
 
 Weights = Literal["all", "top", "fisher", "random"]
-# Those of `mechmem.unlearn`, named here so that settings are checked without importing torch; a test compares them.
-Method = Literal[
-    "contrastive",
-    "ascent",
-    "grad_diff",
-    "npo",
-    "simnpo",
-    "uniform",
-    "neuron_drop",
-    "head_drop",
-    "balanced_subnet",
-    "hard_concrete",
-    "kfac",
-    "task_arithmetic",
-]
 # Learning rates for the bundled model, chosen on other paragraphs than those a study reports: docs/learning-rate.md, by
 # the rule that ends the study's edits; those of "edit" are from docs/unlearning.md. Random weights are a control and
 # take the rate of the top weights.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.mask_choice import check_shapes
 from mechmem.weights.masks import Mask
+from mechmem.weights.null_space import NullSpace
 from mechmem.weights.stored_copy import copied
 from mechmem.weights.training import Training
 
@@ -27,13 +29,16 @@ class MaskedWeights:
     are as small as the mask, so neither momentum nor weight decay nor clipping can reach another weight.
     """
 
-    def __init__(self, model: HookedTransformer, mask: Mask | None, training: Training) -> None:
+    def __init__(
+        self, model: HookedTransformer, mask: Mask | None, training: Training, null_space: NullSpace | None = None
+    ) -> None:
         """Choose the weights; the model's are written in place.
 
         Args:
             model: to be edited; it must have no hooks, as `continuation_logits` does not run them.
             mask: weights that may move; None for all attention and MLP weights.
             training: the optimizer, its learning rate and weight decay, and the norm to clip to.
+            null_space: onto which each step's update is projected; None: as it is.
 
         Raises:
             InputError: an architecture that has no lean forward, or AdamW without a learning rate.
@@ -43,6 +48,8 @@ class MaskedWeights:
         self._values = list(self._forward.values.values())
         self._optimizer = training.make_optimizer(self._values)
         self._max_norm = training.max_norm
+        self._null_space, self._indices = null_space, None if mask is None else mask.indices
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in editable_parameters(model).items()}
 
     def continuation_logits(
         self, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
@@ -57,6 +64,7 @@ class MaskedWeights:
         loss: Callable[[Tensor, slice], Tensor],
         *,
         train: bool = True,
+        together: int = 1,
     ) -> None:
         """Add the gradients of some paragraphs' losses to those of the step.
 
@@ -68,24 +76,92 @@ class MaskedWeights:
             prefix_len: tokens that are only context.
             loss: (logits [paragraph, continuation_pos, d_vocab], which paragraphs) -> their share of the loss.
             train: False: show the logits to `loss` and leave the gradients alone.
+            together: `loss` is given multiples of as many paragraphs.
         """
         with torch.set_grad_enabled(train):
             hidden = self._forward.continuation_hidden(tokens, prefix_len)
             cut = hidden.detach().requires_grad_(train)
-            for rows in self._forward.rows_at_once(cut):
+            for rows in self._forward.rows_at_once(cut, together):
                 value = loss(self._forward.unembed_trainable(cut[rows]), rows)
                 if train:
                     value.backward(inputs=[cut])
             if train:
                 torch.autograd.backward(hidden, cut.grad, inputs=self._values)
 
+    def accumulate_inside(
+        self,
+        layer: int,
+        tokens: Int[Tensor, "paragraph pos"],
+        prefix_len: int,
+        loss: Callable[[Tensor], Tensor],
+        see: Callable[[Tensor, slice], None],
+        *,
+        train: bool = True,
+    ) -> None:
+        """Add the gradients of a loss of the residual stream after a layer; no weight behind it gets one.
+
+        Args:
+            layer: after which.
+            tokens: all go through the body together.
+            prefix_len: tokens that are only context.
+            loss: of the residual stream [paragraph, continuation_pos, d_model], at the positions that score.
+            see: is shown the logits as `loss` is by `accumulate`, to measure them.
+            train: False: leave the gradients alone.
+        """
+        with torch.set_grad_enabled(train):
+            residual = self._forward.residual_after(layer, tokens, prefix_len)
+            value = loss(residual[:, -(tokens.shape[1] - prefix_len) :])
+            if train:
+                value.backward(inputs=self._values)
+        with torch.no_grad():
+            hidden = self._forward.hidden_from(layer, residual.detach(), prefix_len)
+            for rows in self._forward.rows_at_once(hidden):
+                see(self._forward.unembed_trainable(hidden[rows]), rows)
+
+    @contextmanager
+    def uphill(self, radius: float) -> Iterator[None]:
+        """In the block the weights stand `radius` further along the accumulated gradients, which begin anew there.
+
+        The distance is Euclidean, over all chosen weights. After the block the weights are what they were, to the bit,
+        and the gradients are those that were accumulated in it. Gradients that are zero or not finite lead nowhere.
+        """
+        before = [value.detach().clone() for value in self._values]
+        gradients = [value.grad for value in self._values]
+        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        if bool(norm > 0) and bool(norm.isfinite()):
+            with torch.no_grad():
+                for value, gradient in zip(self._values, gradients, strict=True):
+                    if gradient is not None:
+                        value.add_(gradient, alpha=radius / float(norm))
+            self._forward.write()
+        self._optimizer.zero_grad()
+        try:
+            yield
+        finally:
+            self.restore(before)
+
     def step(self) -> None:
         """One step down the accumulated gradients."""
         if self._max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._values, self._max_norm)
+        before = None if self._null_space is None else [value.detach().clone() for value in self._values]
         self._optimizer.step()
         self._optimizer.zero_grad()
+        if before is not None:
+            self._project(before)
         self._forward.write()
+
+    @torch.no_grad()
+    def _project(self, before: list[Tensor]) -> None:
+        """Take back the part of a step that the null space does not hold."""
+        assert self._null_space is not None
+        for (name, value), old in zip(self._forward.values.items(), before, strict=True):
+            if self._indices is None:
+                update = self._null_space.project(name, value - old)
+            else:
+                index = self._indices[name].to(value.device)
+                update = self._null_space.project_chosen(name, value - old, index, self._shapes[name])
+            value.copy_(old + update)
 
     def update(self, loss: Float[Tensor, ""]) -> None:
         """One step down the loss, which must come from `continuation_logits`."""

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from mechmem.data.bounds import Amount, Count, Rate, check_fields, checked
+from mechmem.data.bounds import Amount, Count, Rate, Share, check_fields, checked
 from mechmem.data.errors import InputError
 
 P = ParamSpec("P")
@@ -32,6 +32,8 @@ class Training:
         keep_weight: weight of the term that holds the keep set; None: 1.
         weight_decay: of AdamW: decoupled, on the weights that may move alone; None: no decay.
         max_norm: clip the gradient, over all weights that may move, to this Euclidean norm; None: no clipping.
+        null_space: every update loses its part in the input directions that carry this share of what the keep set puts
+            into a matrix (`mechmem.weights.null_space`; 1: all of it); None: no projection.
         optimizer: makes another optimizer from the list of tensors to train; it has its own learning rate and decay.
         checkpoint: a safetensors file that is written during training and removed at its end; None: none.
         resume: continue from that file; the result equals that of training that was not interrupted.
@@ -46,6 +48,7 @@ class Training:
     keep_weight: Amount | None = None
     weight_decay: Amount | None = None
     max_norm: Rate | None = None
+    null_space: Share | None = None
     optimizer: MakeOptimizer | None = None
     checkpoint: str | Path | None = None
     resume: bool = False
@@ -75,6 +78,7 @@ class Training:
             "keep_weight": KEEP_WEIGHT if self.keep_weight is None else self.keep_weight,
             "weight_decay": self.weight_decay or 0.0,
             "max_norm": self.max_norm,
+            "null_space": self.null_space,
         }
 
     @checked

@@ -11,10 +11,12 @@ from jaxtyping import TypeCheckError
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.descent_methods import OBJECTIVES
 from mechmem.intervene.dropping.methods import DROPPING
 from mechmem.intervene.loop import Stop
-from mechmem.intervene.objectives import OBJECTIVES, hold_kl, lower_nll
-from mechmem.intervene.unlearn import Method, unlearn
+from mechmem.intervene.method_names import Method
+from mechmem.intervene.objectives import hold_kl, lower_nll
+from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import kl, score
 from mechmem.model.hooks import with_hooks
@@ -204,9 +206,10 @@ def test_clipping_is_over_the_chosen_weights_together(tiny_model, sets, mask):
 @pytest.mark.parametrize("method", list(OBJECTIVES))
 def test_each_objective_makes_the_targets_less_likely(tiny_model, sets, mask, method):
     before = float(score(tiny_model, sets[0]).nll.mean())
-    edited, history = unlearn(
-        tiny_model, *sets, stop=Stop(), method=method, mask=mask, training=Training(steps=8, learning_rate=1e-2)
-    )
+    # The tiny model's tokens have small probabilities, of which the fifth power is nothing.
+    options: Any = {"beta": 1.0} if method == "satimp" else {}
+    training = Training(steps=8, learning_rate=1e-2)
+    edited, history = unlearn(tiny_model, *sets, stop=Stop(), method=method, mask=mask, training=training, **options)
     assert float(score(edited, sets[0]).nll.mean()) > before + 0.1
     assert history.objective.values[-1] < history.objective.values[0]
 
@@ -234,7 +237,7 @@ def test_objectives_are_what_their_papers_write():
             "uniform": flat / 3,
         }
         for name, value in need.items():
-            assert OBJECTIVES[name].target(now, true, original)[row].item() == pytest.approx(value, rel=1e-4), name
+            assert OBJECTIVES[name]().target(now, true, original)[row].item() == pytest.approx(value, rel=1e-4), name
         assert hold_kl(now, true, original)[row].item() == pytest.approx(divergence / 3, rel=1e-4)
         assert lower_nll(now, true, original)[row].item() == pytest.approx(-log_p / 3, rel=1e-4)
 

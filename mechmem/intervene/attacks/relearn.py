@@ -133,7 +133,9 @@ def check_relearning(model: HookedTransformer, paragraphs: Paragraphs, other_mem
 
 
 def _check_settings(training: Training) -> None:
-    given = {name: getattr(training, name) for name in ("weight_decay", "keep_weight", "max_norm", "optimizer")}
+    given = {
+        name: getattr(training, name) for name in ("weight_decay", "keep_weight", "max_norm", "null_space", "optimizer")
+    }
     check_used("relearning", (), given | {"checkpoint": training.checkpoint, "resume": training.resume or None})
 
 

@@ -94,6 +94,7 @@ class LeanModel(Layers):
         cfg = model.cfg
         self.dtype, self.device = dtype or model.W_E.dtype, model.W_E.device
         self.n_heads, self.d_head, self.d_vocab, self.n_ctx = cfg.n_heads, cfg.d_head, cfg.d_vocab, cfg.n_ctx
+        self.d_model = cfg.d_model
         self._eps, self.parallel = cfg.eps, cfg.parallel_attn_mlp
         self._activation = ACTIVATIONS[str(cfg.act_fn)]
         self._embedding = model.W_E.detach().to(self.dtype)
@@ -153,6 +154,15 @@ class LeanModel(Layers):
         if self.positions is not None:
             residual += self.positions[past : past + tokens.shape[1]].to(dtype)
         return residual
+
+    def residual_after(
+        self, layer: int, tokens: Int[Tensor, "paragraph pos"], prefix_len: int
+    ) -> Float[Tensor, "paragraph needed_pos d_model"]:
+        """The residual stream after a layer; the last columns are those that score the continuation.
+
+        All positions but the last token's, or after the last layer, where no other is needed, those columns alone.
+        """
+        return self.run(self.embed(tokens[:, :-1]), stop=layer + 1, needed=prefix_len - 1)
 
     def final_norm(self, residual: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """The normalized end of the body."""

@@ -97,10 +97,12 @@ class TrainableModel(LeanModel):
         logits = hidden @ self._unembedding
         return logits if self._unembedding_bias is None else logits + self._unembedding_bias
 
-    def rows_at_once(self, hidden: Float[Tensor, "paragraph continuation_pos d_model"]) -> Iterator[slice]:
-        """Paragraphs whose logits are small enough to be made together."""
+    def rows_at_once(
+        self, hidden: Float[Tensor, "paragraph continuation_pos d_model"], together: int = 1
+    ) -> Iterator[slice]:
+        """Paragraphs whose logits are small enough to be made together, in multiples of `together`."""
         logits = hidden.shape[1] * self._unembedding.shape[1] * hidden.element_size()
-        count = max(1, LOGITS_BYTES // logits)
+        count = max(1, LOGITS_BYTES // logits // together) * together
         return (slice(start, min(start + count, len(hidden))) for start in range(0, len(hidden), count))
 
     def continuation_hidden(
@@ -109,6 +111,12 @@ class TrainableModel(LeanModel):
         """The normalized end of the body at the columns that score the continuation; gradients flow to `values`."""
         # The last token scores nothing; no position before the columns is asked for after the last attention.
         return self.final_norm(self.run(self.embed(tokens[:, :-1]), needed=prefix_len - 1))
+
+    def hidden_from(
+        self, layer: int, residual: Float[Tensor, "paragraph pos d_model"], prefix_len: int
+    ) -> Float[Tensor, "paragraph continuation_pos d_model"]:
+        """As `continuation_hidden`, from what `residual_after` gave of a layer."""
+        return self.final_norm(self.run(residual, first=layer + 1, needed=prefix_len - 1))
 
     def layer(self, number: int, dtype: torch.dtype) -> Layer:
         """A layer's weights as they are now; without a mask, made of the parameters so that gradients flow to them."""
