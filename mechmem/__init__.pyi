@@ -51,6 +51,7 @@ from .localize.attribution import top_cells as top_cells
 from .localize.by_parts import by_parts as by_parts
 from .localize.capture import capture as capture
 from .localize.circuits import head_circuits as head_circuits
+from .localize.faithfulness import faithfulness as faithfulness
 from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
 from .localize.head_report import head_report as head_report

@@ -61,6 +61,7 @@ def calls(tiny_model: HookedTransformer, tiny_paragraphs: mm.Paragraphs) -> dict
         "top_cells": (mm.top_cells, {"effect": mm.attribute(**pair), "fraction": 0.1}),
         "head_circuits": (mm.head_circuits, given | {"unigram_counts": counts}),
         "localize_neurons": (mm.localize_neurons, given | {"keep": OTHER, "method": "activations"}),
+        "faithfulness": (mm.faithfulness, given | {"scores": mm.ablate_heads(**given).nll_change}),
         "top_neurons": (mm.top_neurons, {"scores": mm.localize_neurons(**given, keep=OTHER), "fraction": 0.1}),
         "activation_gradients": (mm.activation_gradients, given),
         "weight_gradients": (mm.weight_gradients, given),
@@ -81,8 +82,8 @@ def calls(tiny_model: HookedTransformer, tiny_paragraphs: mm.Paragraphs) -> dict
 
 NAMES = (
     "score split kl perturb_prefix worst_perturbations ablate_heads ablate_layers ablate_greedily patch attribute "
-    "top_cells head_circuits localize_neurons top_neurons activation_gradients weight_gradients parameter_gradients "
-    "paragraph_gradients contrastive_gradients logit_lens rare_token_attention capture "
+    "top_cells head_circuits localize_neurons faithfulness top_neurons activation_gradients weight_gradients "
+    "parameter_gradients paragraph_gradients contrastive_gradients logit_lens rare_token_attention capture "
     "detection_features train_detector evaluate_detector"
 ).split()
 
