@@ -27,6 +27,7 @@ from .intervene.attacks.prompts import prefix_length_attack as prefix_length_att
 from .intervene.attacks.quantize import quantization_attack as quantization_attack
 from .intervene.attacks.quantize import quantize as quantize
 from .intervene.attacks.relearn import relearning_attack as relearning_attack
+from .intervene.attacks.relearn_oracle import relearning_steps as relearning_steps
 from .intervene.attacks.sampling import sampling_attack as sampling_attack
 from .intervene.baseline import Baseline as Baseline
 from .intervene.card import edit_card as edit_card
@@ -36,6 +37,7 @@ from .intervene.edit import with_continuation as with_continuation
 from .intervene.evaluate import evaluate as evaluate
 from .intervene.evaluate import paragraph_costs as paragraph_costs
 from .intervene.loop import Stop as Stop
+from .intervene.membership_probe import membership_probe as membership_probe
 from .intervene.memorize import memorize as memorize
 from .intervene.noise import add_noise as add_noise
 from .intervene.noise import noise_by_size as noise_by_size
@@ -56,6 +58,7 @@ from .localize.gradients import parameter_gradients as parameter_gradients
 from .localize.gradients import weight_gradients as weight_gradients
 from .localize.head_report import head_report as head_report
 from .localize.heads import rare_token_attention as rare_token_attention
+from .localize.layer_similarity import layer_similarity as layer_similarity
 from .localize.lens import logit_lens as logit_lens
 from .localize.neurons import localize_neurons as localize_neurons
 from .localize.neurons import top_neurons as top_neurons
@@ -70,6 +73,7 @@ from .measure.perturb import perturb_prefix as perturb_prefix
 from .measure.scores import kl as kl
 from .measure.scores import score as score
 from .measure.scores import split as split
+from .measure.verbatim import verbatim as verbatim
 from .measure.worst_pairs import worst_perturbations as worst_perturbations
 from .model.export import export as export
 from .model.load import load_model as load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -22,15 +23,24 @@ def evaluate(
     corpus: StudyCorpus = None,
     device: Device = None,
     attacks: Annotated[bool, typer.Option(help="Also try to get the targets back.")] = True,
+    oracle: Annotated[
+        str | None, typer.Option(help="A model of this recipe that never read the targets: adds the distance to it.")
+    ] = None,
+    oracle_scale: Annotated[
+        str | None, typer.Option(help="A model trained on all the text with another seed: the unit of that distance.")
+    ] = None,
 ) -> None:
     """Measure what an edit cost on every set, and attack it; writes costs.nc and attacks.nc into OUT/edits/EDIT."""
     study = opened_study(out, study_settings(out, model=model, corpus=corpus), device=device)
     from mechmem.intervene.card import cost_rows
+    from mechmem.model.load import load_model
     from mechmem.study.edits import attack_edit, can_attack, evaluate_edit, saved_edit
 
     saved = saved_edit(study, edit)
+    beside = [None if name is None else load_model(name, device=device) for name in (oracle, oracle_scale)]
     with live_progress() as progress:
-        costs = evaluate_edit(study, edit, progress=lambda done, total: progress("evaluating", done, total))
+        report = functools.partial(progress, "evaluating")
+        costs = evaluate_edit(study, edit, oracle=beside[0], oracle_scale=beside[1], progress=report)
         if attacks and can_attack(study, saved):
             attack_edit(study, edit, progress=lambda done, total: progress("attacking", done, total))
     head, rows = cost_rows(costs)

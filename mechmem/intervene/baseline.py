@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.model.hooks import hooked_points
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import refuse_hooks
 
@@ -30,6 +31,7 @@ class Baseline:
         refuse_hooks(model, "Baseline")
         self.model = model
         self._kept: dict[tuple[Any, ...], Any] = {}
+        self._beside: list[Baseline] = []
 
     def __repr__(self) -> str:
         return f"Baseline({len(self._kept)} results kept)"
@@ -42,6 +44,16 @@ class Baseline:
         if key not in self._kept:
             self._kept[key] = compute()
         return self._kept[key]
+
+    def beside(self, model: HookedTransformer) -> Baseline | None:
+        """Where results of a model are kept that all edits are compared with, an oracle; None where it has hooks."""
+        if hooked_points(model):
+            return None
+        for known in self._beside:
+            if known.model is model:
+                return known
+        self._beside.append(Baseline(model))
+        return self._beside[-1]
 
 
 def baseline_of(original: HookedTransformer, baseline: Baseline | None) -> Baseline | None:

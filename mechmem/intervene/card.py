@@ -24,8 +24,11 @@ SHOWN = {
     "perplexity": ("perplexity", 2),
     "kl": ("KL", 3),
     "changed_top1": ("changed top-1, %", 1),
+    "p_extractable": ("p-extractable, %", 1),
+    "oracle_kl": ("KL to the oracle", 3),
+    "oracle_distance": ("distance to the oracle", 2),
 }
-PERCENT = {"match_fraction", "changed_top1"}
+PERCENT = {"match_fraction", "changed_top1", "p_extractable"}
 
 
 def paragraph_hashes(paras: Paragraphs) -> list[str]:

@@ -13,31 +13,56 @@ from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.intervene.attack import AttackSizes, attack
 from mechmem.intervene.card import edit_card
 from mechmem.intervene.evaluate import evaluate
+from mechmem.intervene.oracle_check import check_oracle
 from mechmem.model.export import check_exportable, check_target, export
+from mechmem.model.load import HookedTransformer
 from mechmem.study.edit_making import edit_folder
 from mechmem.study.folder import StudyFolder
 from mechmem.study.saved_edit import SavedEdit
 from mechmem.study.sets import HELD_OUT, NEAR, TARGETS, evaluation_sets
 
 
-def evaluate_edit(study: StudyFolder, name: str, *, progress: ProgressLike = None) -> xr.Dataset:
+def evaluate_edit(
+    study: StudyFolder,
+    name: str,
+    *,
+    oracle: HookedTransformer | None = None,
+    oracle_scale: HookedTransformer | None = None,
+    progress: ProgressLike = None,
+) -> xr.Dataset:
     """Measure what an edit cost on every set; writes costs.nc beside it.
 
+    Args:
+        study: that the edit belongs to.
+        name: of the edit.
+        oracle: a model that never read the targets, and
+        oracle_scale: one of another seed, as in `evaluate`.
+        progress: called with (paragraphs done, paragraphs).
+
     Raises:
-        InputError: there is no such edit, or it is of other weights.
+        InputError: there is no such edit, or it is of other weights, or a model that is no oracle of the study's.
     """
     saved = saved_edit(study, name)
+    check_oracle(study.model, study.model, oracle, oracle_scale)
     with study.writing(f"edits/{name}/costs.nc"):
-        return _evaluated(study, saved, progress)
+        return _evaluated(study, saved, progress, oracle, oracle_scale)
 
 
-def _evaluated(study: StudyFolder, saved: SavedEdit, progress: ProgressLike) -> xr.Dataset:
+def _evaluated(
+    study: StudyFolder,
+    saved: SavedEdit,
+    progress: ProgressLike,
+    oracle: HookedTransformer | None = None,
+    oracle_scale: HookedTransformer | None = None,
+) -> xr.Dataset:
     sets, _ = evaluation_sets(study)
     own = {TARGETS: saved.targets} | {label: chosen for label, chosen in sets.items() if label != TARGETS}
     costs = evaluate(
         study.model,
         saved.apply(study.model),
         own,
+        oracle=oracle,
+        oracle_scale=oracle_scale,
         baseline=study.baseline,
         seed=saved.settings["seed"],
         progress=as_callback(progress, "evaluate_edit"),

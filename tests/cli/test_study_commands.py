@@ -109,6 +109,14 @@ def test_an_edit_is_made_evaluated_attacked_and_exported_without_repeating_the_s
     assert (tmp_path / "hf" / "README.md").exists() and (tmp_path / "hf" / "model.safetensors").exists()
     costs = open_study(folder).edits["mine"].costs
     assert costs is not None and np.isfinite(costs.kl.values).all()
+    # An exported edit stands for a model that never read the targets.
+    said = call("evaluate", *out, "mine", "--no-attacks", "--oracle", tmp_path / "hf")
+    assert "KL to the oracle" in said
+    costs = open_study(folder).edits["mine"].costs
+    assert costs is not None and costs.model.values.tolist() == ["before", "after", "oracle"]
+    assert not costs.oracle_kl.sel(model="after").any() and (costs.oracle_kl.sel(model="before") > 0).all()
+    said = call("evaluate", *out, "mine", "--no-attacks", "--oracle", "bundled", code=2)
+    assert "got the original model as oracle" in said
 
 
 def test_an_edit_that_removed_nothing_is_said_to_have_removed_nothing(folder):

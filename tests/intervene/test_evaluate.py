@@ -178,7 +178,7 @@ def test_forwards_are_shared(tiny_model, edited, sets, monkeypatch):
 
 def test_many_logits_are_taken_in_parts(tiny_model, edited, sets, monkeypatch):
     whole = paragraph_costs(tiny_model, edited, sets["other"])
-    monkeypatch.setattr("mechmem.intervene.evaluate._LOGITS_AT_ONCE", 3 * 9 * 61)
+    monkeypatch.setattr("mechmem.intervene.costs._LOGITS_AT_ONCE", 3 * 9 * 61)
     xr.testing.assert_allclose(whole, paragraph_costs(tiny_model, edited, sets["other"]), rtol=1e-5)
 
 

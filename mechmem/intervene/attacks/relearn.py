@@ -26,6 +26,7 @@ from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.training import Training, old_keywords
 
 MEASURED_AT_ONCE = 16
+BATCH = 16
 
 
 # Settings where none are given.
@@ -79,33 +80,62 @@ def relearning_attack(
     """
     check_relearning(model, paragraphs, other_memorized)
     training = TRAINING if training is None else training.with_rate(1e-4)
-    steps, batch_size = training.steps, training.batch_size or 16
-    _check_settings(training)
+    check_settings(training)
     goal = target_share * _original(paragraphs, original_em)
+    result = train_and_watch(model, paragraphs, other_memorized, training, every, seed, progress)
+    reached = first_step(result.em, goal)
+    settings = {"learning_rate": training.learning_rate, "batch_size": training.batch_size or BATCH}
+    settings |= {"seed": seed, "target_share": target_share}
+    # An attribute of a file cannot be None, so it is left out where the text did not come back.
+    until = {} if reached is None else {"steps_until": reached}
+    return result.assign_attrs(settings | until | {"target_em": goal, "target_em_units": "tokens"})
+
+
+def train_and_watch(
+    model: HookedTransformer,
+    watched: Paragraphs,
+    trained: Paragraphs,
+    training: Training,
+    every: int,
+    seed: int,
+    progress: ProgressLike = None,
+    *,
+    until: float | None = None,
+) -> xr.Dataset:
+    """The curves that `relearning_attack` returns, without its checks: the sets may be one.
+
+    Args:
+        model: left as it is.
+        watched: paragraphs that are measured.
+        trained: paragraphs that are trained on.
+        training: steps, learning rate and batch size.
+        every: steps between two measurements.
+        seed: order of the batches.
+        progress: called with (steps done, steps).
+        until: mean EM after whose first measurement training ends; None: all steps.
+    """
     relearned, report = copy.deepcopy(model), as_callback(progress, "relearning")
     rows: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
-    sample = other_memorized[:MEASURED_AT_ONCE]
-    batch = _batches(other_memorized, batch_size, seed)
+    sample, steps = trained[:MEASURED_AT_ONCE], training.steps
+    batch = _batches(trained, training.batch_size or BATCH, seed)
     with frozen(relearned):
         weights = MaskedWeights(relearned, None, Training(learning_rate=training.learning_rate))
         for step in range(steps + 1):
             if step % every == 0 or step == steps:
-                em, nll = _measure(weights, paragraphs)
+                em, nll = _measure(weights, watched)
                 rows[step] = em, nll, float(_measure(weights, sample)[1].mean())
-            if step == steps:
+            if step == steps or (until is not None and step in rows and rows[step][0].mean() >= until):
                 break
             weights.update(_loss(weights, next(batch), step))
             if report is not None:
                 report(step + 1, steps)
-    result = _dataset(rows)
-    reached = [step for step, (em, _, _) in rows.items() if em.mean() >= goal]
-    settings = {"learning_rate": training.learning_rate, "batch_size": batch_size}
-    settings |= {"seed": seed, "target_share": target_share}
-    # An attribute of a file cannot be None, so it is left out where the text did not come back.
-    until = {"steps_until": reached[0]} if reached else {}
-    return result.assign_coords(paragraph=paragraphs.ids).assign_attrs(
-        settings | until | {"target_em": goal, "target_em_units": "tokens"}
-    )
+    return _dataset(rows).assign_coords(paragraph=watched.ids)
+
+
+def first_step(em: xr.DataArray, goal: float) -> int | None:
+    """The first measured step whose mean EM over paragraphs is at least the goal, in tokens; None: no step."""
+    reached = em.step.values[em.mean("paragraph").values >= goal]
+    return int(reached[0]) if len(reached) else None
 
 
 def check_relearning(model: HookedTransformer, paragraphs: Paragraphs, other_memorized: Paragraphs) -> None:
@@ -132,7 +162,12 @@ def check_relearning(model: HookedTransformer, paragraphs: Paragraphs, other_mem
             )
 
 
-def _check_settings(training: Training) -> None:
+def check_settings(training: Training) -> None:
+    """Refuse settings that relearning does not use.
+
+    Raises:
+        InputError: one was given.
+    """
     given = {
         name: getattr(training, name) for name in ("weight_decay", "keep_weight", "max_norm", "null_space", "optimizer")
     }

@@ -65,7 +65,7 @@ def sampling_attack(
         size = paragraphs_at_once(model, paragraphs, batch_size)
         for rows in batches(len(paragraphs), size, progress):
             logits = continuation_logits(model, paragraphs.tokens[rows], paragraphs.prefix_len)
-            parts.append(_token_log_probs(logits, paragraphs.continuation[rows], temperature, top_k).cpu())
+            parts.append(sampler_log_probs(logits, paragraphs.continuation[rows], temperature, top_k).cpu())
             del logits
     leading = torch.cat(parts).numpy().cumsum(-1)
     numbers = np.array(draws)
@@ -92,7 +92,7 @@ def at_least_once(
         return -np.expm1(draws * np.log1p(-np.exp(np.minimum(log_probability, 0.0))))
 
 
-def _token_log_probs(
+def sampler_log_probs(
     logits: Float[Tensor, "paragraph pos d_vocab"],
     true: Int[Tensor, "paragraph pos"],
     temperature: float,

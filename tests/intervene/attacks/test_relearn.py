@@ -8,6 +8,7 @@ import xarray as xr
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.attacks.relearn import relearning_attack
+from mechmem.intervene.attacks.relearn_oracle import relearning_steps
 from mechmem.measure.scores import score
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.training import Training
@@ -108,3 +109,53 @@ def test_bad_settings_are_refused(tiny_model, sets):
             relearning_attack(tiny_model, *sets, original_em=original_em)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         relearning_attack(tiny_model, *sets, training=Training(5, 1e30))
+
+
+def test_steps_beside_an_oracle_are_those_of_two_attacks(tiny_model, sets):
+    """The edit that kept most of the training needs fewer steps than the model that has none of it."""
+    targets, other = sets
+    training = Training(12, 1e-2)
+    learned = relearning_steps(tiny_model, shaken(tiny_model, 0), targets, training=training)
+    assert learned.model.values.tolist() == ["after", "oracle"] and learned.step.values.tolist() == list(range(13))
+    goal = [int(np.argmax(learned.em.sel(model=name).mean("paragraph").values >= 4)) for name in ("after", "oracle")]
+    assert learned.steps_until.values.tolist() == goal and goal[0] > 0
+    trained = trained_on(tiny_model, targets, 4)
+    inside = relearning_steps(trained, tiny_model, targets, training=training)
+    assert inside.steps_until.sel(model="after") < inside.steps_until.sel(model="oracle") == learned.steps_until[0]
+    seen = []
+    apart = relearning_steps(
+        trained, tiny_model, targets, other, training=training, every=5, progress=lambda *done: seen.append(done)
+    )
+    for name, model in (("after", trained), ("oracle", tiny_model)):
+        alone = relearning_attack(model, targets, other, training=training, every=5)
+        assert apart.sel(model=name, drop=True)[["em", "nll"]].equals(alone[["em", "nll"]])
+    assert np.isnan(apart.steps_until.sel(model="oracle")) and seen[-1] == (24, 24)
+
+
+def shaken(model, seed: int):
+    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+def trained_on(model, paragraphs: Paragraphs, steps: int):
+    trained = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(editable_parameters(trained).values(), lr=1e-2, weight_decay=0.0)
+    for _ in range(steps):
+        log_probs = trained(paragraphs.tokens)[:, 7:-1].log_softmax(-1)
+        optimizer.zero_grad()
+        (-log_probs.gather(-1, paragraphs.continuation[..., None]).mean()).backward()
+        optimizer.step()
+    return trained
+
+
+def test_an_oracle_that_is_none_is_refused(tiny_model, sets, small_model):
+    targets, other = sets
+    with pytest.raises(InputError, match="got the edited model as oracle; need another model"):
+        relearning_steps(tiny_model, tiny_model, targets)
+    with pytest.raises(InputError, match="got oracle with n_layers 2.*need the original's n_layers 4"):
+        relearning_steps(tiny_model, small_model(d_vocab=61), targets)
+    with pytest.raises(InputError, match="stand in both"):
+        relearning_steps(tiny_model, copy.deepcopy(tiny_model), targets, targets)
