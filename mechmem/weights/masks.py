@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from mechmem.weights.component_choice import choose_components
 from mechmem.weights.counts_table import counts_table
 from mechmem.weights.mask_choice import Head, Per, check_shapes, choose_largest, size
 from mechmem.weights.tensor_files import check_indices, read_tensors, split_names
+from mechmem.weights.unit_choice import largest_within, ranked_units
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,39 @@ class Mask:
             InputError: no name, or one that the model does not have.
         """
         return Mask(*choose_components(model, components, biases))
+
+    @staticmethod
+    @checked
+    def top_units(
+        model: HookedTransformer,
+        scores: xr.DataArray,
+        *,
+        fraction: Share,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Mask:
+        """The weights of the neurons or heads with the highest scores, up to a share of all weights.
+
+        A localizer of units becomes a mask of the same size as `Mask.top` gives. The count is exact,
+        `round(fraction * total)`: units are taken wholly, from the highest score on, and of the last one a part.
+
+        Args:
+            model: whose weights; the choice is made among all attention and MLP weights.
+            scores: [layer, neuron], as `localize_neurons` gives, or [layer, head], as `attribute` at site "z" summed
+                over positions. The sign counts: the highest first.
+            fraction: share of all attention and MLP weights, 0 < fraction <= 1.
+            weights: parameter name -> score of each weight, as `weight_gradients` gives: which weights of the last
+                unit, by absolute value; None: the first.
+
+        Raises:
+            InputError: other dimensions, scores of another model, NaN, or a share that the units do not have.
+        """
+        kind, units, whole, rest = ranked_units(model, scores, fraction)
+        make = Mask.neurons if kind == "neuron" else Mask.heads
+        taken = [make(model, units[:whole])] if whole else []
+        if rest:
+            last = make(model, units[whole : whole + 1])
+            taken.append(Mask(largest_within(last.indices, weights, rest), last.shapes))
+        return taken[0] if len(taken) == 1 else taken[0].union(taken[1])
 
     def union(self, other: Mask) -> Mask:
         """Weights chosen by either.
