@@ -4,6 +4,8 @@ Weights are cast to bfloat16 once a step. Attention is computed in blocks of que
 see. The loss and its gradient are computed for a block of rows at a time, so no logits of the whole batch are kept.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -111,12 +113,12 @@ def mean_nll(model: GPTNeoForCausalLM, rows: Tensor, dtype: torch.dtype = torch.
     return loss  # pyright: ignore[reportReturnType]
 
 
-def norm(residual: Tensor, biases: dict[str, Tensor], name: str, eps: float) -> Tensor:
+def norm(residual: Tensor, biases: Mapping[str, Tensor], name: str, eps: float) -> Tensor:
     """LayerNorm in float32."""
     return functional.layer_norm(residual, residual.shape[-1:], biases[f"{name}.weight"], biases[f"{name}.bias"], eps)
 
 
-def affine(x: Tensor, weights: dict[str, Tensor], biases: dict[str, Tensor], name: str) -> Tensor:
+def affine(x: Tensor, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], name: str) -> Tensor:
     """A linear layer with a bias."""
     return functional.linear(x, weights[f"{name}.weight"], biases[f"{name}.bias"].to(x.dtype))
 

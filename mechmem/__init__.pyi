@@ -70,6 +70,7 @@ from .localize.patching import patch as patch
 from .localize.perturbed_token import perturbed_token_effects as perturbed_token_effects
 from .localize.transplants import transplant_layers as transplant_layers
 from .measure.perturb import perturb_prefix as perturb_prefix
+from .measure.scaling import scaling as scaling
 from .measure.scores import kl as kl
 from .measure.scores import score as score
 from .measure.scores import split as split

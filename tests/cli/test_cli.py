@@ -12,8 +12,8 @@ from mechmem.weights.masks import Mask
 
 runner = CliRunner()
 COMMANDS = (
-    "check", "config", "detect", "edit", "evaluate", "export", "gradients", "head", "heads", "localize", "memorize",
-    "paper", "patch", "perturb", "report", "run", "scan", "unlearn", "watch",
+    "check", "config", "detect", "edit", "evaluate", "export", "gradients", "head", "heads", "ladder", "localize",
+    "memorize", "paper", "patch", "perturb", "report", "run", "scan", "unlearn", "watch",
 )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ WRITING = {
         "study/detect.nc",
     ),
     "perturb": (["perturb", "--out", "p.nc", "--limit", "2", "--corpus", "few.parquet"], "p.nc"),
+    "ladder": (["ladder", "--models", "bundled", "--out", "l.nc", "--limit", "4", "--prefix-len", "20"], "l.nc"),
     "scan": (["scan", "--out", "p.parquet", "--limit", "60"], "p.parquet"),
     "scan of a study": (["scan", "--out", "new", "--limit", "60"], "new/paragraphs.parquet"),
 }
@@ -125,6 +126,7 @@ def commands_with_an_output(out: str) -> list[list[str]]:
         ["scan", "--out", out],
         ["scan", "--out", f"{out}.parquet"],
         ["perturb", "--out", f"{out}.nc"],
+        ["ladder", "--models", "bundled", "--out", f"{out}.nc"],
     ]
 
 
