@@ -1,7 +1,8 @@
 """The rows of the unlearning leaderboard: methods, masks and controls, and the paper's own recipe."""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import mechmem as mm
@@ -18,17 +19,32 @@ class Row:
     Attributes:
         name: its name in the table.
         method: of `mm.unlearn`, or "edit", "recipe", "recipe, decay everywhere".
-        weights: which weights may move: "top" by gradient, "fisher" (gradient over the keep set's), "random", "all".
+        weights: which weights may move: "all", or one of `MASKS`.
         rates: learning rates to choose from; empty for methods without a learning rate.
+        fraction: share of the weights that may move; None: that of the settings.
+        options: of the method.
+        null_space: of `mm.Training`.
     """
 
     name: str
     method: str
     weights: str
     rates: tuple[float, ...] = ()
+    fraction: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    null_space: float | None = None
 
 
-SPARSE, DENSE = (1e-3, 3e-3), (3e-5, 1e-4, 3e-4)
+# The fewer weights may move, the further each has to.
+RATES = {1e-4: (3e-3, 1e-2, 3e-2), 1e-3: (1e-3, 3e-3, 1e-2), 1e-2: (3e-4, 1e-3, 3e-3)}
+SPARSE, DENSE = RATES[1e-3], (3e-5, 1e-4, 3e-4)
+LOCALIZED = {
+    "top": "top",
+    "fisher": "Fisher ratio",
+    "gates": "gates",
+    "attribution": "attribution at both ends",
+    "random": "random",
+}
 ROWS = (
     Row("contrastive, top 0.1 %", "contrastive", "top", SPARSE),
     Row("contrastive, Fisher ratio 0.1 %", "contrastive", "fisher", SPARSE),
@@ -37,9 +53,21 @@ ROWS = (
     Row("ascent, top 0.1 %", "ascent", "top", SPARSE),
     Row("ascent, all", "ascent", "all", DENSE),
     Row("GradDiff, all", "grad_diff", "all", DENSE),
-    Row("NPO, top 0.1 %", "npo", "top", SPARSE),
+    *(
+        Row(f"NPO, {said} {100 * fraction:g} %", "npo", weights, rates, fraction)
+        for weights, said in LOCALIZED.items()
+        for fraction, rates in RATES.items()
+    ),
     Row("NPO, all", "npo", "all", DENSE),
+    Row("NPO, all, null space", "npo", "all", DENSE, null_space=0.9),
+    Row("NPO, top 1 %, null space", "npo", "top", RATES[1e-2], 1e-2, null_space=0.9),
+    Row("NPO with SAM, all", "npo_sam", "all", DENSE),
+    Row("NPO with SAM, top 0.1 %", "npo_sam", "top", SPARSE),
     Row("SimNPO, all", "simnpo", "all", DENSE),
+    Row("DPO, all", "dpo", "all", DENSE),
+    Row("WGA, all", "wga", "all", DENSE),
+    Row("SatImp, all", "satimp", "all", DENSE),
+    Row("RMU, all", "rmu", "all", DENSE),
     Row("uniform, all", "uniform", "all", DENSE),
     Row("BalancedSubnet", "balanced_subnet", "all"),
     Row("Hard Concrete", "hard_concrete", "all"),
@@ -55,15 +83,53 @@ ROWS = (
 )
 
 
+def by_gradient(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:  # noqa: ARG001
+    """The weights with the largest gradient of the targets' NLL."""
+    return mm.Mask.top(mm.weight_gradients(model, sets["targets"]), fraction=fraction)
+
+
+def by_fisher_ratio(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:  # noqa: ARG001
+    """The weights with the largest squared gradient over that of the keep set."""
+    scores = mm.contrastive_gradients(model, sets["targets"], sets["keep"], method="fisher")
+    return mm.Mask.top(scores, fraction=fraction)
+
+
+def by_gates(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:
+    """The neurons that trained gates close last; of the last neuron the weights with the largest gradient."""
+    scores = mm.localize_neurons(model, sets["targets"], sets["keep"], method="hard_concrete", seed=seed)
+    return mm.Mask.top_units(model, scores, fraction=fraction, weights=mm.weight_gradients(model, sets["targets"]))
+
+
+def by_attribution(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:
+    """The neurons whose patch from the perturbed prefix costs the memory most, estimated at both ends."""
+    clean, corrupt = rewritten(model, sets["targets"], seed)
+    effects = mm.attribute(
+        model, clean, corrupt, site="mlp_post", method="both_ends", groups=model.cfg.d_mlp or 1, pos="all"
+    )
+    rest = [name for name in effects.dims if name not in ("layer", "group")]
+    scores = effects.sum(rest).rename(group="neuron").drop_vars("neuron")
+    return mm.Mask.top_units(model, scores, fraction=fraction, weights=mm.weight_gradients(model, sets["targets"]))
+
+
+def by_chance(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:
+    """As many weights of every tensor as the largest gradients choose, drawn at random."""
+    return mm.Mask.random_like(by_gradient(model, sets, fraction, seed), seed=seed)
+
+
+MASKS: dict[str, Callable[[HookedTransformer, Sets, float, int], mm.Mask]] = {
+    "top": by_gradient,
+    "fisher": by_fisher_ratio,
+    "gates": by_gates,
+    "attribution": by_attribution,
+    "random": by_chance,
+}
+
+
 def chosen_weights(model: HookedTransformer, row: Row, sets: Sets, fraction: float, seed: int) -> mm.Mask | None:
-    """The mask of a row."""
+    """The mask of a row; None: all weights."""
     if row.weights == "all":
         return None
-    contrast = "fisher" if row.weights == "fisher" else "plain"
-    top = mm.Mask.top(
-        mm.contrastive_gradients(model, sets["targets"], sets["keep"], method=contrast), fraction=fraction
-    )
-    return mm.Mask.random_like(top, seed=seed) if row.weights == "random" else top
+    return MASKS[row.weights](model, sets, fraction if row.fraction is None else row.fraction, seed)
 
 
 def run(
@@ -71,7 +137,7 @@ def run(
 ) -> tuple[HookedTransformer, dict[str, Any]]:
     """Edit the model as one row says; return it with steps and seconds."""
     mask = chosen_weights(model, row, sets, settings.fraction, seed)
-    training = mm.Training(steps=settings.steps)
+    training = mm.Training(steps=settings.steps, null_space=row.null_space)
     if rate is not None:
         training = replace(training, learning_rate=rate, batch_size=64)
     common: dict[str, Any] = {"mask": mask, "training": training, "seed": seed}
@@ -94,6 +160,7 @@ def run(
             stop=mm.Stop(target_em=settings.target_em),
             check_targets=False,
             **common,
+            **row.options,
         )
         steps = history.sizes["step"]
     return edited, {"steps": int(steps), "seconds": time.perf_counter() - started}

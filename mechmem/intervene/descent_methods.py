@@ -33,8 +33,8 @@ class UnlearnOptions(TypedDict, total=False):
     margin: "simnpo" (0): nats per token that a paragraph's NLL is raised further.
     alpha: "wga" (1): how little a forgotten token counts.
     radius: "npo_sam" (0.01): how far uphill the gradient is taken, a Euclidean distance over all weights that may move.
-    preferred: "dpo": row by row another continuation of the same prefix; None: what the model writes after the worst
-        single-token perturbation of the prefix.
+    preferred: "dpo": row by row another continuation of the same prefix; None: what the model itself writes after the
+        prefix with some of its tokens replaced (`mechmem.intervene.preferred`).
     layer: "rmu": whose residual stream is steered; None: the middle one.
     coefficient: "rmu" (2): length of the vector it is steered to, in mean lengths of the targets' residual stream.
     """

@@ -149,7 +149,7 @@ def _task(
         objective = replace(objective, steering=replace(objective.steering, layer=layer))
     if objective.pairs:
         given = options.get("preferred")
-        given = perturbed_continuations(model, memorized, seed) if given is None else given
+        given = perturbed_continuations(model, memorized, keep, seed) if given is None else given
         preferred = preferred_targets(memorized, given)
     return Task(objective, memorized, keep, "memorized", goal, preferred)
 

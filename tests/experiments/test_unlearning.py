@@ -4,8 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import mechmem as mm
+from mechmem.data.paragraphs import Paragraphs
+from mechmem.intervene.descent_methods import OBJECTIVES
+from mechmem.measure.exact import ExactScorer
+from mechmem.measure.own_text import own_continuations
 
 
 @pytest.mark.filterwarnings("ignore:the edit (taught|removed) nothing:RuntimeWarning")
@@ -38,6 +43,23 @@ def test_the_unlearning_leaderboard_says_what_was_measured(script, model, tmp_pa
     # It goes on where it was: nothing is run again.
     module.run = None
     assert module.main(settings, model) == results
+
+
+def test_every_mask_of_the_leaderboard_has_its_size_and_its_own_weights(script, tiny_model):
+    """The localizers of neurons, too, and at a share that is no whole number of them."""
+    module = script("unlearning_ways")
+    tokens = torch.randint(0, tiny_model.cfg.d_vocab, (4, 16), generator=torch.Generator().manual_seed(1))
+    paragraphs = Paragraphs(tokens, 10)
+    memorized = own_continuations(ExactScorer(tiny_model, paragraphs), paragraphs[:2])
+    sets = {"targets": memorized, "keep": paragraphs[2:]}
+    found = {name: make(tiny_model, sets, 0.01, 0) for name, make in module.MASKS.items()}
+    total = next(iter(found.values())).total
+    assert {mask.count for mask in found.values()} == {round(0.01 * total)}
+    assert all(found[a].overlap(found[b]) < 1 for a in found for b in found if a < b)
+    assert {row.weights for row in module.ROWS} == {"all", *found}
+    assert len({row.name for row in module.ROWS}) == len(module.ROWS)
+    # Whatever takes a learning rate has some to choose from.
+    assert all(bool(row.rates) == (row.method in {*OBJECTIVES, "edit"}) for row in module.ROWS)
 
 
 def test_the_noise_page_says_what_was_measured(script, model, paragraphs, tmp_path):

@@ -14,6 +14,7 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.descent_methods import OBJECTIVES
 from mechmem.intervene.loop import Stop
+from mechmem.intervene.preferred import perturbed_continuations
 from mechmem.intervene.steering import HELD, steered_layer
 from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
@@ -188,6 +189,33 @@ def test_dpo_makes_the_preferred_text_likelier_than_the_memorized_one(tiny_model
 
 
 @pytest.mark.filterwarnings("ignore:the edit removed nothing")
+def test_without_a_preferred_text_it_is_what_the_model_writes_after_a_changed_prefix(tiny_model, sets):
+    memorized, keep = sets
+    found = perturbed_continuations(tiny_model, memorized, keep, seed=0)
+    changed = (found.prefix != memorized.prefix).sum(1)
+    assert found.tokens.shape == memorized.tokens.shape and bool((changed >= 1).all())
+    text = found.prefix
+    for _ in range(memorized.continuation_len):
+        with torch.no_grad():
+            text = torch.cat([text, tiny_model(text)[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(text, found.tokens)
+    matches = (found.continuation == memorized.continuation).long().cumprod(1).sum(1)
+    assert bool((matches <= memorized.continuation_len // 5).all())
+    # As few tokens as are needed: with a model that gives in at once, a tenth of the prefix.
+    assert int(changed.min()) == 1
+    assert torch.equal(perturbed_continuations(tiny_model, memorized, keep, seed=0).tokens, found.tokens)
+
+
+def test_a_text_that_is_said_after_every_prefix_leaves_nothing_to_prefer(tiny_model, sets):
+    stubborn = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        stubborn.b_U.zero_()
+        stubborn.b_U[3] = 100.0
+    said = Paragraphs(torch.cat([sets[0].prefix, torch.full((4, 6), 3)], 1), PREFIX)
+    with pytest.raises(InputError, match="continues 4 of 4 targets .number 0 first. with their text"):
+        unlearn(stubborn, said, sets[1], method="dpo")
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("masked", [True, False])
 def test_rmu_steers_the_residual_stream_and_holds_that_of_the_keep_set(tiny_model, sets, mask, masked, layer):
