@@ -5,9 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
+
 import mechmem as mm
+from mechmem.data.errors import InputError
 from mechmem.intervene.published_recipe import Recipe, published_recipe
 from mechmem.model.load import HookedTransformer
+from mechmem.model.sites import editable_parameters
 
 Sets = dict[str, mm.Paragraphs]
 
@@ -19,7 +23,7 @@ class Row:
     Attributes:
         name: its name in the table.
         method: of `mm.unlearn`, or "edit", "recipe", "recipe, decay everywhere".
-        weights: which weights may move: "all", or one of `MASKS`.
+        weights: which weights may move: "all", one of `MASKS`, or "transplant".
         rates: learning rates to choose from; empty for methods without a learning rate.
         fraction: share of the weights that may move; None: that of the settings.
         options: of the method.
@@ -83,6 +87,13 @@ ROWS = (
 )
 
 
+# These need the model that never read the targets.
+ORACLE_ROWS = tuple(
+    Row(f"NPO, transplant {100 * fraction:g} %", "npo", "transplant", rates, fraction)
+    for fraction, rates in RATES.items()
+)
+
+
 def by_gradient(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:  # noqa: ARG001
     """The weights with the largest gradient of the targets' NLL."""
     return mm.Mask.top(mm.weight_gradients(model, sets["targets"]), fraction=fraction)
@@ -125,18 +136,38 @@ MASKS: dict[str, Callable[[HookedTransformer, Sets, float, int], mm.Mask]] = {
 }
 
 
-def chosen_weights(model: HookedTransformer, row: Row, sets: Sets, fraction: float, seed: int) -> mm.Mask | None:
+def by_transplant(model: HookedTransformer, sets: Sets, fraction: float, oracle: HookedTransformer) -> mm.Mask:
+    """The weights that differ most from the oracle's, in layers that bring the memory back into the oracle.
+
+    These are the layers whose transplant lowers the oracle's NLL of the targets on average; all layers if none does.
+    """
+    names = [f"layer{layer}" for layer in range(model.cfg.n_layers)]
+    found = mm.transplant_layers(model, oracle, sets["targets"], components=names)
+    helped = found.nll_change.mean("paragraph").values < 0
+    layers = np.flatnonzero(helped if helped.any() else ~helped).tolist()
+    theirs = dict(oracle.named_parameters())
+    change = {name: value - theirs[name] for name, value in editable_parameters(model).items()}
+    # A share of all weights is a larger one of those of some layers.
+    return mm.Mask.top(change, fraction=min(1.0, fraction * model.cfg.n_layers / len(layers)), layers=layers)
+
+
+def chosen_weights(model: HookedTransformer, row: Row, sets: Sets, settings: Any, seed: int) -> mm.Mask | None:
     """The mask of a row; None: all weights."""
+    fraction = settings.fraction if row.fraction is None else row.fraction
     if row.weights == "all":
         return None
-    return MASKS[row.weights](model, sets, fraction if row.fraction is None else row.fraction, seed)
+    if row.weights == "transplant":
+        if settings.oracle is None:
+            raise InputError(f"the row {row.name!r} needs a model that never read the targets; name one with --oracle")
+        return by_transplant(model, sets, fraction, mm.load_model(settings.oracle))
+    return MASKS[row.weights](model, sets, fraction, seed)
 
 
 def run(
     model: HookedTransformer, row: Row, sets: Sets, settings: Any, seed: int, rate: float | None
 ) -> tuple[HookedTransformer, dict[str, Any]]:
     """Edit the model as one row says; return it with steps and seconds."""
-    mask = chosen_weights(model, row, sets, settings.fraction, seed)
+    mask = chosen_weights(model, row, sets, settings, seed)
     training = mm.Training(steps=settings.steps, null_space=row.null_space)
     if rate is not None:
         training = replace(training, learning_rate=rate, batch_size=64)

@@ -1,12 +1,15 @@
 """The scripts of interventions, run small on the bundled model: what their pages say is what was measured."""
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import mechmem as mm
+from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.descent_methods import OBJECTIVES
 from mechmem.measure.exact import ExactScorer
@@ -54,12 +57,21 @@ def test_every_mask_of_the_leaderboard_has_its_size_and_its_own_weights(script, 
     sets = {"targets": memorized, "keep": paragraphs[2:]}
     found = {name: make(tiny_model, sets, 0.01, 0) for name, make in module.MASKS.items()}
     total = next(iter(found.values())).total
+    # The oracle is the model itself but for one matrix: nothing else can be chosen.
+    oracle = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        oracle.blocks[1].mlp.W_out += torch.randn(oracle.blocks[1].mlp.W_out.shape)  # pyright: ignore[reportAttributeAccessIssue]
+    found["transplant"] = module.by_transplant(tiny_model, sets, 0.01, oracle)
+    assert set(found["transplant"].indices) == {"blocks.1.mlp.W_out"}
+    row = module.ORACLE_ROWS[0]
+    with pytest.raises(InputError, match="needs a model that never read the targets"):
+        module.chosen_weights(tiny_model, row, sets, SimpleNamespace(fraction=0.01, oracle=None), 0)
     assert {mask.count for mask in found.values()} == {round(0.01 * total)}
     assert all(found[a].overlap(found[b]) < 1 for a in found for b in found if a < b)
-    assert {row.weights for row in module.ROWS} == {"all", *found}
-    assert len({row.name for row in module.ROWS}) == len(module.ROWS)
+    rows = *module.ROWS, *module.ORACLE_ROWS
+    assert {row.weights for row in rows} == {"all", *found} and len({row.name for row in rows}) == len(rows)
     # Whatever takes a learning rate has some to choose from.
-    assert all(bool(row.rates) == (row.method in {*OBJECTIVES, "edit"}) for row in module.ROWS)
+    assert all(bool(row.rates) == (row.method in {*OBJECTIVES, "edit"}) for row in rows)
 
 
 def test_the_noise_page_says_what_was_measured(script, model, paragraphs, tmp_path):
