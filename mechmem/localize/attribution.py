@@ -34,8 +34,8 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 
 Method = Literal["gradient", "both_ends", "integrated"]
-# Sites at which one gradient ranks best what one direction does (docs/attribution.md).
-ONE_GRADIENT = ("z", "v")
+# Sites at which the gradients of both runs rank better what even one direction does (docs/attribution.md).
+BOTH_ENDS = ("resid_pre", "resid_mid", "resid_post")
 STEPS = 5
 
 
@@ -84,7 +84,8 @@ def attribute(
         direction: as `patch`.
         metric: as `patch`; it needs a gradient, which `em` has not, and for "gradient" one that is not zero at the base
             run, as that of `kl` is, or of any distance from the unpatched run.
-        method: which gradient; None: what ranked best by measurement (docs/attribution.md).
+        method: which gradient; None: what ranked best by measurement (docs/attribution.md): "both_ends" for the
+            residual stream and for `kl`, else "gradient".
         normalize: as `patch`.
         progress: called with (pairs done, pairs).
         **options: pos, scored, groups, average, steps, batch_size, see `AttributeOptions`.
@@ -127,7 +128,7 @@ def attribute(
 
 def default_method(site: str, metric: Metric) -> Method:
     """What `attribute` uses where nobody names a method."""
-    return "gradient" if site in ONE_GRADIENT and metric is not kl else "both_ends"
+    return "both_ends" if site in BOTH_ENDS or metric is kl else "gradient"
 
 
 def _points(method: str, direction: Direction, steps: int | None) -> tuple[list[float], dict[str, object]]:

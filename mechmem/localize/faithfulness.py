@@ -62,10 +62,10 @@ def faithfulness(
         progress: called with (pairs done, pairs).
 
     Returns:
-        Dataset. faithfulness [measure, ablation, ranking, size], cpr, cmd [measure, ablation, ranking]; measures are em
-        and nll, size is a circuit's share of the components, `components` their number. Rankings: "value", highest
+        Dataset. faithfulness [measure, ablation, ranking, share], cpr, cmd [measure, ablation, ranking]; measures: em
+        and nll, share is a circuit's of the components, `components` their number. Rankings: "value", highest
         first, so that negative components come last, and "magnitude", the largest |score| first. score [measure,
-        ablation, ranking, size, paragraph]: of every circuit; intact [measure, paragraph], nothing [measure, ablation,
+        ablation, ranking, share, paragraph]: of every circuit; intact [measure, paragraph], nothing [measure, ablation,
         paragraph]. without_negative [measure, ablation]: faithfulness of all components but those with scores below
         zero: above 1 if these work against the memory, 1 if there are none. EM's figures are NaN where EM is the same
         for the whole model and for nothing. `attrs`: numbers of heads and neurons scored, and of negative ones.
@@ -180,7 +180,7 @@ def _labelled(
     cpr, cmd = _area(kept, size, (0.0, 1.0)), _area(np.abs(1 - kept), size, (1.0, 0.0))
     ranked = ["measure", "ablation", "ranking"]
     data: dict[str, Any] = {
-        "faithfulness": ([*ranked, "size"], kept, {"units": "1", "higher": "the circuit keeps more of the measure"}),
+        "faithfulness": ([*ranked, "share"], kept, {"units": "1", "higher": "the circuit keeps more of the measure"}),
         "cpr": (ranked, cpr, {"units": "1", "higher": "the ranking is better"}),
         "cmd": (ranked, cmd, {"units": "1", "higher": "the circuits are further from the whole model"}),
         "without_negative": (
@@ -188,12 +188,12 @@ def _labelled(
             (positive.mean(-1) - nothing.mean(-1)) / span,
             {"units": "1", "higher": "components with scores below zero work more against the measure"},
         ),
-        "score": ([*ranked, "size", "paragraph"], circuits, {"units": "em: tokens; nll: nats per token"}),
+        "score": ([*ranked, "share", "paragraph"], circuits, {"units": "em: tokens; nll: nats per token"}),
         "intact": (["measure", "paragraph"], whole[:, 0], {"units": "em: tokens; nll: nats per token"}),
         "nothing": (["measure", "ablation", "paragraph"], nothing, {"units": "em: tokens; nll: nats per token"}),
     }
     coords = {"measure": list(MEASURES), "ablation": ablations, "ranking": list(get_args(Ranking))}
-    return xr.Dataset(data, {**coords, "size": size, "components": ("size", counts), "paragraph": ids})
+    return xr.Dataset(data, {**coords, "share": size, "components": ("share", counts), "paragraph": ids})
 
 
 def _area(

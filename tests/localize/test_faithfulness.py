@@ -97,14 +97,14 @@ def test_every_circuit_is_the_run_with_hooks_on_its_complement(
             number = 0 if ranking == "magnitude" else 1
             inside = np.isin(np.arange(count), order[: int(found.components[number])])
             slow = by_hooks(model, paragraphs, masks(inside), ablation, 3).numpy()
-            one = here.sel(ranking=ranking).isel(size=number)
+            one = here.sel(ranking=ranking).isel(share=number)
             np.testing.assert_allclose(one.score, slow, atol=2e-5)
             share = (slow.mean() - ends[1].mean()) / (ends[0].mean() - ends[1].mean())
             assert float(one.faithfulness) == pytest.approx(share, abs=2e-3)
         positive = by_hooks(model, paragraphs, masks(flat >= 0), ablation, 3).numpy()
         share = (positive.mean() - ends[1].mean()) / (ends[0].mean() - ends[1].mean())
         assert float(here.without_negative) == pytest.approx(share, abs=2e-3)
-    assert (found.faithfulness.sel(measure="nll").isel(size=-1) == 1).all()
+    assert (found.faithfulness.sel(measure="nll").isel(share=-1) == 1).all()
     np.testing.assert_allclose(found.intact.sel(measure="nll"), mm.score(model, paragraphs).nll, atol=1e-5)
     np.testing.assert_array_equal(found.intact.sel(measure="em"), mm.score(model, paragraphs).em)
 
@@ -131,11 +131,11 @@ def test_the_planted_head_alone_is_faithful_and_a_random_ranking_is_not():
         return faithfulness(model, memorized, xr.DataArray(values, dims=(LAYERS, HEADS)), shares=shares)
 
     best = measured(known)
-    assert (best.faithfulness.isel(size=0) > 0.98).all() and int(best.components[0]) == 1
+    assert (best.faithfulness.isel(share=0) > 0.98).all() and int(best.components[0]) == 1
     assert (best.cpr > 0.95).all() and (best.cmd < 0.05).all()
     # Without the head nothing is left, whatever else stays.
     worst = measured(-known)
-    assert (worst.faithfulness.sel(ranking="value").isel(size=[0, 1]) < 0.1).all()
+    assert (worst.faithfulness.sel(ranking="value").isel(share=[0, 1]) < 0.1).all()
     assert (worst.cpr.sel(ranking="value") < 0.3).all() and (worst.cmd.sel(ranking="value") > 0.7).all()
     assert (worst.without_negative < 0.1).all() and (worst.cpr.sel(ranking="magnitude") > 0.95).all()
     random = [measured(np.random.default_rng(seed).random(known.shape)).cpr.values for seed in range(4)]
