@@ -141,7 +141,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str
     def record(way: str, found: set[tuple[int, int]], exactly: int, seconds: float) -> None:
         assert found <= truth, f"{way} reported a window that is not memorized"
         ordered = sorted(truth)
-        hits = np.array([float(place in found) for place in ordered])
+        hits = np.array([place in found for place in ordered])
         low, high = cluster_bootstrap(hits, clusters[[number for number, _ in ordered]])
         results[way] = {"found": len(found), "recall": hits.mean(), "low": low, "high": high, "scored": exactly}
         results[way]["tokens_per_second"] = len(documents.tokens) / seconds

@@ -118,12 +118,12 @@ def attack(
         attacks: names of the rows, in any order; None: all for which there are paragraphs.
         sizes: draws, samples and steps; None: `AttackSizes()`.
         baseline: `Baseline(original)`, where several edits are attacked: the attacks on the original run once.
-        seed: of changed prefixes, of the order of relearning, and of intervals.
+        seed: of changed prefixes and of the order of relearning.
         progress: called with (work done, work), in units of about one forward of all targets, both models together.
 
     Returns:
         Dataset [attack], tokens, higher: more of the text is still there: em_before (the attack on `original`),
-        em_after (on `edited`), em_after_low, em_after_high (95 % interval of em_after, clusters resampled);
+        em_after (on `edited`), em_after_low, em_after_high (95 % interval of em_after, by cluster);
         paragraphs[attack]: how many the attack could ask; seconds[attack]: what it took.
 
     Raises:
@@ -150,7 +150,7 @@ def attack(
         after = recover(edited, second)
         if second is not None:
             second(1, 1)
-        rows.append(_row(before, after, paragraphs, seed) | {"seconds": time.perf_counter() - started})
+        rows.append(_row(before, after, paragraphs) | {"seconds": time.perf_counter() - started})
         done = end
     return _dataset(list(chosen), rows, paragraphs, seed)
 
@@ -233,10 +233,10 @@ def _weight_attacks(
     }
 
 
-def _row(before: np.ndarray, after: np.ndarray, paragraphs: Paragraphs, seed: int) -> dict[str, float]:
+def _row(before: np.ndarray, after: np.ndarray, paragraphs: Paragraphs) -> dict[str, float]:
     """One row of the table, over the paragraphs that the attack could ask."""
     asked = ~np.isnan(after)
-    low, high = cluster_bootstrap(after[asked], paragraphs.clusters[asked], seed=seed)
+    low, high = cluster_bootstrap(after[asked], paragraphs.clusters[asked])
     ends = {"em_after_low": low, "em_after_high": high, "paragraphs": float(asked.sum())}
     return {"em_before": float(before[asked].mean()), "em_after": float(after[asked].mean())} | ends
 
@@ -252,5 +252,5 @@ def _dataset(names: list[Attack], rows: list[dict[str, float]], paragraphs: Para
         values = np.array([row[name] for row in rows])
         kind = np.int64 if name == "paragraphs" else np.float64
         variables[name] = ("attack", values.astype(kind), about.get(name, tokens))
-    settings = {"seed": seed, "continuation_len": paragraphs.continuation_len, "interval": "95 %, clusters resampled"}
+    settings = {"seed": seed, "continuation_len": paragraphs.continuation_len, "interval": "95 %, by cluster"}
     return xr.Dataset(variables, {"attack": names}, settings)

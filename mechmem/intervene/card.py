@@ -85,7 +85,7 @@ def edit_card(
             "",
             "## What it cost",
             "",
-            "Before → after, with the 95 % interval after the edit, clusters resampled.",
+            "Before → after, with the 95 % interval after the edit, by cluster.",
         ]
         lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
     lines += [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from mechmem.data.bounds import Count, Seed
 from mechmem.data.errors import InputError
@@ -52,8 +52,8 @@ def evaluate(
             the original is the unit of the distance to the oracle. None: nats per token alone.
         baseline: `Baseline(original)`, where several edits of one model are compared: what the original and the oracle
             make of a set is then computed once.
-        draws: resamples of an interval; whole clusters are drawn where the table has a column `cluster`.
-        seed: of the resampling.
+        draws: recorded; intervals are computed without resampling.
+        seed: recorded, as `draws`.
         batch_size: paragraphs of one forward; None: 32.
         progress: called with (paragraphs done, paragraphs of all sets).
 
@@ -61,9 +61,10 @@ def evaluate(
         Dataset. [set, model], model "before" or "after", means over the set of what `paragraph_costs` gives: em,
         match_fraction, edit_distance, exact_fraction, nll; and perplexity, exp of the mean nll. [set]: kl,
         changed_top1, and em_change, after - before, of the same paragraphs (above 0: more is reproduced). Each has
-        bounds `*_low` and `*_high` of a 95 % percentile interval, NaN where a value is not finite. [set]: paragraphs,
-        clusters. Scalars: weights_changed (in any bit), change_norm (Euclidean norm of the change over all
-        parameters) and relative_norm (over that of `original`). Attribute `clusters`: what was drawn.
+        bounds `*_low` and `*_high` of a 95 % interval, by cluster where the table has a column `cluster`, NaN where a
+        value is not finite. [set]: paragraphs, clusters. Scalars: weights_changed (in any bit), change_norm (Euclidean
+        norm of the change over all parameters) and relative_norm (over that of `original`). Attribute `clusters`: what
+        counts as one observation.
 
         With an oracle, `model` has a third row, "oracle", its own values. [set, model], with bounds: p_extractable
         (probability that one sample with top-k 40 is the whole continuation), min_k_nll (mean NLL of the least likely
@@ -87,7 +88,7 @@ def evaluate(
         part = between(report, done, done + len(paragraphs), total)
         costs[name] = costs_of(readers, paragraphs, batch_size or BATCH, part)
         done += len(paragraphs)
-    rows = [_aggregate(each, seed, draws) for each in costs.values()]
+    rows = [_aggregate(each) for each in costs.values()]
     result = xr.concat(rows, xr.DataArray(list(sets), dims="set", name="set"), combine_attrs="drop_conflicts")
     if oracle is not None:
         result = result.merge(against_oracle(readers, sets, costs))
@@ -142,7 +143,7 @@ def paragraph_costs(
     return costs_of(compared.readers(), paragraphs, batch_size or BATCH, progress)
 
 
-def _aggregate(costs: xr.Dataset, seed: int, draws: int) -> xr.Dataset:
+def _aggregate(costs: xr.Dataset) -> xr.Dataset:
     change = costs.em.sel(model="after", drop=True) - costs.em.sel(model="before", drop=True)
     change.attrs = {"units": "tokens", "higher": "the edited model reproduces more"}
     values = costs.rename(exact="exact_fraction").assign(em_change=change)
@@ -150,9 +151,10 @@ def _aggregate(costs: xr.Dataset, seed: int, draws: int) -> xr.Dataset:
         values["oracle_distance"] = _distance(costs)
     clusters, result = costs.cluster.values, {}
     for name, each in values.data_vars.items():
-        rows = each.values.astype(np.float64).reshape(-1, costs.sizes["paragraph"])
+        # Bools stay: a share has an interval of its own.
+        rows = each.values.reshape(-1, costs.sizes["paragraph"])
         mean = each.mean("paragraph", skipna=False, keep_attrs=True)
-        bounds = np.array([_interval(row, clusters, seed, draws) for row in rows]).T
+        bounds = np.array([_interval(row, clusters) for row in rows]).T
         result[name] = mean
         for end, bound in zip(("low", "high"), bounds, strict=True):
             result[f"{name}_{end}"] = mean.copy(data=bound.reshape(mean.shape))
@@ -172,10 +174,10 @@ def _distance(costs: xr.Dataset) -> xr.DataArray:
     return (ratio + (apart - ratio * unit) / unit.mean("paragraph")).transpose(*apart.dims).assign_attrs(about)
 
 
-def _interval(values: Float[np.ndarray, " value"], clusters: np.ndarray, seed: int, draws: int) -> tuple[float, float]:
+def _interval(values: Shaped[np.ndarray, " value"], clusters: np.ndarray) -> tuple[float, float]:
     if not np.isfinite(values).all():
         return np.nan, np.nan
-    return cluster_bootstrap(values, clusters, seed=seed, draws=draws)
+    return cluster_bootstrap(values, clusters)
 
 
 def _norms(original: HookedTransformer, edited: HookedTransformer) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def head_report(
         perturbed: the corrupt side of `worst_perturbations` of some memorized paragraphs, for views beside these.
         examples: paragraphs of each set whose attention patterns are kept; with `perturbed`, memorized paragraphs that
             it has, and the same perturbed.
-        seed: of permutations, intervals and "resample".
+        seed: of permutations and "resample".
         progress: called with (steps done, steps).
 
     Returns:
@@ -117,7 +117,7 @@ def head_report(
     step()
     changes = head_tests(model, memorized, chosen, counts, fraction=RAREST, method=method, seed=seed)
     step()
-    tests, intervals = _tests(changes, memorized, seed)
+    tests, intervals = _tests(changes, memorized)
     views = head_views(model, shown, chosen)
     step()
     found = _findings(screen, tests, chosen, intervals, memorized, counts)
@@ -186,14 +186,12 @@ def _gradients(model: HookedTransformer, memorized: Paragraphs) -> dict[str, xr.
     return {"weight_gradient": weights, "value_gradient": values}
 
 
-def _tests(
-    changes: np.ndarray, memorized: Paragraphs, seed: int
-) -> tuple[xr.Dataset, dict[str, tuple[float, float, float]]]:
+def _tests(changes: np.ndarray, memorized: Paragraphs) -> tuple[xr.Dataset, dict[str, tuple[float, float, float]]]:
     """The tests as a Dataset, and mean, low and high of the output's and of the rare keys' extra effect on NLL."""
     nll, clusters = changes[1], memorized.clusters
-    ends = np.array([cluster_bootstrap(row, clusters, seed=seed) for row in nll])
+    ends = np.array([cluster_bootstrap(row, clusters) for row in nll])
     extra = nll[TESTS.index("rare keys")] - nll[TESTS.index("frequent keys")]
-    difference = (float(extra.mean()), *cluster_bootstrap(extra, clusters, seed=seed))
+    difference = (float(extra.mean()), *cluster_bootstrap(extra, clusters))
     output = TESTS.index("output")
     intervals = {"output": (float(nll[output].mean()), *map(float, ends[output])), "rare": difference}
     units = {"units": "nats per token", "higher": "the text is less likely without it: it is needed"}

@@ -70,7 +70,7 @@ def patch_experiment(
 
     1. With `attribute_first`, estimate every cell, and choose those with the largest mean estimates.
     2. Patch the (chosen) cells exactly, each pair alone.
-    3. Intervals: 95 % of the mean over pairs, resampled by the clean paragraphs' clusters; each is about its own cell.
+    3. Intervals: 95 %, of the mean over pairs, by the clean paragraphs' clusters; each is about its own cell.
 
     Args:
         model: left as it is; it must have no hooks.
@@ -81,7 +81,7 @@ def patch_experiment(
         direction: "noising", "denoising", "mean" (one effect, as `patch`) or "both" (the first two).
         metric: as `patch`.
         scored: as `patch`; "impact": the first continuation token in which a pair differs.
-        seed: of the intervals.
+        seed: recorded; intervals are computed without resampling.
         progress: called with (done, total), in parts of the work.
         **options: layers, heads, attribute_first, attribute_method, normalize, see `ExperimentOptions`.
 
@@ -119,7 +119,7 @@ def patch_experiment(
         part: Progress = part_of(progress, number, len(directions))
         exact = {"cells": cells, "average": False, "normalize": normalize, "progress": part}
         effects.append(patch(model, clean, corrupt, direction=each, **shared, **exact))
-    result = _labelled(effects, estimates, directions, clean.clusters, seed)
+    result = _labelled(effects, estimates, directions, clean.clusters)
     attrs = {name: effects[0].attrs[name] for name in ("site", "pos", "metric", "scored", "normalized", "pairs")}
     attrs |= {"prefix_len": clean.prefix_len, "seed": seed, "level": 0.95}
     if first is not None:
@@ -175,11 +175,10 @@ def _labelled(
     estimates: Sequence[xr.DataArray],
     directions: Sequence[str],
     clusters: np.ndarray,
-    seed: int,
 ) -> xr.Dataset:
     inner = effects[0]
     values = np.stack([effect.values for effect in effects])
-    low, high = cell_intervals(values.swapaxes(0, 1), clusters, seed=seed)
+    low, high = cell_intervals(values.swapaxes(0, 1), clusters)
     words = {name: inner.attrs[name] for name in ("units", "higher")}
     if inner.attrs["normalized"]:
         words["higher"] = NORMALIZED

@@ -56,7 +56,7 @@ def perturbed_token_effects(
 
     1. For a `fraction`, estimate every head by attribution, and choose those with the largest mean estimates.
     2. Patch each (chosen) head at each pair's own perturbed token, one at a time.
-    3. Intervals: 95 % of the mean over pairs, resampled by the memorized paragraphs' clusters.
+    3. Intervals: 95 %, of the mean over pairs, by the memorized paragraphs' clusters.
 
     Args:
         model: left as it is; it must have no hooks.
@@ -67,7 +67,7 @@ def perturbed_token_effects(
         scored: as `patch`; "impact": the first continuation token in which a pair differs.
         metric: as `patch`; its clean tokens are those that the reading scores.
         fraction: patch exactly this share of each site's and reading's heads, by attribution; None: all of them.
-        seed: of the intervals.
+        seed: recorded; intervals are computed without resampling.
         progress: called with (done, total), in parts of the work.
 
     Returns:
@@ -109,7 +109,7 @@ def perturbed_token_effects(
     meanings = [READINGS[reading] for reading in readings]
     attrs = {"scored": str(scored), "metric": effects[0].attrs["metric"], "pairs": len(memorized), "level": 0.95}
     result = result.assign_coords(perturbed_pos=("paragraph", first), meaning=("reading", meanings))
-    return _with_intervals(result, memorized.clusters, seed).assign_attrs(attrs, seed=seed)
+    return _with_intervals(result, memorized.clusters).assign_attrs(attrs, seed=seed)
 
 
 def _check_names(kind: str, names: Sequence[str], choices: Any) -> None:
@@ -141,10 +141,10 @@ def _labelled(
     return xr.Dataset(data, coords | {"layer": inner.layer, "head": inner["head"]})
 
 
-def _with_intervals(result: xr.Dataset, clusters: np.ndarray, seed: int) -> xr.Dataset:
+def _with_intervals(result: xr.Dataset, clusters: np.ndarray) -> xr.Dataset:
     """With mean, low and high over pairs of every cell."""
     effect = result.effect
-    low, high = cell_intervals(effect.transpose("paragraph", ...).values, clusters, seed=seed)
+    low, high = cell_intervals(effect.transpose("paragraph", ...).values, clusters)
     cells = [name for name in effect.dims if name != "paragraph"]
     mean = effect.mean("paragraph", skipna=False).values
     ends = {"effect_mean": mean, "effect_low": low, "effect_high": high}

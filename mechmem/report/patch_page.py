@@ -18,8 +18,8 @@ RUNS = {
 }
 STRONGEST = 20
 READING = (
-    "Blue raises the metric, orange lowers it; blank was not patched. Each interval holds 95 % of resampled means, "
-    "drawn by cluster, and is about its own cell: of many cells 5 % lie outside theirs."
+    "Blue raises the metric, orange lowers it; blank was not patched. Intervals are 95 %, of the mean, by "
+    "cluster, each about its own cell: of many cells 5 % lie outside theirs."
 )
 
 

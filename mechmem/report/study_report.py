@@ -26,7 +26,10 @@ TERMS = (
     ("EM", "exact match: how many tokens of the continuation the model gets right before its first mistake"),
     ("memorized", "every token of the continuation is right"),
     ("other", "the first mistake comes within the first fifth of the continuation"),
-    ("cluster", "paragraphs that share a long run of tokens; they are counted, split and resampled together"),
+    (
+        "cluster",
+        "paragraphs that share a long run of tokens; counted and split together, one observation for an interval",
+    ),
     ("NLL", "mean negative log-likelihood of the continuation, in nats per token: lower means better predicted"),
     ("KL", "how far an edited model's predictions are from the original's, in nats per token"),
     ("head", "one of the attention units of a layer; L1H2 is the third head of the second layer"),

@@ -6,15 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Integer, Num
+from jaxtyping import Bool, Float, Integer, Num
 
 from mechmem.data.bounds import Count, Level, Seed, checked
 from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
-
-# SciPy's bootstrap has no clusters. For the mean of one set it can resample cluster sums: the same interval in 1.6 to
-# 2.2 times the time (a test compares both). It cannot draw two sets together, as `cluster_bootstrap_difference` does.
+from mechmem.stats.mean_intervals import Side, contrast_interval, expanded_quantiles
 
 # Chosen clusters of all draws held at once: 8 bytes each.
 _CHUNK = 4_000_000
@@ -22,7 +20,7 @@ _CHUNK = 4_000_000
 
 @checked
 def cluster_bootstrap(
-    values: Num[np.ndarray, " value"] | xr.DataArray,
+    values: Num[np.ndarray, " value"] | Bool[np.ndarray, " value"] | xr.DataArray,
     clusters: np.ndarray | Paragraphs,
     *,
     statistic: Callable[..., object] = np.mean,
@@ -30,50 +28,65 @@ def cluster_bootstrap(
     seed: Seed = 0,
     level: Level = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic, by resampling whole clusters with replacement.
+    """Interval of a mean or another statistic, from clusters that are independent of each other.
 
-    Near-duplicate paragraphs rise and fall together: resampled one by one they would make the interval too narrow.
+    Near-duplicate paragraphs rise and fall together: taken one by one they would make the interval too narrow.
+
+    The mean: Student's t with the standard error of a jackknife that leaves out one cluster, widened where clusters are
+    skewed; `mean_intervals` has the steps, their sources, and what else was compared. No resampling. Of 95 % intervals
+    at 5 to 80 clusters, 94 to 98 % hold the true mean with normal cluster effects, 92 to 96 % with exponential ones,
+    equal or unequal in size (a test simulates it). Shares have 94 % or more, at few clusters nearly 100;
+    80 % and more of heavy-tailed clusters 91 %.
+
+    Another statistic:
 
     1. Draw as many clusters as there are, with replacement.
     2. Take all values of each drawn cluster, as often as it was drawn, and compute the statistic.
-    3. Repeat; the interval holds the middle `level` of the results.
+    3. Repeat. The ends are quantiles of the results, further out than (1 - level) / 2 by as much as Student's t and the
+       lost degree of freedom ask for (`expanded_quantiles`). Of 95 % intervals of medians, 90 to 97 % hold the truth at
+       5 to 20 clusters. How a maximum or a rank varies is not seen in resamples: their intervals are a rough guide.
 
     Args:
-        values: one number per paragraph, [value].
+        values: one number per paragraph, [value]; bool: the mean is a share, and its interval lies within 0..1. Where
+            all of them are alike it has a bound: with yes in each of 10 clusters, a share of 0.69 or more at 95 %.
+            Numbers that are all alike have an interval of no width.
         clusters: label of each value's cluster, [value], of any type that sorts; or the paragraphs that the values are
             about: then a DataArray's values are found by the paragraphs' ids.
-        statistic: of a one-axis array; the mean is computed from cluster sums, much faster.
-        draws: how many resamples.
+        statistic: of a one-axis array.
+        draws: how many resamples, for a statistic other than the mean.
         seed: of the resampling.
-        level: share of the resamples inside the interval.
+        level: how often the interval should hold the true value.
 
     Returns:
         (low, high), in the unit of the statistic. With one cluster alone, both are the statistic itself: nothing is
-        known about how clusters vary.
+        known about how clusters vary. Two clusters have a very wide one. Ends of numbers may lie beyond what the values
+        can be.
 
     Raises:
         InputError: no value, a value that is not finite, labels of another length, paragraphs that the values do not
             know, or a level outside 0..1.
     """
+    share = np.asarray(values).dtype == bool
     values, clusters = values_and_clusters(values, clusters)
     labels, members = np.unique(clusters, return_inverse=True)
+    sides = [_side(values, members, len(labels), share)]
+    if statistic is np.mean:
+        low, high = contrast_interval(sides, level)
+        return float(low[0]), float(high[0])
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(labels))
     results = []
     for start in range(0, draws, chunk):
         chosen = rng.integers(0, len(labels), size=(min(chunk, draws - start), len(labels)))
-        if statistic is np.mean:
-            results.append(_means(values, members, chosen, len(labels)))
-        else:
-            results.append(_statistics(values, members, chosen, len(labels), statistic))
-    low, high = np.quantile(np.concatenate(results), [(1 - level) / 2, (1 + level) / 2])
+        results.append(_statistics(values, members, chosen, len(labels), statistic))
+    low, high = np.quantile(np.concatenate(results), expanded_quantiles(sides, level))
     return float(low), float(high)
 
 
 @checked
 def cluster_bootstrap_difference(
-    first: Num[np.ndarray, " first_value"] | xr.DataArray,
-    second: Num[np.ndarray, " second_value"] | xr.DataArray,
+    first: Num[np.ndarray, " first_value"] | Bool[np.ndarray, " first_value"] | xr.DataArray,
+    second: Num[np.ndarray, " second_value"] | Bool[np.ndarray, " second_value"] | xr.DataArray,
     first_clusters: np.ndarray | Paragraphs,
     second_clusters: np.ndarray | Paragraphs,
     *,
@@ -82,21 +95,22 @@ def cluster_bootstrap_difference(
     seed: Seed = 0,
     level: Level = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of statistic(first) - statistic(second), by resampling whole clusters with replacement.
+    """Interval of statistic(first) - statistic(second), from clusters that are independent of each other.
 
-    Clusters of both sets are drawn together from one urn, so that a cluster with values in both brings both: what its
-    values share cancels in the difference, as it does in the data. Draws that leave a set empty are drawn again.
+    What the values of a cluster with values in both sets share cancels in the difference. The methods are those of
+    `cluster_bootstrap`. For another statistic than the mean, clusters of both sets are drawn together from one urn, so
+    that a cluster with values in both brings both; draws that leave a set empty are drawn again.
 
     Args:
-        first: one number per paragraph of the first set.
+        first: one number per paragraph of the first set, or one bool, as in `cluster_bootstrap`.
         second: those of the second set; for pairs, give the differences to `cluster_bootstrap` instead.
         first_clusters: label of each value's cluster, or the paragraphs, as in `cluster_bootstrap`; equal labels in
             both sets mean one cluster.
         second_clusters: those of the second set, of the same type.
-        statistic: of a one-axis array; the mean is computed from cluster sums, much faster.
-        draws: how many resamples.
+        statistic: of a one-axis array.
+        draws: how many resamples, for a statistic other than the mean.
         seed: of the resampling.
-        level: share of the resamples inside the interval.
+        level: how often the interval should hold the true value.
 
     Returns:
         (low, high), in the unit of the statistic; above 0: the first set is higher. A set that is one cluster adds
@@ -105,35 +119,32 @@ def cluster_bootstrap_difference(
     Raises:
         InputError: a set without values, a value that is not finite, labels of another length, or a level outside 0..1.
     """
+    shares = [np.asarray(values).dtype == bool for values in (first, second)]
     first, first_clusters = values_and_clusters(first, first_clusters)
     second, second_clusters = values_and_clusters(second, second_clusters)
     labels, members = np.unique(np.concatenate([first_clusters, second_clusters]), return_inverse=True)
-    sides = (first, members[: len(first)]), (second, members[len(first) :])
-    sizes = [np.bincount(member, minlength=len(labels)) for _, member in sides]
+    parts = (first, members[: len(first)]), (second, members[len(first) :])
+    sides = [_side(*part, len(labels), share) for part, share in zip(parts, shares, strict=True)]
+    if statistic is np.mean:
+        low, high = contrast_interval(sides, level)
+        return float(low[0]), float(high[0])
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(labels))
     results, done = [], 0
     while done < draws:
         chosen = rng.integers(0, len(labels), size=(min(chunk, draws - done), len(labels)))
         # At least half of the draws have both sets, so this ends.
-        chosen = chosen[(sizes[0][chosen].sum(1) > 0) & (sizes[1][chosen].sum(1) > 0)]
-        compute = _means if statistic is np.mean else _statistics
-        extra = () if statistic is np.mean else (statistic,)
-        one, other = (compute(values, member, chosen, len(labels), *extra) for values, member in sides)
+        chosen = chosen[np.all([side.sizes[chosen].sum(1) > 0 for side in sides], axis=0)]
+        one, other = (_statistics(*part, chosen, len(labels), statistic) for part in parts)
         results.append(one - other)
         done += len(chosen)
-    low, high = np.quantile(np.concatenate(results), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(results), expanded_quantiles(sides, level))
     return float(low), float(high)
 
 
-def _means(
-    values: Float[np.ndarray, " value"],
-    members: Integer[np.ndarray, " value"],
-    chosen: Integer[np.ndarray, "draw cluster"],
-    count: int,
-) -> Float[np.ndarray, " draw"]:
-    sums, sizes = np.bincount(members, values, count), np.bincount(members, minlength=count)
-    return sums[chosen].sum(1) / sizes[chosen].sum(1)
+def _side(values: Float[np.ndarray, " value"], members: Integer[np.ndarray, " value"], count: int, share: bool) -> Side:
+    sizes = np.bincount(members, minlength=count).astype(np.float64)
+    return Side(np.bincount(members, values, count)[:, None], sizes, share)
 
 
 def _statistics(

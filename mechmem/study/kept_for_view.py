@@ -26,18 +26,17 @@ def labels_of(model: HookedTransformer, tokens: Int[Tensor, "paragraph pos"]) ->
     return labels[places.reshape(tuple(tokens.shape))]
 
 
-def with_intervals(result: xr.Dataset, paragraphs: Paragraphs, *, seed: int) -> xr.Dataset:
+def with_intervals(result: xr.Dataset, paragraphs: Paragraphs) -> xr.Dataset:
     """The mean of every variable over paragraphs, and its 95 % interval as `NAME_low` and `NAME_high`.
 
     Args:
         result: variables [paragraph, ...], in the order of the paragraphs.
-        paragraphs: whole clusters of them are resampled.
-        seed: of the resampling.
+        paragraphs: intervals are by their clusters.
     """
     means = result.mean("paragraph", skipna=False, keep_attrs=True)
     for name, values in result.data_vars.items():
         ordered = values.transpose("paragraph", ...)
-        ends = cell_intervals(ordered.values, paragraphs.clusters, seed=seed)
+        ends = cell_intervals(ordered.values, paragraphs.clusters)
         for end, bound in zip(("low", "high"), ends, strict=True):
             means[f"{name}_{end}"] = (ordered.dims[1:], bound, dict(values.attrs))
     return means

@@ -115,7 +115,7 @@ def head_stage(study: StudyFolder) -> str:
         progress = parts[f"ablating heads on {name} text"]
         result = ablate_heads(study.model, sample, method="mean", average=False, seed=seed, progress=progress)
         # Each set has other paragraphs, so what is known of single ones is left out.
-        means.append(with_intervals(result, sample, seed=seed))
+        means.append(with_intervals(result, sample))
     heads = xr.concat(means, dim=_set_axis(SETS), combine_attrs="override")
     study.save(heads, "heads.nc")
     needed = -heads.em_change.sel(set="memorized")

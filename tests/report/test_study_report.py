@@ -79,7 +79,7 @@ def test_the_five_sentences_hold_the_numbers_of_the_files(study_folder):
     answers = said(study)
     assert list(answers) == ["What", "How much", "Where", "At what price", "How sure"]
     memorized = study.members("memorized")
-    low, high = cluster_bootstrap((study.column("em") == FULL).astype(float), study.column("cluster"))  # pyright: ignore
+    low, high = cluster_bootstrap(study.column("em") == FULL, study.column("cluster"))  # pyright: ignore
     share = f"{100 * len(memorized) / 900:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
     assert f"continues {len(memorized)} of 900 paragraphs" in answers["How much"] and share in answers["How much"]
     assert "Attention head L1H2 is needed most" in answers["Where"] and "loses 18.4 of 50 tokens" in answers["Where"]

@@ -13,14 +13,18 @@ def test_each_cell_has_the_interval_of_cluster_bootstrap(monkeypatch):
     rng = np.random.default_rng(3)
     values, clusters = rng.normal(size=(9, 2, 5)), np.array([4, 4, 1, 7, 7, 7, 2, 3, 9])
     values[3, 1, 2] = np.nan
-    monkeypatch.setattr(module, "_CHUNK", 3 * 500)
-    low, high = cell_intervals(values, clusters, draws=500, seed=2, level=0.9)
+    monkeypatch.setattr(module, "_CHUNK", 3 * 7)
+    low, high = cell_intervals(values, clusters, level=0.9)
     for cell in np.ndindex(2, 5):
         expected = (np.nan, np.nan)
         if cell != (1, 2):
-            expected = cluster_bootstrap(values[:, *cell], clusters, draws=500, seed=2, level=0.9)
+            expected = cluster_bootstrap(values[:, *cell], clusters, level=0.9)
         np.testing.assert_allclose((low[cell], high[cell]), expected, atol=1e-12)
-    alone = cell_intervals(values, np.arange(9), draws=500, seed=2, level=0.9)
+    yes = values > 0
+    shares = cell_intervals(yes, clusters)
+    for cell in np.ndindex(2, 5):
+        np.testing.assert_allclose([end[cell] for end in shares], cluster_bootstrap(yes[:, *cell], clusters))
+    alone = cell_intervals(values, np.arange(9), level=0.9)
     assert not np.allclose(alone[0], low, equal_nan=True), "clusters count"
 
 

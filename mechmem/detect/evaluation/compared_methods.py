@@ -14,7 +14,7 @@ from mechmem.data.bounds import Count, Level, Seed, Share, Size, check_fields, c
 from mechmem.data.errors import InputError
 from mechmem.data.progress import ProgressLike, batches
 from mechmem.detect.detector_settings import Folds
-from mechmem.detect.evaluation.cluster_draws import cluster_draws, interval
+from mechmem.detect.evaluation.cluster_draws import cluster_draws, draw_quantiles, interval
 from mechmem.detect.evaluation.reliability import BINS, reliability
 from mechmem.detect.evaluation.roc import held_out_rates, weighted_auroc
 from mechmem.detect.evaluation.variables import ATTRIBUTES
@@ -84,6 +84,8 @@ class _Case:
     fold: np.ndarray
     # The first row is the data itself.
     weights: Float[np.ndarray, "draw paragraph"]
+    # Of the other rows' values, where an interval ends.
+    quantiles: tuple[float, float]
 
 
 @checked
@@ -123,7 +125,8 @@ def compare_methods(
     draws = cluster_draws(recites, clusters, settings.draws, settings.seed)
     weights = np.concatenate([np.ones((1, len(recites)), dtype=np.float32), draws])
     base = float(recites.mean()) if base_rate is None else base_rate
-    case = _Case(recites, clusters, ks, generation_len, base, settings, fold, weights)
+    quantiles = draw_quantiles(recites, clusters, settings.level)
+    case = _Case(recites, clusters, ks, generation_len, base, settings, fold, weights, quantiles)
     rows = []
     for at in batches(len(methods), 1, progress):
         name = list(methods)[at.start]
@@ -143,11 +146,11 @@ def _compared(case: _Case, method: MethodScores) -> xr.Dataset:
             values[name].append(found)
     arrays: dict[str, Any] = {}
     for name, columns in values.items():
-        arrays |= _bounded(name, ("k",), np.stack(columns, 1), case.settings.level)
+        arrays |= _bounded(name, ("k",), np.stack(columns, 1), case.quantiles)
     for name, found in flags_of(case, method).shares(case.recites, case.weights).items():
-        arrays |= _bounded(name, (), found, case.settings.level)
+        arrays |= _bounded(name, (), found, case.quantiles)
     for name, found in _bins(case, method).items():
-        arrays |= _bounded(name, ("bin",), found, case.settings.level)
+        arrays |= _bounded(name, ("bin",), found, case.quantiles)
     return xr.Dataset(arrays, {"k": [k for _, k in read]})
 
 
@@ -194,9 +197,11 @@ def _bins(case: _Case, method: MethodScores) -> dict[str, Float[np.ndarray, "dra
     return {"predicted": found.predicted, "observed": found.observed, "in_bin": found.mass}
 
 
-def _bounded(name: str, dims: tuple[str, ...], found: Float[np.ndarray, "draw ..."], level: float) -> dict[str, Any]:
+def _bounded(
+    name: str, dims: tuple[str, ...], found: Float[np.ndarray, "draw ..."], quantiles: tuple[float, float]
+) -> dict[str, Any]:
     """A value and its bounds; the first draw is the data."""
-    low, high = np.apply_along_axis(lambda column: np.array(interval(column, level)), 0, found[1:])
+    low, high = np.apply_along_axis(lambda column: np.array(interval(column, quantiles)), 0, found[1:])
     attrs = ATTRIBUTES[name]
     plain = {"units": attrs["units"]}
     return {name: (dims, found[0], attrs), f"{name}_low": (dims, low, plain), f"{name}_high": (dims, high, plain)}

@@ -26,7 +26,7 @@ from mechmem.report.study_files import StudyFiles
 from mechmem.stats.bootstrap import cluster_bootstrap
 
 BASIS = (
-    "In brackets: 95 % intervals, from resampling whole clusters of near-identical paragraphs. EM (exact match) counts "
+    "In brackets: 95 % intervals, by clusters of near-identical paragraphs. EM (exact match) counts "
     "the tokens that the model gets right before its first mistake. {seed}The numbers are about these paragraphs."
 )
 # Paragraphs that a group by occurrences must have to be named.
@@ -127,7 +127,7 @@ def _how_much(study: StudyFiles) -> str:
 def _share_interval(study: StudyFiles, exact: np.ndarray, chosen: np.ndarray) -> tuple[float, float]:
     clusters = study.column("cluster")
     labels = np.flatnonzero(chosen) if clusters is None else clusters[chosen]
-    return cluster_bootstrap(exact[chosen].astype(float), labels)
+    return cluster_bootstrap(exact[chosen], labels)
 
 
 def _where(study: StudyFiles) -> str:

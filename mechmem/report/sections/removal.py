@@ -31,8 +31,8 @@ READING = (
     "Random weights are the control. If they remove as much at the same cost, it does not matter which weights were "
     "chosen.",
     "Held-out memorized paragraphs are memorized too but were not targeted. If they are forgotten as well, the edit "
-    "removed the ability to reproduce text rather than these paragraphs. Whiskers are 95 % intervals, with whole "
-    "clusters of near-identical paragraphs resampled.",
+    "removed the ability to reproduce text rather than these paragraphs. Whiskers are 95 % intervals, by "
+    "clusters of near-identical paragraphs.",
 )
 
 

@@ -146,6 +146,6 @@ def _caption(readings: list[Reading], told: Told, shown: Shown) -> str:
     if "pos" in readings[0].cells and shown.begins is not None:
         known.append(BEGINS)
     if any(reading.low is not None for reading in readings):
-        known.append("In brackets: 95 % of resampled means; each is about its own cell.")
+        known.append("In brackets: 95 % intervals of the means; each is about its own cell.")
     line = " ".join(sentence for sentence in known if sentence)
     return line[:1].upper() + line[1:]

@@ -1,4 +1,4 @@
-"""Rows with their intervals: means and other statistics, resampled by cluster."""
+"""Rows with their intervals: means and other statistics, by cluster."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def interval(
     clusters: np.ndarray,
     statistic: Callable[[np.ndarray], Any] = np.mean,
 ) -> tuple[float, float]:
-    """95 % interval of a statistic of the values, by resampling whole clusters.
+    """95 % interval of a statistic of the values, by cluster; of another one than the mean by resampling.
 
     Args:
         paper: gives the seed and the number of resamples.

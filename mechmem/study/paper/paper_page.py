@@ -19,7 +19,7 @@ TERMS = (
     ("published", "the value in Stoehr et al. (2024, arXiv 2403.19851v1)"),
     ("as published", "measured with the recipe of the study's public code, slips included"),
     ("corrected", "measured as the study's text says or means it"),
-    ("95 %", "interval by resampling clusters of near-duplicate paragraphs"),
+    ("95 %", "interval by clusters of near-duplicate paragraphs"),
     ("reproduced", "the published value lies in the interval, or equals the measured one to its number of decimals"),
     ("cannot be said", "there is no interval, or the published numbers do not apply to this model"),
     ("EM", "exact match: leading continuation tokens that greedy decoding reproduces"),

@@ -46,7 +46,7 @@ class PaperSettings:
         noise_scales: of the noise, in standard deviations of the weights.
         noise_draws: repetitions of the noise.
         permutations: shuffles of a permutation test.
-        draws: resamples of an interval.
+        draws: resamples of an interval, of another statistic than the mean.
     """
 
     model: str = "EleutherAI/gpt-neo-125m"
