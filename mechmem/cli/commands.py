@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from mechmem.cli.interrupts import noting_interrupts
 from mechmem.data.bounds import annotations_of, bounds_of, check_bounds, range_in_words
 from mechmem.data.errors import InputError
 from mechmem.data.full_disk import is_full_disk
@@ -75,12 +74,15 @@ def plain_endings(stopped: Callable[[], str]) -> Iterator[None]:
         warnings.showwarning = show
         for category in (RuntimeWarning, UserWarning):
             warnings.simplefilter("default", category)
-        with _noting_interrupts() as interrupted:
+        with noting_interrupts() as interrupted:
             try:
                 yield
-            except typer.Exit:
-                raise
+                if interrupted():
+                    raise KeyboardInterrupt
             except BaseException as error:
+                # Raised where the line was printed, or by a command that ends in its own way.
+                if isinstance(error, typer.Exit) and (error.exit_code == 130 or not interrupted()):
+                    raise
                 # Libraries that are stopped while they are imported raise all kinds of errors instead.
                 if interrupted() or isinstance(error, KeyboardInterrupt):
                     errors.print(stopped(), style="yellow", highlight=False)
@@ -100,27 +102,6 @@ def _sentence(error: BaseException) -> str | None:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}the disk is full; what was there is unchanged: free some space and run it again"
     return None
-
-
-@contextmanager
-def _noting_interrupts() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C was pressed in the block, whatever became of the exception."""
-    noted: list[bool] = []
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(True)
-        signal.default_int_handler(number, frame)
-
-    former = signal.getsignal(signal.SIGINT)
-    # Another handler is somebody else's, and only the main thread may set one.
-    ours = former is signal.default_int_handler and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(noted)
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, former)
 
 
 def command(*, goes_on: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -11,6 +11,7 @@ import pytest
 
 import mechmem
 from mechmem.cli.commands import GOES_ON, STARTS_AGAIN
+from mechmem.cli.interrupts import noting_interrupts
 
 ROOT = Path(mechmem.__file__).parents[1]
 
@@ -35,6 +36,64 @@ def test_one_line_says_that_the_command_can_be_repeated(seconds, tmp_path):
     time.sleep(seconds)
     code, lines = stop(process)
     assert code == 130 and len(lines) == 1 and lines[0] in (GOES_ON, STARTS_AGAIN), lines
+
+
+DROPPED = """
+import os, signal, sys, time
+from mechmem.cli.commands import GOES_ON, plain_endings
+
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+with plain_endings(lambda: GOES_ON):
+    held = Held()
+    del held
+    print("was dropped", flush=True)
+    end = time.monotonic() + float(sys.argv[1])
+    while time.monotonic() < end:
+        time.sleep(0.01)
+    print("reached the end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_an_interrupt_that_a_destructor_drops_ends_the_command(seconds, tmp_path):
+    """The command is stopped soon after; one that has nothing left to do ends in the same way."""
+    (tmp_path / "main.py").write_text(
+        "import typer\ntry:\n"
+        + "".join(f"    {line}\n" for line in DROPPED.strip().splitlines())
+        + "except typer.Exit as ended:\n    sys.exit(ended.exit_code)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "main.py", str(seconds)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 130 and done.stderr.splitlines() == [GOES_ON], done.stderr
+    assert done.stdout.splitlines()[0] == "was dropped" and time.monotonic() - started < 50
+    assert seconds == 0 or "reached the end" not in done.stdout
+
+
+def test_other_dropped_errors_are_told_as_before():
+    class Bad:
+        def __del__(self) -> None:
+            raise ValueError("bad end")
+
+    told: list[object] = []
+    former, sys.unraisablehook = sys.unraisablehook, lambda unraisable: told.append(unraisable.exc_type)
+    try:
+        with noting_interrupts() as interrupted:
+            Bad()
+        assert told == [ValueError] and not interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        sys.unraisablehook = former
 
 
 def test_what_does_not_go_on_does_not_say_so(tmp_path):
