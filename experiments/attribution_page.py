@@ -72,8 +72,9 @@ def best_lines(sites: Mapping[str, Any]) -> list[str]:
         for measure in ("spearman", "best"):
             for way in DIRECTIONS:
                 means = {method: float(pooled(metrics, way, method, measure).mean()) for method in methods}
-                first = np.nanmax(list(means.values()))
-                cells.append(", ".join(method for method, value in means.items() if value > first - 0.005))
+                known = {method: value for method, value in means.items() if np.isfinite(value)}
+                near = [method for method, value in known.items() if value > max(known.values()) - 0.005]
+                cells.append(", ".join(near) or "–")
         lines.append(f"| {site} | {' | '.join(cells)} | {default_method(site, nll)} |")
     return lines
 

@@ -47,7 +47,7 @@ class Settings(Inputs):
         seed: draws paragraphs, replacements, random rankings and paragraphs that stand in.
         candidates: paragraphs that are scored, at random.
         paragraphs: memorized paragraphs, one of each cluster; as many others.
-        before: for patching, only tokens before this one are perturbed.
+        before: for patching, only tokens before this one are perturbed; 50 are all of the prefix.
         permutations: of the test of attention to rare tokens.
         shares: sizes of circuits.
         neuron_methods: of `localize_neurons` that are measured.
@@ -59,7 +59,7 @@ class Settings(Inputs):
     seed: Seed = 0
     candidates: Count = 1200
     paragraphs: Count = 6
-    before: Count = 40
+    before: Count = 50
     permutations: Count = 100
     shares: tuple[Share, ...] = SHARES
     neuron_methods: tuple[str, ...] = NEURON_METHODS
@@ -97,7 +97,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         What `faithfulness` gives, [localizer, ...], without its paragraphs; and cpr_paragraph [localizer, measure,
         ablation, ranking, paragraph], of each paragraph, whose mean is cpr.
     """
-    agree_on_settings(settings.out, settings, free=("page", "neuron_methods"))
+    agree_on_settings(settings.out, settings, free=("page", "neuron_methods", "random"))
     model, shipped = open_inputs(settings, model)
     drawn = {"candidates": settings.candidates, "each": settings.paragraphs, "seed": settings.seed, "least": 2}
     sets = by_em(model, shipped, MEMORIZED_OTHER, **drawn)

@@ -208,7 +208,7 @@ def attribution() -> None:
             for direction in ("noising", "denoising"):
                 options: dict[str, Any] = {"site": site, "metric": metric, "scored": "impact", "direction": direction}
                 slow, whole = timed(lambda options=options: mm.patch(model, clean, corrupt, **options))
-                for method in ("gradient", "integrated"):
+                for method in ("gradient", "both_ends", "integrated"):
                     quick, found = timed(
                         lambda options=options, method=method: mm.attribute(
                             model, clean, corrupt, method=method, **options
@@ -227,7 +227,9 @@ def attribution() -> None:
         f"{BEFORE} tokens (median position {int(np.median(clean.column('perturbed_pos')))}, impact "
         f"{int(np.median(clean.column('impact_pos')))}), one run. Effects are averaged over pairs. The rank "
         "correlation is Spearman's over all cells that can have an effect. 'Share in the top 5 %' is the share of the "
-        "sum of exact |effects| in the 5 % of cells that attribution ranks highest.",
+        "sum of exact |effects| in the 5 % of cells that attribution ranks highest. These are heads in one direction, "
+        "which one gradient estimates and integrated gradients do not: they estimate the mean of both directions "
+        "([all sites](../attribution.md)).",
     ]
     page("attribution", "Attribution patching against exact patching", lines)
 
