@@ -4,7 +4,8 @@
 
 Head 2 of layer 1 is planted: it attends to the rarest token of the prefix, and what it reads there is all that the
 memories need. Its silent double attends in the same way and writes nothing. With shuffled labels (other paragraphs,
-permuted counts) a head that is found is found by chance: the corrected p-value should be below 0.05 in 5 % of cases.
+permuted counts) a head that is found is found by chance: the corrected p-value should be below 0.05 in at most 5 % of
+cases.
 """
 
 from dataclasses import dataclass

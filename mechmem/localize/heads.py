@@ -67,7 +67,10 @@ def rare_token_attention(
     that likes one frequent or rare word does so in every paragraph, which is one observation and not many); each
     head's excess is divided by its spread over the shuffles, and compared with the largest value among *all* heads in
     each shuffle (max-statistic). So it is one-sided and corrected over heads: if counts had nothing to do with
-    attention, the chance that any p-value is below 0.05 would be about 5 %.
+    attention, the chance that any p-value is below 0.05 would be at most 5 %. It is 5 % where all types stand in about
+    as many places, and 0 to 2 % with counts of real text: there rare types stand in few places, and a shuffle that
+    calls a frequent one rare moves more attention than the true counts can. Shuffling only among types that stand in
+    about as many places was no more powerful (65 against 70 % of weak preferences found on the bundled paragraphs).
 
     Args:
         model: left as it is.

@@ -131,7 +131,8 @@ def shuffled_p_value(
         seed: of the shuffles.
 
     Returns:
-        p-values between 1 / (permutations + 1) and 1, one-sided.
+        p-values between 1 / (permutations + 1) and 1, one-sided. The chance that any is at most 0.05 is at most 5 %,
+        and less where types that stand in few places are the rare ones.
     """
     rng = np.random.default_rng(seed)
     types, members = np.unique(tokens, return_inverse=True)

@@ -59,8 +59,8 @@ def test_shuffled_labels_find_nothing(truth, seed):
     assert not (found.attrs["attends"] and found.attrs["matters"])
 
 
-def test_of_shuffled_labels_one_in_twenty_attends(truth):
-    """The corrected p-value of the best of all heads is below 0.05 in about 5 % of shuffles."""
+def test_of_shuffled_labels_at_most_one_in_twenty_attends(truth):
+    """The corrected p-value of the best of all heads is below 0.05 in at most 5 % of shuffles."""
     below = 0
     for seed in range(60):
         null = truth.null(seed)
