@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from mechmem.data.errors import InputError
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
 
+Kind = Literal["neuron", "head"]
 Unit = tuple[int, int]
 
 
-def ranked_units(
-    model: HookedTransformer, scores: xr.DataArray, fraction: float
-) -> tuple[Literal["neuron", "head"], list[Unit], int, int]:
+def ranked_units(model: HookedTransformer, scores: xr.DataArray, fraction: float) -> tuple[Kind, list[Unit], int, int]:
     """The units with the highest scores, as many as hold a share of all attention and MLP weights.
 
     Returns:
@@ -30,7 +29,7 @@ def ranked_units(
     Raises:
         InputError: other dimensions, scores of another model, NaN, or a share that the units do not have.
     """
-    kind = next((each for each in ("neuron", "head") if set(scores.dims) == {"layer", each}), None)
+    kind: Kind | None = next((each for each in get_args(Kind) if set(scores.dims) == {"layer", each}), None)
     if kind is None:
         raise InputError(
             f"got scores with dimensions {list(scores.dims)}; need layer and neuron, or layer and head: take the mean "

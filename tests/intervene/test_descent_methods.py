@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from mechmem.measure.scores import score
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masked_weights import MaskedWeights
 from mechmem.weights.masks import Mask
+from mechmem.weights.support import changed_weights
 from mechmem.weights.training import Training
 
 PREFIX = 8
@@ -188,7 +190,6 @@ def test_dpo_makes_the_preferred_text_likelier_than_the_memorized_one(tiny_model
     assert history.final_memorized_em == float(score(edited, memorized).em.mean())
 
 
-@pytest.mark.filterwarnings("ignore:the edit removed nothing")
 def test_without_a_preferred_text_it_is_what_the_model_writes_after_a_changed_prefix(tiny_model, sets):
     memorized, keep = sets
     found = perturbed_continuations(tiny_model, memorized, keep, seed=0)
@@ -216,6 +217,7 @@ def test_a_text_that_is_said_after_every_prefix_leaves_nothing_to_prefer(tiny_mo
         unlearn(stubborn, said, sets[1], method="dpo")
 
 
+@pytest.mark.filterwarnings("ignore:the edit removed nothing")
 @pytest.mark.parametrize("layer", [1, 3])
 @pytest.mark.parametrize("masked", [True, False])
 def test_rmu_steers_the_residual_stream_and_holds_that_of_the_keep_set(tiny_model, sets, mask, masked, layer):
@@ -287,6 +289,34 @@ def test_weighted_ascent_has_the_gradient_of_ascent_with_weights(method, options
     # What is descended is bounded by zero, where everything is forgotten.
     gone = torch.full((1, 4, 6), -50.0).double()
     assert 0 <= float(term(gone, true[:1], gone)) < 1e-9 < float(value.detach().min())
+
+
+@pytest.mark.filterwarnings("ignore:the edit removed nothing")
+@pytest.mark.parametrize(
+    ("method", "other"), [("npo_sam", {"radius": 0.2}), ("rmu", {"coefficient": 3.0}), ("dpo", {"beta": 0.2})]
+)
+def test_an_interrupted_edit_goes_on_to_the_same_weights(tiny_model, sets, preferred, mask, tmp_path, method, other):
+    training = Training(steps=3, batch_size=2, learning_rate=1e-2)
+    begun = replace(training, checkpoint=tmp_path / "edit.safetensors")
+    common: dict[str, Any] = {"method": method, "mask": mask, "stop": Stop()}
+    common |= {"preferred": preferred} if method == "dpo" else {}
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    straight, need = unlearn(tiny_model, *sets, training=training, **common)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(tiny_model, *sets, training=begun, progress=interrupt, **common)
+    with pytest.raises(InputError, match="is of another edit"):
+        unlearn(tiny_model, *sets, training=replace(begun, resume=True), **common, **other)
+    edited, history = unlearn(tiny_model, *sets, training=replace(begun, resume=True), **common)
+    assert changed_weights(straight, edited) == 0 and history.equals(need)
+
+
+def test_a_searched_rate_takes_the_preferred_text_of_the_targets_it_is_tried_on(tiny_model, sets, preferred):
+    _, history = unlearn(tiny_model, *sets, method="dpo", preferred=preferred, training=Training(steps=20))
+    assert history.ended == "stop rule" and len(history.rate_ids) == 2
 
 
 def test_options_that_a_method_does_not_use_are_refused(tiny_model, sets, preferred):

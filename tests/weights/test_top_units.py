@@ -73,6 +73,7 @@ def test_scores_that_say_nothing_about_units_are_refused(tiny_model):
         (heads, {"fraction": 1.5}, "got 1.5 as fraction"),
         (heads, {"weights": {}}, "the weights' scores have none for 'blocks"),
     ]
+    defaults: dict[str, Any] = {"fraction": 0.002}
     for scores, options, sentence in cases:
         with pytest.raises(InputError, match=sentence):
-            Mask.top_units(tiny_model, scores, **{"fraction": 0.002} | options)
+            Mask.top_units(tiny_model, scores, **defaults | options)
