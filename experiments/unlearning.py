@@ -1,37 +1,40 @@
-"""Which unlearning method costs least: methods, masks and controls with one stopping rule, on the bundled model.
+"""Which unlearning method comes nearest to a model that never read the targets: methods, masks and controls.
 
-    python experiments/unlearning.py     # about an hour on two cores; resumes; writes docs/unlearning.md
+    python experiments/unlearning.py     # hours on two cores; resumes; writes docs/unlearning.md
+    python experiments/unlearning.py --rows "NPO, all" "ascent, all" --seeds 0 1
 
-1. Learning rates are chosen on nearly memorized paragraphs (EM 30 to 49) from clusters that no run below uses.
-2. For each seed, memorized clusters are split: targets from one half, held-out memorized paragraphs from the other.
-   Other paragraphs are split into a keep set, which methods are given, and a set on which costs are measured.
+1. Learning rates are chosen on memorized paragraphs of clusters that nothing below uses, by one search for all rows.
+2. For each seed, targets are one memorized paragraph of each of its clusters; `unlearning_sets` names the other sets.
 3. Every method runs until the targets' mean EM is 10 of 50 or less, for at most `steps` steps. Then its cost is
-   measured and the edited model is attacked.
+   measured, its distance to the oracle, what attacks recover, and what is left inside.
+4. The rows "before", "oracle" and "other seed" are no edits: they say where every method starts and should end.
 
 The paper's own recipe takes its fixed number of steps, because it has no stopping rule. Results are saved after
-each run.
+each row of each seed. The oracle and the model of another seed are those of `oracle_training.py`; without them their
+columns are left out.
 """
 
+import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from inputs import Inputs, open_inputs, start
 from outputs import agree_on_settings, photograph, read_json, write_json
-from samples import at_length, one_per_cluster, refuse_few, shuffled
+from unlearning_measures import Models, measure
 from unlearning_page import Results, draw, write
-from unlearning_ways import ROWS, Row, Sets, run
+from unlearning_sets import Sets, scored_candidates, splits
+from unlearning_ways import ORACLE_ROWS, ROWS, Row, run
 
 import mechmem as mm
-from mechmem.data.bounds import Amount, Count, Seed, Share
-from mechmem.intervene.attacks.prompts import perturbed_prefix_attack
-from mechmem.intervene.attacks.quantize import quantize
-from mechmem.intervene.attacks.relearn import relearning_attack
-from mechmem.intervene.attacks.sampling import sampling_attack
+from mechmem.data.bounds import Amount, Count, Rate, Seed, Share
+from mechmem.data.errors import InputError
 from mechmem.model.load import HookedTransformer
-from mechmem.weights.support import changed_weights
+
+# A rate at the edge of those tried is followed so many times, by this factor.
+FURTHER, FACTOR = 2, 3.0
+DEFAULT = {"oracle": Path("runs/oracle/oracle/model"), "other_seed": Path("runs/oracle/seed/model")}
 
 
 @dataclass(frozen=True)
@@ -39,120 +42,105 @@ class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
-        seeds: of splits, samples, masks and orders.
+        seeds: those to run, of `all_seeds`.
+        all_seeds: that have clusters to forget, as the oracle was trained without.
+        clusters_each: clusters of each of them.
         targets: number of memorized paragraphs to unlearn, one per cluster.
-        held: number of paragraphs in every other set.
+        held: number of paragraphs in every other set, and twice that of the keep set.
         steps: maximum number of steps.
-        tuning_steps: maximum number of steps while learning rates are chosen.
+        tuning_targets: number of targets while learning rates are chosen.
         target_em: the stopping rule: mean EM of the targets, in tokens; None: a fifth of the continuation.
         fraction: share of the attention and MLP weights that sparse edits may move.
-        relearning: maximum number of relearning steps; measured every tenth step.
+        relearning: maximum number of relearning steps on other text; measured every tenth step.
+        own_steps: maximum number of relearning steps on the targets themselves; measured every second step.
+        own_rate: learning rate of the latter; the former has 1e-4.
         rows: names of the rows to run; empty: all.
         candidates: number of paragraphs from which sets are drawn; None: all.
+        oracle: folder of a model that was trained without the targets; left out where the default is not there.
+        other_seed: folder of a model that was trained on everything with another seed; the same.
         out: folder of the results.
         page: the table, or None.
     """
 
     seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
-    targets: Count = 8
-    held: Count = 16
+    all_seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    clusters_each: Count = 32
+    targets: Count = 32
+    held: Count = 32
     steps: Count = 100
-    tuning_steps: Count = 30
+    tuning_targets: Count = 16
     target_em: Amount | None = None
     fraction: Share = 0.001
     relearning: Count = 20
+    own_steps: Count = 30
+    own_rate: Rate = 1e-3
     rows: tuple[str, ...] = ()
     candidates: Count | None = None
+    oracle: Path | None = DEFAULT["oracle"]
+    other_seed: Path | None = DEFAULT["other_seed"]
     out: Path = Path("results/unlearning")
     page: Path | None = Path("docs/unlearning.md")
 
 
-def rest_of(paragraphs: mm.Paragraphs, count: int) -> mm.Paragraphs:
-    """All but the first `count`, and at least the last."""
-    return paragraphs[min(count, len(paragraphs) - 1) :]
+def with_models(settings: Settings) -> Settings:
+    """The settings without default folders that are not there.
 
-
-def split(paragraphs: mm.Paragraphs, em: np.ndarray, settings: Settings, seed: int) -> Sets:
-    """Targets, held-out memorized, keep and other paragraphs for a seed; no two sets share a cluster."""
-    order = np.random.default_rng(seed).permutation(len(paragraphs))
-    paragraphs, em = paragraphs.select(order), em[order]
-    known = np.isin(paragraphs.clusters, paragraphs.clusters[em == paragraphs.continuation_len])
-    memorized = paragraphs.select(em == paragraphs.continuation_len)
-    refuse_few({"memorized": len(np.unique(memorized.clusters))}, len(em), 3)
-    targeted, held = memorized.split_by_cluster(0.5, seed=seed)
-    keep, other = paragraphs.select((em <= paragraphs.continuation_len // 5) & ~known).split_by_cluster(0.5, seed=seed)
-    return {
-        "targets": one_per_cluster(targeted, settings.targets),
-        "held-out memorized": one_per_cluster(held, settings.held),
-        "relearned": rest_of(one_per_cluster(held, 2 * settings.held), settings.held),
-        "keep": one_per_cluster(keep, settings.held),
-        "other": one_per_cluster(other, settings.held),
-    }
-
-
-def development(paragraphs: mm.Paragraphs, em: np.ndarray, settings: Settings) -> Sets:
-    """Nearly memorized targets and partly known keep and other sets, from clusters without a memorized paragraph."""
-    order = np.random.default_rng(1000).permutation(len(paragraphs))
-    paragraphs, em = paragraphs.select(order), em[order]
-    known = np.isin(paragraphs.clusters, paragraphs.clusters[em == paragraphs.continuation_len])
-    few, much = paragraphs.continuation_len // 5, at_length((30, 49), paragraphs.continuation_len)[0]
-    half = paragraphs.select((em > few) & (em < much) & ~known)
-    nearly = paragraphs.select((em >= much) & (em < paragraphs.continuation_len) & ~known)
-    refuse_few({f"EM {few + 1} to {much - 1}": len(np.unique(half.clusters))}, len(em), 2)
-    refuse_few({f"EM {much} and more, but not memorized": len(nearly)}, len(em))
-    keep, other = half.split_by_cluster(0.5, seed=0)
-    return {
-        "targets": one_per_cluster(nearly, settings.targets),
-        "keep": keep[: settings.held],
-        "other": other[: 2 * settings.held],
-    }
-
-
-def price(before: HookedTransformer, after: HookedTransformer, sets: Sets, settings: Settings, seed: int) -> Any:
-    """What an edit changed on every set, and what attacks recover."""
-    targets = sets["targets"]
-    found: dict[str, Any] = {}
-    for name in ("targets", "held-out memorized", "other"):
-        scored = mm.score(after, sets[name])
-        found[f"{name} EM"] = float(scored.em.mean())
-        found[f"{name} NLL"] = float(scored.nll.mean())
-    found["keep KL"] = float(mm.kl(before, after, sets["keep"]).mean())
-    found["other KL"] = float(mm.kl(before, after, sets["other"]).mean())
-    found["held-out memorized KL"] = float(mm.kl(before, after, sets["held-out memorized"]).mean())
-    found["weights"] = changed_weights(before, after)
-    found["perturbed prefix EM"] = float(perturbed_prefix_attack(after, targets, draws=16, seed=seed).em_best.mean())
-    found["extracted in 100 draws"] = float(
-        sampling_attack(after, targets, draws=(100,), top_k=40).probability.values.mean()
-    )
-    found["int8 EM"] = float(mm.score(quantize(after, "int8"), targets).em.mean())
-    training = mm.Training(settings.relearning, 1e-4)
-    learned = relearning_attack(after, targets, sets["relearned"], training=training, every=10, seed=seed)
-    found["relearning steps"] = int(learned.attrs.get("steps_until", -1))
-    found["relearned EM"] = float(learned.em.mean("paragraph").max())
-    return found
+    Raises:
+        InputError: a folder that was asked for is not there.
+    """
+    own = (settings.model, settings.corpus) == ("bundled", None)
+    for name, default in DEFAULT.items():
+        folder = getattr(settings, name)
+        missing = folder is not None and not (folder / "config.json").exists()
+        if missing or (folder == default and not own):
+            if folder != default:
+                raise InputError(
+                    f"got {folder} as {name}; need the folder of a model: train it with oracle_training.py"
+                )
+            settings = replace(settings, **{name: None})
+    if settings.oracle is None and settings.other_seed is not None:
+        # Its distance is the unit of the oracle's, so it says nothing alone.
+        settings = replace(settings, other_seed=None)
+    return settings
 
 
 def choose_rates(model: HookedTransformer, sets: Sets, settings: Settings, known: dict[str, float]) -> dict[str, float]:
-    """For each row with rates, the rate that meets the stopping rule with the lowest KL on the development sets."""
-    length = sets["targets"].continuation_len
-    goal = float(length // 5) if settings.target_em is None else settings.target_em
+    """For each row with rates, the rate that meets the stopping rule with the lowest KL on the development sets.
+
+    All rows are searched alike: all of its rates, and three times or a third of the best where it is the last of them.
+    """
+    goal = settings.target_em or 0.0
     for row in rows_of(settings):
         if not row.rates or row.name in known:
             continue
-        tried = []
-        for rate in row.rates:
-            edited, _ = run(model, row, sets, replace(settings, steps=settings.tuning_steps), 1000, rate)
+        tried: dict[float, tuple[float, float]] = {}
+        waiting = list(row.rates)
+        while waiting:
+            rate = waiting.pop(0)
+            edited, _ = run(model, row, sets, settings, 1000, rate)
             em = float(mm.score(edited, sets["targets"]).em.mean())
-            tried.append((max(em - goal, 0.0), float(mm.kl(model, edited, sets["other"]).mean()), rate))
-        known[row.name] = min(tried)[2]
+            tried[rate] = max(em - goal, 0.0), float(mm.kl(model, edited, sets["other"]).mean())
+            best = min(tried, key=lambda rate: tried[rate])
+            if not waiting and len(tried) < len(row.rates) + FURTHER and best in (min(tried), max(tried)):
+                waiting = [float(f"{best * FACTOR if best == max(tried) else best / FACTOR:.3g}")]
+        known[row.name] = min(tried, key=lambda rate: tried[rate])
         write_json(settings.out / "rates.json", known)
-        print(row.name, [(round(em, 1), round(kl, 3), rate) for em, kl, rate in tried], flush=True)
+        print(row.name, {rate: (round(em, 1), round(kl, 4)) for rate, (em, kl) in tried.items()}, flush=True)
     return known
 
 
 def rows_of(settings: Settings) -> list[Row]:
-    """The selected rows."""
-    return [row for row in ROWS if not settings.rows or row.name in settings.rows]
+    """The selected rows; those that need the oracle where there is one."""
+    rows = (*ROWS, *(ORACLE_ROWS if settings.oracle else ()))
+    return [row for row in rows if not settings.rows or row.name in settings.rows]
+
+
+def to_do(settings: Settings, results: Results, models: Models, seed: int) -> list[tuple[str, Row | HookedTransformer]]:
+    """Rows without a result for this seed: models that are no edits, and rows."""
+    given = {"before": models.original, "oracle": models.oracle, "other seed": models.other_seed}
+    rows = {name: model for name, model in given.items() if model is not None}
+    wanted: dict[str, Any] = rows | {row.name: row for row in rows_of(settings)}
+    return [(name, row) for name, row in wanted.items() if str(seed) not in results.get(name, {})]
 
 
 def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
@@ -166,26 +154,27 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
         Row -> seed -> measurements.
     """
     model, paragraphs = open_inputs(settings, model)
-    if settings.candidates is not None:
-        paragraphs = shuffled(paragraphs, 0)[: settings.candidates]
+    settings = with_models(settings)
     if settings.target_em is None:
         settings = replace(settings, target_em=float(paragraphs.continuation_len // 5))
-    em = mm.score(model, paragraphs).em.values
-    tuned = development(paragraphs, em, settings)
-    splits = {seed: split(paragraphs, em, settings, seed) for seed in settings.seeds}
     # Rows and seeds may be added later; devices differ by rounding.
     agree_on_settings(settings.out, settings, free=("rows", "seeds", "device", "out", "page"))
+    paragraphs, em = scored_candidates(model, paragraphs, settings)
+    of_seeds, tuned = splits(paragraphs, em, settings)
     rates = choose_rates(model, tuned, settings, read_json(settings.out / "rates.json"))
     results = read_json(settings.out / "results.json")
-    for seed, sets in splits.items():
-        for row in (None, *rows_of(settings)):
-            name = "before" if row is None else row.name
-            if str(seed) in results.get(name, {}):
-                continue
-            edited, how = model, {}
-            if row is not None:
+    folders = settings.oracle, settings.other_seed
+    beside = [None if folder is None else mm.load_model(folder, device=settings.device) for folder in folders]
+    for seed, sets in of_seeds.items():
+        models = Models(model, *beside)
+        for name, row in to_do(settings, results, models, seed):
+            started = time.process_time()
+            if isinstance(row, Row):
                 edited, how = run(model, row, sets, settings, seed, rates.get(row.name))
-            results.setdefault(name, {})[str(seed)] = how | price(model, edited, sets, settings, seed)
+                how["CPU seconds"] = time.process_time() - started
+            else:
+                edited, how = row, {}
+            results.setdefault(name, {})[str(seed)] = how | measure(models, edited, sets, settings, seed)
             write_json(settings.out / "results.json", results)
             brief = {key: round(value, 3) for key, value in results[name][str(seed)].items()}
             print(seed, name, brief, flush=True)

@@ -32,7 +32,7 @@ def evaluate(
 ) -> None:
     """Measure what an edit cost on every set, and attack it; writes costs.nc and attacks.nc into OUT/edits/EDIT."""
     study = opened_study(out, study_settings(out, model=model, corpus=corpus), device=device)
-    from mechmem.intervene.card import cost_rows
+    from mechmem.intervene.card import BESIDE_ORACLE, cost_rows
     from mechmem.model.load import load_model
     from mechmem.study.edits import attack_edit, can_attack, evaluate_edit, saved_edit
 
@@ -43,11 +43,14 @@ def evaluate(
         costs = evaluate_edit(study, edit, oracle=beside[0], oracle_scale=beside[1], progress=report)
         if attacks and can_attack(study, saved):
             attack_edit(study, edit, progress=lambda done, total: progress("attacking", done, total))
-    head, rows = cost_rows(costs)
-    table = Table(*head, title=f"What {edit} cost")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    tables = {f"What {edit} cost": cost_rows(costs)}
+    if oracle is not None:
+        tables["Beside the oracle"] = cost_rows(costs, BESIDE_ORACLE)
+    for title, (head, rows) in tables.items():
+        table = Table(*head, title=title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     if saved.attacks is not None:
         table = Table("attack", "EM before", "EM after", "95 %", title="What attacks recover, tokens")
         for name in saved.attacks.attack.values:

@@ -24,9 +24,12 @@ SHOWN = {
     "perplexity": ("perplexity", 2),
     "kl": ("KL", 3),
     "changed_top1": ("changed top-1, %", 1),
+}
+# The same where an oracle was given.
+BESIDE_ORACLE = {
     "p_extractable": ("p-extractable, %", 1),
     "oracle_kl": ("KL to the oracle", 3),
-    "oracle_distance": ("distance to the oracle", 2),
+    "oracle_distance": ("distance", 2),
 }
 PERCENT = {"match_fraction", "changed_top1", "p_extractable"}
 
@@ -113,9 +116,9 @@ def _outcome(history: xr.Dataset | None, targets: Paragraphs) -> str:
     )
 
 
-def cost_rows(costs: xr.Dataset) -> tuple[list[str], list[list[str]]]:
+def cost_rows(costs: xr.Dataset, columns: Mapping[str, tuple[str, int]] = SHOWN) -> tuple[list[str], list[list[str]]]:
     """A table of what `evaluate` found: titles, and a row a set."""
-    shown = {name: how for name, how in SHOWN.items() if name in costs}
+    shown = {name: how for name, how in columns.items() if name in costs}
     rows = []
     for name in costs["set"].values:
         at = costs.sel({"set": name})

@@ -14,6 +14,7 @@ the targets from text that no model has read. The score is Min-K% Prob (Shi et a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,8 +70,9 @@ def forget_quality(
     if not np.isfinite(first).all() or not np.isfinite(second).all():
         return np.nan
     labels, members = np.unique(clusters, return_inverse=True)
-    means = [np.bincount(members, values) / np.bincount(members) for values in (first, second)]
-    return float(ks_2samp(*means).pvalue) if len(labels) > 1 else np.nan
+    one, other = (np.bincount(members, values) / np.bincount(members) for values in (first, second))
+    found: Any = ks_2samp(one, other)
+    return float(found.pvalue) if len(labels) > 1 else np.nan
 
 
 def area_above(first: Float[np.ndarray, " one"], second: Float[np.ndarray, " other"]) -> float:

@@ -85,7 +85,7 @@ def membership_probe(
     splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, clusters))
     shuffled = _shuffled(labels, clusters, seed)
     found = {name: np.full((len(models), depth), np.nan) for name in MEASURES}
-    known: dict[int, list[Pipeline]] = {}
+    known: dict[int, list[Pipeline | None]] = {}
     for row, model in enumerate(models.values()):
         for boundary, features in enumerate(_features(model, targets, other, batch_size or BATCH)):
             own = [_fitted(features[train], labels[train], regularization) for train, _ in splits]
@@ -148,12 +148,17 @@ def _features(
     return found
 
 
-def _fitted(features: Float[np.ndarray, "row d"], labels: Int[np.ndarray, " row"], regularization: float) -> Pipeline:
+def _fitted(
+    features: Float[np.ndarray, "row d"], labels: Int[np.ndarray, " row"], regularization: float
+) -> Pipeline | None:
+    """A probe; None where all rows have one label, as shuffled ones of few clusters may."""
+    if len(np.unique(labels)) < 2:
+        return None
     return make_pipeline(StandardScaler(), LogisticRegression(C=regularization, max_iter=1000)).fit(features, labels)
 
 
 def _area(
-    probes: list[Pipeline],
+    probes: list[Pipeline | None],
     features: Float[np.ndarray, "paragraph d"],
     labels: Int[np.ndarray, " paragraph"],
     splits: list[tuple[np.ndarray, np.ndarray]],
@@ -162,6 +167,6 @@ def _area(
     areas = [
         roc_auc_score(labels[test], probe.decision_function(features[test]))
         for probe, (_, test) in zip(probes, splits, strict=True)
-        if 0 < labels[test].sum() < len(test)
+        if probe is not None and 0 < labels[test].sum() < len(test)
     ]
     return float(np.mean(areas)) if areas else float("nan")

@@ -30,7 +30,7 @@ def plain_cka(first: np.ndarray, second: np.ndarray) -> float:
     """The biased estimate of Kornblith et al."""
     one, other = first - first.mean(0), second - second.mean(0)
     own = [np.linalg.norm(each.T @ each) for each in (one, other)]
-    return np.linalg.norm(one.T @ other) ** 2 / (own[0] * own[1])
+    return float(np.linalg.norm(one.T @ other) ** 2 / (own[0] * own[1]))
 
 
 def test_it_is_its_definition_and_no_rotation_changes_it():
