@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 Localizer = Literal[
+    "alignment",
     "hard_concrete",
     "slimming",
     "zero_out",

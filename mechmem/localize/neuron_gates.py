@@ -73,20 +73,24 @@ def learned_gates(
     steps: int,
     learning_rate: float,
     seed: int,
+    until: float | None = None,
     progress: ProgressLike = None,
 ) -> Gates:
     """Close as many gates as the paragraphs' NLL allows; what stays open is what they need.
 
-    Minimizes NLL + penalty * mean gate with Adam, from open gates. Slimming (Liu et al. 2017) learns the gates
-    themselves, kept between 0 and 1; Hard Concrete (Louizos et al. 2018) learns the chance that a gate is open, which
-    is sampled at every step. Chang et al. 2024 (NAACL) localize memorized text by both.
+    Minimizes NLL + penalty * mean gate with Adam. Slimming (Liu et al. 2017) learns the gates themselves, from 1 and
+    kept between 0 and 1; Hard Concrete (Louizos et al. 2018) learns the chance that a gate is open, from log odds of 0,
+    which is sampled at every step. Chang et al. 2024 (NAACL) localize memorized text by both.
+
+    Gates that reach the floor have no order any more: few steps at a small rate rank more neurons than many.
 
     Args:
         model: left as it is.
         paragraphs: the mean NLL of all of them is differentiated, in one forward.
         hard_concrete: which of the two.
         penalty: nats per token that closing all gates is worth.
-        steps: updates.
+        steps: at most so many updates.
+        until: end when the mean gate, or the mean chance that one is open, is no higher; None: take all steps.
         learning_rate: of Adam, for gates or for the log odds of open ones.
         seed: of the samples.
         progress: called with (steps done, steps).
@@ -99,7 +103,7 @@ def learned_gates(
     """
     generator, report = torch.Generator().manual_seed(seed), as_callback(progress, "learned_gates")
     start = open_gates(model)
-    values = (start * 2.0 if hard_concrete else start.clone()).requires_grad_()
+    values = (start * 0.0 if hard_concrete else start.clone()).requires_grad_()
     optimizer = torch.optim.Adam([values], lr=learning_rate)
     with frozen(model), fast_float32(model.W_E.device), torch.enable_grad():
         for step in range(steps):
@@ -121,8 +125,11 @@ def learned_gates(
             if not hard_concrete:
                 with torch.no_grad():
                     values.clamp_(0, 1)
+            ended = until is not None and float(size.detach()) <= until
             if report is not None:
-                report(step + 1, steps)
+                report(steps if ended else step + 1, steps)
+            if ended:
+                break
     with torch.no_grad():
         return (chance_open(values) if hard_concrete else values).detach().clone()
 

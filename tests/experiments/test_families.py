@@ -36,7 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "choose_learning_rate": {
         "methods": ("npo",), "targets": 3, "steps": 2, "sparse_rates": (1e-3,), "dense_rates": (1e-4,)
     },
-    "scoreboard": {"targets": 2, "others": 3, "keep": 2, "methods": ("activations", "random")},
+    "scoreboard": {"targets": 2, "others": 3, "keep": 2, "planted": 1, "methods": ("activations", "random")},
     "unlearning": {
         "seeds": (0,), "targets": 2, "held": 2, "steps": 2, "tuning_steps": 1, "relearning": 1,
         "rows": ("NPO, top 0.1 %",),

@@ -1,7 +1,8 @@
 """Every localizer against one neuron at a time by hand, and on models whose answer is known."""
 
+import copy
 import inspect
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
+from mechmem.localize.neuron_alignment import _gradients, alignment
 from mechmem.localize.neuron_gates import gate_gradient, gated_nll, learned_gates, open_gates
 from mechmem.localize.neurons import METHODS, NeuronMethod, localize_neurons, top_neurons
 from mechmem.localize.scoreboard import precision_area, recall
 from mechmem.measure.scores import score
+from mechmem.model.hooks import frozen
 from mechmem.truth.injected import inject, random_neurons
 from mechmem.truth.planted import planted
 from mechmem.truth.planted_settings import PlantedSettings
@@ -98,7 +101,7 @@ def neurons_of_the_first(truth) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    "method", ["zero_out", "integrated", "activations", "attribution", "slimming", "hard_concrete"]
+    "method", ["alignment", "zero_out", "integrated", "activations", "attribution", "slimming", "hard_concrete"]
 )
 def test_planted_neurons_are_found_by_methods_that_should(planted_truth, method):
     truth = planted_truth
@@ -136,6 +139,81 @@ def test_injected_neurons_are_found_better_than_by_chance(tiny_model, keep):
     assert recall(localize_neurons(injected, target, keep, method="random"), truth, 0.1) < 0.3
 
 
+def test_alignment_is_its_terms_one_neuron_and_one_position_at_a_time(tiny_model, tiny_paragraphs, keep):
+    """The same score from whole forwards with one weight or one activation moved, in float64."""
+    model, paras = copy.deepcopy(tiny_model).to(torch.float64), tiny_paragraphs.select(np.arange(1))
+    found = alignment(model, paras, keep)
+    layer, terms = 2, {name: [] for name in ("added", "into", "fit", "kept")}
+
+    def odds(change: dict[str, torch.Tensor], text: Paragraphs, value: str = "odds") -> float:
+        """Sum of the log odds (or of log p) with something added to one layer's outputs or weights."""
+        mlp = model.blocks[layer].mlp
+
+        def shift(value, hook):  # noqa: ARG001
+            return value + change.get("output", 0)
+
+        with torch.no_grad():
+            for name in ("W_in", "W_out"):
+                mlp.get_parameter(name).add_(change.get(name, 0))
+            logits = model.run_with_hooks(text.tokens, fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", shift)])
+            for name in ("W_in", "W_out"):
+                mlp.get_parameter(name).sub_(change.get(name, 0))
+        log_p = logits[:, text.prefix_len - 1 : -1].log_softmax(-1).gather(-1, text.continuation[..., None])
+        return float((log_p - torch.log1p(-log_p.exp()) if value == "odds" else log_p).sum())
+
+    def slope(name: str, place, shape, text: Paragraphs = paras, value: str = "odds") -> float:
+        step = torch.zeros(shape, dtype=torch.float64)
+        step[place] = 1e-5
+        return (odds({name: step}, text, value) - odds({name: -step}, text, value)) / 2e-5
+
+    d_model, width = model.cfg.d_model, 44
+    with torch.no_grad():
+        _, cache = model.run_with_cache(paras.tokens)
+    output, out = cache[f"blocks.{layer}.mlp.hook_post"], model.W_out[layer]
+    chosen = [3, 40]
+    for neuron in chosen:
+        at = [(row, pos) for row in range(1) for pos in range(23)]
+        each = [float(output[r, p, neuron]) * slope("output", (r, p, neuron), output.shape) for r, p in at]
+        terms["added"].append(sum(max(value, 0) for value in each))
+        into = [slope("W_in", (d, neuron), (d_model, width)) for d in range(d_model)]
+        terms["into"].append(float(np.linalg.norm(into)))
+        for name, text, value in (("fit", paras, "nll"), ("kept", keep, "odds")):
+            down = torch.tensor([slope("W_out", (neuron, d), (width, d_model), text, value) for d in range(d_model)])
+            terms[name].append(float(torch.cosine_similarity(out[neuron].detach(), down, dim=0)))
+    parts = _gradients_of(model, paras, keep, layer)
+    for name, values in terms.items():
+        np.testing.assert_allclose(parts[name][chosen], values, rtol=1e-4, atol=1e-7)
+    share = parts["added"] / parts["added"].mean()
+    score = sum(
+        weight * (values - values.mean()) / values.std(ddof=1)
+        for weight, values in (
+            (1, np.log(share + 0.3)), (-0.5, np.log(parts["into"])), (0.5, parts["fit"]), (-0.25, parts["kept"])
+        )
+    )  # fmt: skip
+    np.testing.assert_allclose(found[layer], score, rtol=1e-5, atol=1e-8)
+
+
+def _gradients_of(model, paras: Paragraphs, keep: Paragraphs, layer: int) -> dict[str, np.ndarray]:
+    with frozen(model):
+        own, kept = _gradients(model, paras), _gradients(model, keep)
+    out = model.W_out[layer].detach()
+    return {
+        "added": own.added[layer].numpy(),
+        "into": own.into[layer].norm(dim=-1).numpy(),
+        "fit": torch.cosine_similarity(out, own.certain[layer], dim=-1).numpy(),
+        "kept": torch.cosine_similarity(out, kept.out[layer], dim=-1).numpy(),
+    }
+
+
+def test_learned_gates_end_at_their_mean_gate(planted_truth):
+    one, reported = planted_truth.memorized.select(np.array([0])), []
+    settings: Any = {"hard_concrete": False, "penalty": 100.0, "steps": 300, "learning_rate": 0.01, "seed": 0}
+    ended = learned_gates(planted_truth.model, one, until=0.8, progress=lambda *at: reported.append(at), **settings)
+    assert 0.75 < float(ended.mean()) <= 0.8 + 1e-3 and len(reported) < 40 and reported[-1] == (300, 300)
+    longer = learned_gates(planted_truth.model, one, **(settings | {"steps": 60}))
+    assert float(longer.mean()) < 0.6
+
+
 def test_learned_gates_close_what_is_not_needed_and_say_when_they_fail(planted_truth):
     truth = planted_truth
     one = truth.memorized.select(np.array([0]))
@@ -153,7 +231,7 @@ def test_learned_gates_close_what_is_not_needed_and_say_when_they_fail(planted_t
 
 
 def test_what_cannot_be_used_is_refused(tiny_model, small_model, tiny_paragraphs, keep):
-    with pytest.raises(InputError, match="got method 'magic'; need one of hard_concrete, slimming"):
+    with pytest.raises(InputError, match="got method 'magic'; need one of alignment, hard_concrete, slimming"):
         inspect.unwrap(localize_neurons)(tiny_model, tiny_paragraphs, keep, method="magic")
     with pytest.raises(InputError, match="no MLPs"):
         model = small_model(attn_only=True, n_ctx=32, d_vocab=61)
