@@ -145,3 +145,16 @@ def test_a_monitors_cost_is_measured_in_pairs(script, tmp_path):
     assert all(row["lowest"] <= row["overhead"] <= row["highest"] and row["without"] > 0 for row in found)
     assert found[0]["state"][2] == found[0]["state"][9] > 0, "bytes, whatever was said"
     assert f"| bundled | 1 | output | flag | {found[0]['without']:.1f} |" in (tmp_path / "page.md").read_text()
+
+
+def test_both_training_steps_compute_the_same(script, tmp_path, monkeypatch):
+    module = script("benchmarks/truth")
+    monkeypatch.setattr(module, "SHAPES", {"tiny": (2, 16, 2)})
+    monkeypatch.setattr(module, "keep_allocator", lambda: None)
+    found = module.main(module.Settings(rounds=2, batches=(2,), page=tmp_path / "page.md"))
+    one = found["tiny", 2]
+    assert len(one["ratio"]) == 2 and (one["ratio"] > 0).all() and one["difference"] < 0.01
+    assert (
+        f"| tiny | 2 | {one['rate']['plain']:,.0f} | {one['rate']['fused']:,.0f} |"
+        in (tmp_path / "page.md").read_text()
+    )
