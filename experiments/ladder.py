@@ -35,6 +35,8 @@ from mechmem.data.folder_lock import only_writer
 
 # Name -> layers, width, heads: about 0.9, 3.5 and 5.8 million parameters; the last is the bundled model's shape.
 SHAPES = {"1M": (4, 96, 4), "3M": (6, 192, 6), "6M": (6, 256, 8)}
+# Over the width it is the learning rate: narrow models learn little at the bundled model's.
+RATE_TIMES_WIDTH = 0.48
 SMALLEST = "1M-small-seed0"
 # Settings that do not decide the weights.
 FREE = ("checkpoint_every", "log_every")
@@ -99,6 +101,7 @@ def rungs(settings: Settings) -> dict[str, RungSettings]:
                     n_layers=layers,
                     d_model=width,
                     n_heads=heads,
+                    learning_rate=RATE_TIMES_WIDTH / width,
                     batch=settings.batch,
                     checkpoint_every=settings.checkpoint_every,
                     corpus=CorpusSettings(

@@ -66,8 +66,8 @@ def final(result: xr.Dataset, prefix_len: int = 50) -> xr.Dataset:
 
 
 def values_of(result: xr.Dataset, measure: str) -> np.ndarray:
-    """A measure of each paragraph; "whole" is 1 where EM is the whole continuation."""
-    return (result.em.values == 50).astype(float) if measure == "whole" else result[measure].values
+    """A measure of each paragraph; "whole" says whether EM is the whole continuation."""
+    return result.em.values == 50 if measure == "whole" else result[measure].values
 
 
 def laws(results: Measured) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from mechmem.stats.cell_intervals import cell_intervals
 
@@ -22,7 +22,7 @@ def with_curves(scores: xr.Dataset, continuation_len: int) -> xr.Dataset:
         scores: em, nll and p_extractable [model, prefix_len, paragraph] with the coordinates count, cluster, n_weights.
         continuation_len: the EM of a paragraph that can be extracted.
     """
-    extractable = (scores.em == continuation_len).astype(np.float64)
+    extractable = scores.em == continuation_len
     measures = {
         "share_extractable": extractable,
         "mean_em": scores.em,
@@ -36,15 +36,12 @@ def with_curves(scores: xr.Dataset, continuation_len: int) -> xr.Dataset:
             "higher": "more memorized",
         }
     }
-    ranges = count_ranges(scores["count"].values)
-    # [measure, model, prefix_len, paragraph]
-    stacked = np.stack([values.transpose("model", "prefix_len", "paragraph").values for values in measures.values()])
-    parts = [_means(stacked[..., ranges == low], scores.cluster.values[ranges == low]) for low in np.unique(ranges)]
-    ends = np.stack(parts, -1)  # [mean low high, measure, model, prefix_len, count_range]
-    dims = ("model", "prefix_len", "count_range")
-    for number, name in enumerate(measures):
-        for suffix, values in zip(("", "_low", "_high"), ends[:, number], strict=True):
-            scores[f"{name}{suffix}"] = (dims, values, attributes[name])
+    ranges, clusters = count_ranges(scores["count"].values), scores.cluster.values
+    for name, values in measures.items():
+        by_paragraph = values.transpose("paragraph", "model", "prefix_len").values
+        parts = [_means(by_paragraph[ranges == low], clusters[ranges == low]) for low in np.unique(ranges)]
+        for suffix, ends in zip(("", "_low", "_high"), np.stack(parts, -1), strict=True):
+            scores[f"{name}{suffix}"] = (("model", "prefix_len", "count_range"), ends, attributes[name])
     lows = np.unique(ranges)
     labels = [scores.cluster.values[ranges == low] for low in lows]
     scores = scores.assign_coords(
@@ -52,7 +49,7 @@ def with_curves(scores: xr.Dataset, continuation_len: int) -> xr.Dataset:
         n_paragraphs=("count_range", [len(label) for label in labels]),
         n_clusters=("count_range", [len(np.unique(label)) for label in labels]),
     )
-    return scores.assign(_laws(scores, extractable))
+    return scores.assign(_laws(scores, extractable.astype(np.float64)))
 
 
 def count_ranges(counts: Int[np.ndarray, " paragraph"]) -> Int[np.ndarray, " paragraph"]:
@@ -61,10 +58,10 @@ def count_ranges(counts: Int[np.ndarray, " paragraph"]) -> Int[np.ndarray, " par
     return np.where(counts > 0, 2 ** np.floor(np.log2(np.maximum(counts, 1))).astype(np.int64), 0)
 
 
-def _means(values: Float[np.ndarray, "measure model prefix_len paragraph"], clusters: np.ndarray) -> np.ndarray:
-    """Mean, low and high over paragraphs, [end, measure, model, prefix_len]."""
-    by_paragraph = np.moveaxis(values.astype(np.float64), -1, 0)
-    return np.stack([by_paragraph.mean(0), *cell_intervals(by_paragraph, clusters)])
+def _means(values: Shaped[np.ndarray, "paragraph model prefix_len"], clusters: np.ndarray) -> np.ndarray:
+    """Mean, low and high over paragraphs, [end, model, prefix_len]; of truth values they are shares."""
+    values = values if values.dtype == bool else values.astype(np.float64)
+    return np.stack([values.mean(0), *cell_intervals(values, clusters)])
 
 
 def _laws(scores: xr.Dataset, extractable: xr.DataArray) -> dict[str, xr.DataArray]:

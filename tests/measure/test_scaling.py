@@ -67,6 +67,8 @@ def test_curves_are_means_by_range_of_counts_with_intervals_by_cluster(some, res
         assert int(cell.n_clusters) == len(set(some.clusters[inside].tolist()))
         assert float(cell.share_extractable) == pytest.approx((here.em.values[inside] == 50).mean())
         assert float(cell.mean_nll) == pytest.approx(here.nll.values[inside].mean(), rel=1e-5)
+        share = mm.cluster_bootstrap(here.em.values[inside] == 50, some.clusters[inside])
+        assert (float(cell.share_extractable_low), float(cell.share_extractable_high)) == pytest.approx(share, abs=1e-6)
         low_end, high_end = mm.cluster_bootstrap(here.nll.values[inside], some.clusters[inside])
         assert float(cell.mean_nll_low) == pytest.approx(low_end, rel=0.02)
         assert float(cell.mean_nll_high) == pytest.approx(high_end, rel=0.02)
