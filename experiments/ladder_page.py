@@ -99,7 +99,7 @@ def page_lines(folders: dict[str, Path]) -> list[str]:
         "EM against copies": tables.by_copies(results, "em", 1),
         "Share with the whole continuation": tables.by_copies(results, "whole", 2),
         "NLL, nats per token": tables.by_copies(results, "nll", 2),
-        "Chance that sampling says the continuation": tables.by_copies(results, "p_extractable", 3),
+        "Chance that sampling says the continuation": tables.by_copies(results, "p_extractable", 6),
         "What a doubling changes": tables.laws(results),
         f"NLL of documents with {tables.OFTEN} copies while training": tables.conditions(results),
         "Dilution: three times the text around the same copies": tables.dilution(results),

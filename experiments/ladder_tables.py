@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from ladder_agreement import document_agreement, shared_profile
 from ladder_corpus import BASE, CONDITIONS, NEAR_DUPLICATE
+from ladder_measure import steps_of
 from ladder_where import centre_interval, centre_of_mass, layer_profile, located
 
 import mechmem as mm
@@ -168,7 +169,8 @@ def depths(folders: Mapping[str, Path], method: str = "patching") -> list[str]:
         found = located(folder)
         if not found:
             continue
-        lines += head(["model", *(f"{step / found[-1][0]:.0%}" for step, _ in found)]) if not lines else []
+        end = steps_of(folder)[-1]
+        lines += head(["model", *(f"{step / end:.0%}" for step, _ in found)]) if not lines else []
         cells = []
         for _, result in found:
             profile = layer_profile(result[method]).transpose("paragraph", "layer").values
