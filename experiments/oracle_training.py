@@ -20,8 +20,10 @@ from corpus_training import ModelTraining, keep_allocator, save_model, train
 from inputs import start
 from outputs import agree_on_settings, write_json
 from target_sets import target_clusters
+from transformers import PreTrainedTokenizerFast
 
 import mechmem as mm
+from mechmem.data.assets import MODEL_FOLDER
 from mechmem.data.bounds import Count, Seed, Size
 from mechmem.data.files import replacing
 from mechmem.data.own_files import read_json
@@ -67,7 +69,7 @@ def token_stream(settings: Settings, without: list[int]) -> np.ndarray:
         settings.seed, settings.characters, unseen=settings.unseen, unseen_variants=settings.unseen_variants
     )
     order = list(corpus.stream(settings.seed if settings.which == "oracle" else settings.other_seed))
-    tokenizer = mm.load_model("bundled", device="cpu").tokenizer
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL_FOLDER)
     encoded = tokenizer([document.text for document in corpus.trained])["input_ids"]
     removed = set(without)
     kept = [index for index in order if corpus.trained[index].cluster not in removed]
@@ -101,7 +103,7 @@ def main(settings: Settings) -> None:
     model, log = train(used, stream, folder / "checkpoint")
     with replacing(folder / "model") as temporary:
         save_model(model, temporary)
-        mm.load_model("bundled", device="cpu").tokenizer.save_pretrained(temporary)
+        PreTrainedTokenizerFast.from_pretrained(MODEL_FOLDER).save_pretrained(temporary)
     record = {
         "settings": asdict(settings),
         "left_out": without,

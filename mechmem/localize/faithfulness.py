@@ -81,7 +81,7 @@ def faithfulness(
     counts = np.unique([max(1, round(share * flat.size)) for share in shares])
     orders = [np.argsort(-each, kind="stable") for each in (flat, np.abs(flat))]
     # Without negative scores both rankings are one.
-    orders = orders[:1] if np.array_equal(*orders) else orders
+    orders = orders[:1] if np.array_equal(orders[0], orders[1]) else orders
     smaller = counts[counts < flat.size]
     inside = np.zeros((len(orders), len(smaller), flat.size), dtype=bool)
     for rows, order in zip(inside, orders, strict=True):

@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_training_that_was_interrupted_gives_the_same_model(script, tmp_path):
     whole = module.Settings(**SMALL, work=tmp_path / "whole", assets=tmp_path / "assets")
     module.main(whole)
     parts = module.Settings(**SMALL, work=tmp_path / "parts", assets=tmp_path / "again")
-    training = sys.modules["corpus_training"]
+    training: Any = sys.modules["corpus_training"]
     write, written = training.save_checkpoint, []
 
     def write_and_die(*arguments):

@@ -237,7 +237,8 @@ def test_objectives_are_what_their_papers_write():
             "uniform": flat / 3,
         }
         for name, value in need.items():
-            assert OBJECTIVES[name]().target(now, true, original)[row].item() == pytest.approx(value, rel=1e-4), name
+            term: Any = OBJECTIVES[name]().target
+            assert term(now, true, original)[row].item() == pytest.approx(value, rel=1e-4), name
         assert hold_kl(now, true, original)[row].item() == pytest.approx(divergence / 3, rel=1e-4)
         assert lower_nll(now, true, original)[row].item() == pytest.approx(-log_p / 3, rel=1e-4)
 

@@ -100,8 +100,8 @@ def squared_distance(scored):
 
 
 @pytest.mark.parametrize("metric", ["kl", squared_distance])
-def test_a_distance_from_the_unpatched_run_has_no_slope_there(tiny_model, pairs, metric):
-    name = metric if isinstance(metric, str) else metric.__name__
+def test_a_distance_from_the_unpatched_run_has_no_slope_there(tiny_model, pairs, metric: Any):
+    name = getattr(metric, "__name__", metric)
     said = f"the gradient of {name} is zero at the unpatched run, whatever is patched; use method='both_ends'"
     for direction in ("noising", "denoising"):
         with pytest.raises(InputError, match=said):
@@ -167,7 +167,8 @@ def test_both_ends_is_exact_where_the_metric_is_quadratic(tiny_model, pairs):
     def quadratic(scored):
         return (scored.logits[..., :7].square().sum(-1) + scored.logits[..., 8]).mean(-1)
 
-    for direction, method in (("noising", "both_ends"), ("denoising", "both_ends"), ("mean", "gradient")):
+    ways: list[Any] = [("noising", "both_ends"), ("denoising", "both_ends"), ("mean", "gradient")]
+    for direction, method in ways:
         found = attribute(linear, *pairs, site="resid_post", metric=quadratic, direction=direction, method=method)
         whole = found.attrs["source"] - found.attrs["base"]
         assert float(found.isel(layer=-1).sum()) == pytest.approx(whole, rel=1e-3) and abs(whole) > 0.1
@@ -201,7 +202,7 @@ def test_the_mean_of_both_directions_is_half_of_one_minus_the_other(tiny_model, 
             with pytest.raises(InputError, match="compares with the unpatched run, which is another one in each"):
                 method(tiny_model, clean, corrupt, direction="mean", metric=metric, **options)
         with pytest.raises(InputError, match="need one of noising, denoising, mean"):
-            method(tiny_model, clean, corrupt, direction="both", **options)
+            method(tiny_model, clean, corrupt, direction="both", **options)  # pyright: ignore[reportArgumentType]
 
 
 def test_integrated_gradients_of_the_first_stream_add_up_to_the_whole_difference(tiny_model, pairs):

@@ -141,7 +141,7 @@ def test_the_planted_head_alone_is_faithful_and_a_random_ranking_is_not():
     random = [measured(np.random.default_rng(seed).random(known.shape)).cpr.values for seed in range(4)]
     assert (np.mean(random, 0) < 0.8).all()
     # The head with its neurons, of all heads and neurons: everything else is gone.
-    neurons = np.zeros((model.cfg.n_layers, model.cfg.d_mlp))
+    neurons = np.zeros((model.cfg.n_layers, model.cfg.d_mlp or 0))
     neurons[tuple(np.array(truth.neurons).T)] = 1
     both = xr.Dataset({"heads": ((LAYERS, HEADS), known), "neurons": ((LAYERS, NEURONS), neurons)})
     share = (1 + len(truth.neurons)) / (known.size + neurons.size)

@@ -45,7 +45,7 @@ def test_the_quantiles_of_resampled_means_are_scipys():
         paired=True,
         method="percentile",
         n_resamples=700,
-        confidence_level=1 - 2 * beyond,
+        confidence_level=float(1 - 2 * beyond),
         rng=5,
     ).confidence_interval
     ours = cluster_bootstrap(values, labels, draws=700, seed=5, level=0.9, statistic=lambda v: v.mean())

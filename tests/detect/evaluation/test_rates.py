@@ -1,6 +1,7 @@
 """AUROC, rates at thresholds from other clusters, and reliability, against slow loops and known answers."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,8 @@ def test_intervals_of_means_are_those_of_the_bootstrap():
 
 def test_areas_are_covered_at_few_clusters():
     """Of two classes of ten clusters: plain percentiles are too narrow."""
-    covered, rng = {"ours": 0, "percentile": 0}, np.random.default_rng(0)
+    covered: dict[str, Any] = {"ours": 0, "percentile": 0}
+    rng = np.random.default_rng(0)
     for trial in range(250):
         recites, clusters = np.arange(60) < 30, np.arange(60) // 3
         scores = (rng.normal(size=20)[clusters] + 0.5 * rng.normal(size=60)) / 1.25**0.5 + recites
