@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from inputs import start
-from ladder import SMALLEST, snapshot_folder
 from ladder_corpus import BASE
+from ladder_rungs import SMALLEST, snapshot_folder
 
 import mechmem as mm
 from mechmem.data.bounds import Count, check_fields

@@ -14,9 +14,9 @@ import ladder_tables as tables
 import numpy as np
 import plotly.graph_objects as go
 from inputs import start
-from ladder import Settings as LadderSettings
-from ladder import rungs
 from ladder_measure import measured, steps_of, trained_rungs
+from ladder_rungs import Settings as LadderSettings
+from ladder_rungs import rungs
 from outputs import photograph, stamp, write_page
 
 import mechmem as mm

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import xarray as xr
 from inputs import start
-from ladder import snapshot_folder
 from ladder_corpus import BASE, with_prefix
 from ladder_measure import documents_of, steps_of, trained_rungs
+from ladder_rungs import snapshot_folder
 
 import mechmem as mm
 from mechmem.data.bounds import Count, Seed, Share, check_fields

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from corpus_training import ModelTraining, build, descend, keep_allocator
 from fused_step import fused_step
-from ladder import SHAPES, RungSettings
+from ladder_rungs import SHAPES, RungSettings
 
 from mechmem.data.bounds import Count, Seed, check_fields
 

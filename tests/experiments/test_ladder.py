@@ -140,14 +140,18 @@ def test_each_kind_has_the_same_cells_and_chance_deals_them(corpus, encode):
 @pytest.fixture
 def ladder(script, monkeypatch):
     module = script("ladder")
-    monkeypatch.setattr(module, "SHAPES", {"1M": (2, 16, 2), "3M": (2, 24, 2)})
+    rungs = sys.modules["ladder_rungs"]
+    monkeypatch.setattr(rungs, "SHAPES", {"1M": (2, 16, 2), "3M": (2, 24, 2)})
     monkeypatch.setattr(module, "keep_allocator", lambda: None)
+    for name in ("SMALLEST", "rungs", "snapshot_folder"):
+        monkeypatch.setattr(module, name, getattr(rungs, name), raising=False)
+    monkeypatch.setattr(module, "prepare", sys.modules["ladder_training"].prepare, raising=False)  # pyright: ignore
     return module
 
 
 def test_an_interrupted_rung_goes_on_to_the_same_models(ladder, tmp_path, monkeypatch):
-    whole = ladder.Settings(**TINY, checkpoint_every=4, work=tmp_path / "whole")
-    parts = ladder.Settings(**TINY, checkpoint_every=4, work=tmp_path / "parts")
+    whole = ladder.Settings(**TINY, only="train", checkpoint_every=4, work=tmp_path / "whole")
+    parts = ladder.Settings(**TINY, only="train", checkpoint_every=4, work=tmp_path / "parts")
     ladder.main(whole)
     training = sys.modules["corpus_training"]
     write = training.save_checkpoint
@@ -172,11 +176,11 @@ def test_an_interrupted_rung_goes_on_to_the_same_models(ladder, tmp_path, monkey
     assert all(torch.equal(kept[name], trained[f"weight.{name}"].half()) for name in kept if name != "lm_head.weight")
     assert mm.load_model(last).cfg.n_layers == 2
     with pytest.raises(InputError, match=r"tokens was 40000, now 40200"):
-        ladder.main(ladder.Settings(**TINY | {"small": 40_200}, work=parts.work))
+        ladder.main(ladder.Settings(**TINY | {"small": 40_200}, only="train", work=parts.work))
 
 
 def test_rungs_share_the_draw_and_differ_in_order_and_background(ladder, tmp_path):
-    settings = ladder.Settings(**TINY, work=tmp_path)
+    settings = ladder.Settings(**TINY, only="train", work=tmp_path)
     known = ladder.rungs(settings)
     assert len(known) == 2 * 2 * 2 and next(iter(known)) == ladder.SMALLEST
     streams, tables = {}, {}

@@ -1,6 +1,8 @@
 """What is measured on the ladder is what the library gives for its models; comparisons are those of made profiles."""
 
+import functools
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ TINY = {"small": 40_000, "large": 50_000, "characters": 300_000, "most_copies": 
 def trained(script, monkeypatch, tmp_path):
     """A tiny rung, trained for a few steps."""
     module = script("ladder")
-    monkeypatch.setattr(module, "SHAPES", {"1M": (2, 16, 2)})
+    rungs: Any = sys.modules["ladder_rungs"]
+    monkeypatch.setattr(rungs, "SHAPES", {"1M": (2, 16, 2)})
     monkeypatch.setattr(module, "keep_allocator", lambda: None)
-    module.main(module.Settings(**TINY, work=tmp_path))
-    return module, tmp_path, tmp_path / module.SMALLEST
+    module.main(module.Settings(**TINY, only="train", work=tmp_path))
+    return rungs, tmp_path, tmp_path / rungs.SMALLEST
 
 
 def test_every_snapshot_is_measured_and_localized_once(script, trained, capsys):
@@ -51,6 +54,15 @@ def test_every_snapshot_is_measured_and_localized_once(script, trained, capsys):
 
     localized(script("ladder_where"), *trained)
     paged(script("ladder_page"), work, result)
+    # The one command finds all of it done, and prints the tables.
+    whole = script("ladder")
+    whole.keep_allocator = lambda: None
+    whole.ladder_measure.Settings = functools.partial(whole.ladder_measure.Settings, prefix_lens=(10, 50, 100))
+    whole.ladder_where.Settings = functools.partial(whole.ladder_where.Settings, least_copies=2, permutations=10)
+    capsys.readouterr()
+    whole.main(whole.Settings(**TINY, work=work))
+    said = capsys.readouterr().out
+    assert said.startswith("1M-small-seed0: finished before\n# The ladder") and "## Cost" in said
 
 
 def paged(module, work, result):
@@ -59,7 +71,7 @@ def paged(module, work, result):
     tables.OFTEN, module.photograph = 2, lambda figure, path: path.write_text(figure.to_json())
     module.main(module.Settings(work=work, page=work / "page.md"))
     page = (work / "page.md").read_text()
-    assert "1 of 12 models are trained and measured; missing: 3M-small-seed0" in page and (work / "page.png").exists()
+    assert "1 of 4 models are trained and measured; missing: 1M-large-seed0" in page and (work / "page.png").exists()
     rows = (result.text_of == "base").values & (result.copies == 2).values & (result.condition == "spread").values
     nll = result.nll.isel(step=-1).sel(prefix_len=50).values[rows]
     assert f"| 2 | {nll.mean():.2f} [" in page
