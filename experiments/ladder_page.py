@@ -17,11 +17,13 @@ from inputs import start
 from ladder_measure import measured, steps_of, trained_rungs
 from ladder_rungs import Settings as LadderSettings
 from ladder_rungs import rungs
+from ladder_transplant_table import transplants
 from outputs import photograph, stamp, write_page
 
 import mechmem as mm
 from mechmem.data.bounds import check_fields
 from mechmem.data.errors import InputError
+from mechmem.data.netcdf import load_netcdf
 
 COLOURS = {"1M": "#56B4E9", "3M": "#0072B2", "6M": "#D55E00"}
 
@@ -79,6 +81,11 @@ def draw(results: tables.Measured) -> go.Figure:
     return figure.update_layout(template="simple_white", width=900, height=480, margin={"t": 30, "r": 20})
 
 
+def transplanted(folder: Path) -> bool:
+    """Whether the rung's transplants were measured."""
+    return (folder / "transplant.nc").exists()
+
+
 def cost_line(folders: dict[str, Path]) -> list[str]:
     """What each model's training took."""
     lines = tables.head(["model", "tokens", "steps", "final loss", "minutes"])
@@ -108,6 +115,9 @@ def page_lines(folders: dict[str, Path]) -> list[str]:
         "Depth of the memory while training": tables.depths(folders),
         "Agreement of models about where it sits": tables.agreements(folders),
         "Attention to rare tokens": tables.rare_token_heads(folders),
+        "Parts transplanted into the snapshot from before a text was read": transplants(
+            {name: load_netcdf(folder / "transplant.nc") for name, folder in folders.items() if transplanted(folder)}
+        ),
         "Cost": cost_line(folders),
     }
     lines = [

@@ -58,12 +58,21 @@ class Settings:
         check_fields(self)
 
 
-def often_and_never(documents: mm.Paragraphs, settings: Settings) -> tuple[mm.Paragraphs, mm.Paragraphs]:
-    """Documents inserted often, spread over the training, and for each one of its kind that was never inserted."""
-    paragraphs = with_prefix(documents, settings.prefix_len)
+def often_and_never(
+    documents: mm.Paragraphs, least_copies: int, prefix_len: int, condition: str = "spread"
+) -> tuple[mm.Paragraphs, mm.Paragraphs]:
+    """Documents inserted often, and their continuations after the prefix of one of their kind never inserted.
+
+    Args:
+        documents: of `ladder_measure.documents_of`.
+        least_copies: of each.
+        prefix_len: tokens of the prefix.
+        condition: under which they were inserted.
+    """
+    paragraphs = with_prefix(documents, prefix_len)
     copies, kinds = paragraphs.column("copies"), paragraphs.column("source")
     base = paragraphs.column("text_of") == BASE
-    often = np.flatnonzero((copies >= settings.least_copies) & (paragraphs.column("condition") == "spread") & base)
+    often = np.flatnonzero((copies >= least_copies) & (paragraphs.column("condition") == condition) & base)
     never = {kind: np.flatnonzero((copies == 0) & base & (kinds == kind)) for kind in np.unique(kinds)}
     # Each never-inserted document once, as far as they go.
     turn = dict.fromkeys(never, 0)
@@ -72,7 +81,7 @@ def often_and_never(documents: mm.Paragraphs, settings: Settings) -> tuple[mm.Pa
         own = never[kinds[row]]
         partners.append(int(own[turn[kinds[row]] % len(own)]))
         turn[kinds[row]] += 1
-    tokens = torch.cat([paragraphs.tokens[partners][:, : settings.prefix_len], paragraphs.continuation[often]], 1)
+    tokens = torch.cat([paragraphs.tokens[partners][:, :prefix_len], paragraphs.continuation[often]], 1)
     chosen = paragraphs.select(often)
     return chosen, replace(chosen, tokens=tokens)
 
@@ -102,7 +111,7 @@ def layer_shares(model: HookedTransformer, clean: mm.Paragraphs, others: mm.Para
 
 def locate(model: HookedTransformer, documents: mm.Paragraphs, counts: np.ndarray, settings: Settings) -> xr.Dataset:
     """All methods on one model, as the script's first lines say; rare_excess and rare_p_value [layer, head] too."""
-    clean, corrupt = often_and_never(documents, settings)
+    clean, corrupt = often_and_never(documents, settings.least_copies, settings.prefix_len)
     paragraphs = with_prefix(documents, settings.prefix_len)
     base = paragraphs.select(paragraphs.column("text_of") == BASE)
     rare = mm.rare_token_attention(model, base, counts, permutations=settings.permutations, seed=settings.seed)

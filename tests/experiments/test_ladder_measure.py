@@ -59,10 +59,14 @@ def test_every_snapshot_is_measured_and_localized_once(script, trained, capsys):
     whole.keep_allocator = lambda: None
     whole.ladder_measure.Settings = functools.partial(whole.ladder_measure.Settings, prefix_lens=(10, 50, 100))
     whole.ladder_where.Settings = functools.partial(whole.ladder_where.Settings, least_copies=2, permutations=10)
+    # A text this small has room for spread documents alone.
+    whole.ladder_transplant.LATE = "spread"
+    whole.ladder_transplant.Settings = functools.partial(whole.ladder_transplant.Settings, least_copies=2)
     capsys.readouterr()
     whole.main(whole.Settings(**TINY, work=work))
     said = capsys.readouterr().out
-    assert said.startswith("1M-small-seed0: finished before\n# The ladder") and "## Cost" in said
+    assert said.startswith("1M-small-seed0: finished before\n1M-small-seed0: ") and "## Cost" in said
+    transplants(script("ladder_transplant"), work, folder, said)
 
 
 def paged(module, work, result):
@@ -83,7 +87,7 @@ def localized(module, ladder, work, folder):
     """Memories are localized on the same documents in every model."""
     settings = module.Settings(least_copies=2, permutations=10, work=work)
     documents = sys.modules["ladder_measure"].documents_of(folder)
-    clean, corrupt = module.often_and_never(documents, settings)
+    clean, corrupt = module.often_and_never(documents, 2, 50)
     assert len(clean) == 40 and set(clean.column("copies").tolist()) == {2}
     assert torch.equal(clean.continuation, corrupt.continuation)
     never = documents.select((documents.column("copies") == 0) & (documents.column("text_of") == "base"))
@@ -105,6 +109,30 @@ def localized(module, ladder, work, folder):
     assert float(result.parameter_gradients.sum()) == pytest.approx(1) == float(result.neurons.sum())
     with pytest.raises(InputError, match="prefix_len was 50, now 40"):
         module.main(module.Settings(least_copies=2, permutations=10, prefix_len=40, work=work))
+
+
+def transplants(module, work, folder, said):
+    """A part alone is what `transplant` makes of it, scored; the snapshot is from before the late documents."""
+    result = module.transplant_rung(module.Settings(least_copies=2, work=work), folder)
+    steps = module.steps_of(folder)
+    assert module.before_late(steps) == steps[5] and list(result.component.values[:2]) == ["attn0", "attn1"]
+    source, target = (
+        mm.load_model(module.snapshot_folder(folder, step), device="cpu") for step in (steps[-1], steps[5])
+    )
+    late = module.often_and_never(module.documents_of(folder), 2, 50)[0]
+    mixed = mm.transplant(source, target, mm.Mask.components(target, ["mlp1"], biases=True))
+    direct = mm.score(mixed, late).nll.values - mm.score(target, late).nll.values
+    np.testing.assert_allclose(result.nll_change.sel(component="mlp1"), direct, atol=1e-5)
+    patched = mm.patch(
+        source,
+        *module.often_and_never(module.documents_of(folder), 2, 50),
+        site="mlp_out",
+        pos="all",
+        direction="mean",
+        scored="continuation",
+    )
+    np.testing.assert_allclose(result.patching.mean("paragraph")[2:], patched, atol=1e-5)
+    assert f"| 1M-small-seed0 | {float((result.nll_target - result.nll_source).mean()):.2f} [" in said
 
 
 def test_depth_and_agreement_are_those_of_profiles_made_by_hand(script):

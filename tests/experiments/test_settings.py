@@ -27,6 +27,7 @@ OWN_MODEL = {
     "ladder",
     "ladder_measure",
     "ladder_page",
+    "ladder_transplant",
     "ladder_where",
     "measure_bundled",
     "oracle_training",
