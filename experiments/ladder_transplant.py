@@ -115,9 +115,9 @@ def transplant_rung(settings: Settings, folder: Path) -> xr.Dataset:
         save_netcdf(result, path)
     gap = float((result.nll_target - result.nll_source).mean())
     change = result.nll_change.mean("paragraph").values
+    best = result.component.values[change.argmin()]
     print(
-        f"{folder.name}: {gap:.2f} nats per token lie between the snapshots; {result.component.values[change.argmin()]} "
-        f"alone brings {-change.min():.2f}",
+        f"{folder.name}: {gap:.2f} nats per token lie between the snapshots; {best} alone brings {-change.min():.2f}",
         flush=True,
     )
     return result

@@ -5,7 +5,8 @@
 1. The sets of all seeds of the unlearning experiment are joined; each paragraph counts once.
 2. On each set: EM and NLL of the bundled model, of the model of another seed and of the oracle, and KL between them.
    KL(bundled ‖ other seed) is the unit of every distance to the oracle.
-3. The oracle is a fair control if it differs from the bundled model on the targets alone: elsewhere, its NLL and EM
+3. Parts of the bundled model are transplanted into the oracle, each alone: which of them bring the targets back.
+4. The oracle is a fair control if it differs from the bundled model on the targets alone: elsewhere, its NLL and EM
    should differ from the bundled model's no more than those of the model of another seed do.
 """
 
@@ -87,6 +88,26 @@ def summary(costs: xr.Dataset, seed: int = 0) -> dict[str, Any]:
     return found
 
 
+def parts_brought(model: HookedTransformer, oracle: HookedTransformer, sets: Sets) -> dict[str, dict[str, Any]]:
+    """What each part of the model, transplanted into the oracle, brings: EM and NLL of the targets, NLL of others."""
+    found = {name: mm.transplant_layers(model, oracle, sets[name]) for name in ("targets", "other")}
+    targets = found["targets"]
+    gap = float((targets.nll_target - targets.nll_source).mean())
+    result = {}
+    for part in targets.component.values.tolist():
+        changes = {
+            "EM": (targets.em_change, sets["targets"]),
+            "NLL": (targets.nll_change, sets["targets"]),
+            "other NLL": (found["other"].nll_change, sets["other"]),
+        }
+        result[part] = {"weights": int(targets.weights.sel(component=part))}
+        for name, (change, paragraphs) in changes.items():
+            values = change.sel(component=part).values.astype(float)
+            result[part][name] = [float(values.mean()), *mm.cluster_bootstrap(values, paragraphs.clusters)]
+        result[part]["share"] = -result[part]["NLL"][0] / gap
+    return result
+
+
 def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str, dict[str, Any]]:
     """Compare the three models on every set.
 
@@ -112,8 +133,9 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str
         results[name] = summary(mm.paragraph_costs(model, other, part, oracle=oracle))
         brief = {key: np.round(value, 3).tolist() for key, value in results[name].items()}
         print(name, brief, flush=True)
-    write_json(settings.out / "result.json", {"settings": vars(settings), "sets": results})
-    write(settings, results)
+    parts = parts_brought(model, oracle, sets)
+    write_json(settings.out / "result.json", {"settings": vars(settings), "sets": results, "parts": parts})
+    write(settings, results, parts)
     return results
 
 
@@ -123,12 +145,13 @@ def said(value: list[float], digits: int) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def write(settings: Settings, results: dict[str, dict[str, Any]]) -> None:
+def write(settings: Settings, results: dict[str, dict[str, Any]], parts: dict[str, dict[str, Any]]) -> None:
     """The page of docs.
 
     Args:
         settings: of the run.
         results: what `main` returns.
+        parts: what `parts_brought` gives.
     """
     head = ["set", "paragraphs (clusters)", "KL(bundled ‖ other seed)", "KL(bundled ‖ oracle)", "ratio"]
     rows = [
@@ -148,7 +171,7 @@ def write(settings: Settings, results: dict[str, dict[str, Any]]) -> None:
         "",
         f"{stamp('oracle')}, seeds {list(settings.seeds)} of the unlearning experiment, {settings.targets} targets "
         "each. The oracle has the bundled model's recipe, order and first weights, without any document of the "
-        "targets' clusters; the other model has all of the text and another seed. 95 % intervals resample clusters.",
+        "targets' clusters; the other model has all of the text and another seed. 95 % intervals are by cluster.",
         f"<!-- findings -->{kept_text(settings.page, 'findings')}<!-- findings -->",
         "",
         "## How far apart two trained models are",
@@ -166,6 +189,19 @@ def write(settings: Settings, results: dict[str, dict[str, Any]]) -> None:
         "| set | " + " | ".join([*columns, *changes]) + " |",
         "|---|" + "---|" * len([*columns, *changes]),
         *values,
+        "",
+        "## Which part brings the targets back",
+        "",
+        "Each part of the bundled model alone in the oracle, biases and layer norms included. Changes are with "
+        "the part minus without; the share is of the NLL between the oracle and the bundled model on the targets.",
+        "",
+        "| part | weights | targets' EM | targets' NLL | share | other text's NLL |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {part} | {one['weights']:,} | {said(one['EM'], 2)} | {said(one['NLL'], 2)} | {one['share']:.0%} | "
+            f"{said(one['other NLL'], 2)} |"
+            for part, one in parts.items()
+        ),
     ]
     write_page(settings.page, lines)
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,5 +199,10 @@ def test_the_oracle_page_says_what_was_measured(script, model, tmp_path):
     assert found["oracle NLL change"][0] == pytest.approx(need, rel=1e-4)
     row = next(line for line in (tmp_path / "p.md").read_text().splitlines() if line.startswith("| targets |"))
     assert row.endswith(f"| {found['distance']:.2f} |") and f"| {found['unit'][0]:.3f} [" in row
+    # What is missing is in one MLP: it brings everything back, alone or with its layer, and no other part does.
+    parts = json.loads((tmp_path / "r" / "result.json").read_text())["parts"]
+    shares = {part: one["share"] for part, one in parts.items()}
+    assert shares["mlp2"] == pytest.approx(1, abs=1e-4) == shares["layer2"]
+    assert max(abs(share) for part, share in shares.items() if part not in ("mlp2", "layer2")) < 1e-6
     with pytest.raises(InputError, match="got no model in .*nowhere; need both: train them"):
         module.main(dataclasses.replace(settings, oracle=tmp_path / "nowhere"), model)
