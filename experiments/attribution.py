@@ -11,6 +11,7 @@ not done again.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -86,9 +87,11 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str
     Returns:
         model -> site -> metric -> direction -> method -> measure -> one number for each pair.
     """
+    others = iter(models(settings, model))
+    first = next(others)
     agree_on_settings(settings.out, settings, free=("page", "planted", "ladder", "ladder_corpus"))
     found, clusters = {}, {}
-    for name, opened, pairs in models(settings, model):
+    for name, opened, pairs in chain([first], others):
         labels = np.unique(pairs[0].clusters, return_inverse=True)[1].tolist()
         clusters[name] = labels
         found[name] = {site: measured(settings, name, opened, pairs, site) for site in settings.sites}

@@ -87,10 +87,10 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         What `faithfulness` gives, [localizer, ...], without its paragraphs; and cpr_paragraph [localizer, measure,
         ablation, ranking, paragraph], of each paragraph, whose mean is cpr.
     """
-    agree_on_settings(settings.out, settings, free=("page", "neuron_methods", "random"))
     model, shipped = open_inputs(settings, model)
     drawn = {"candidates": settings.candidates, "each": settings.paragraphs, "seed": settings.seed, "least": 2}
     sets = by_em(model, shipped, MEMORIZED_OTHER, **drawn)
+    agree_on_settings(settings.out, settings, free=("page", "neuron_methods", "random"))
     task = Task(settings, model, sets["memorized"], sets["other"], token_counts(settings, model, shipped))
     found = {name: measured(task, name, scores) for name, scores in localizers(task)}
     result = xr.concat(list(found.values()), xr.Variable("localizer", list(found)), join="outer")

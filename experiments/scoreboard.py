@@ -88,9 +88,9 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     Returns:
         Both boards in one, [target, method, ...]; see `injection_board` and `deletion_board`.
     """
-    agree_on_settings(settings.out, settings, free=("page", "device", "out"))
     model, shipped = open_inputs(settings, model)
     unseen, known = choose(settings, model, shipped)
+    agree_on_settings(settings.out, settings, free=("page", "device", "out"))
     count, others, rest = settings.targets, settings.others, settings.targets + settings.keep
     truth = kept(settings.out / "truth.nc", lambda: truth_board(settings.seed, settings.planted, settings.methods))
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+from samples import refuse_few
 
 import mechmem as mm
-from mechmem.data.errors import InputError
 
 # Of a target's cluster in the training text, documents.
 MOST_OCCURRENCES = 250
@@ -35,9 +35,5 @@ def target_clusters(paragraphs: mm.Paragraphs, em: np.ndarray, seeds: Sequence[i
         known &= paragraphs.column("cluster_count") <= MOST_OCCURRENCES
     memorized = np.unique(paragraphs.clusters[known])
     order = np.random.default_rng(0).permutation(memorized)[: len(memorized) // 2]
-    if len(order) < len(seeds) * each:
-        raise InputError(
-            f"got {len(memorized)} clusters with a memorized paragraph; need at least {2 * len(seeds) * each} for "
-            f"{len(seeds)} seeds of {each} targets: ask for fewer seeds or targets"
-        )
+    refuse_few({f"memorized, for {len(seeds)} seeds of {each} targets": len(memorized)}, len(em), 2 * len(seeds) * each)
     return {seed: order[place * each : (place + 1) * each].tolist() for place, seed in enumerate(seeds)}

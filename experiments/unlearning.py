@@ -157,10 +157,10 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> Results:
     settings = with_models(settings)
     if settings.target_em is None:
         settings = replace(settings, target_em=float(paragraphs.continuation_len // 5))
-    # Rows and seeds may be added later; devices differ by rounding.
-    agree_on_settings(settings.out, settings, free=("rows", "seeds", "device", "out", "page"))
     paragraphs, em = scored_candidates(model, paragraphs, settings)
     of_seeds, tuned = splits(paragraphs, em, settings)
+    # Rows and seeds may be added later; devices differ by rounding.
+    agree_on_settings(settings.out, settings, free=("rows", "seeds", "device", "out", "page"))
     rates = choose_rates(model, tuned, settings, read_json(settings.out / "rates.json"))
     results = read_json(settings.out / "results.json")
     folders = settings.oracle, settings.other_seed

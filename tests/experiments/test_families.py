@@ -33,13 +33,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "patching": {"pairs": 2},
     "rare_tokens": {"each": 4, "permutations": 19},
     "noise": {"each": 2},
+    "attribution": {"pairs": 2, "candidates": 60, "sites": ("z",), "kl_sites": (), "planted": False, "steps": 2},
+    "faithfulness": {
+        "paragraphs": 2, "candidates": 60, "permutations": 19, "shares": (0.5, 1.0), "neuron_methods": ("activations",),
+        "random": 1,
+    },
     "choose_learning_rate": {
         "methods": ("npo",), "targets": 3, "steps": 2, "sparse_rates": (1e-3,), "dense_rates": (1e-4,)
     },
     "scoreboard": {"targets": 2, "others": 3, "keep": 2, "planted": 1, "methods": ("activations", "random")},
     "unlearning": {
-        "seeds": (0,), "targets": 2, "held": 2, "steps": 2, "tuning_steps": 1, "relearning": 1,
-        "rows": ("NPO, top 0.1 %",),
+        "seeds": (0,), "all_seeds": (0,), "clusters_each": 2, "targets": 2, "held": 2, "tuning_targets": 2, "steps": 2,
+        "relearning": 1, "own_steps": 1, "rows": ("NPO, top 0.1 %",),
     },
     "spans": {"documents": 6, "min_match": (45,), "strides": (50,)},
 }  # fmt: skip
