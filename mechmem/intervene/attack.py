@@ -236,8 +236,9 @@ def _weight_attacks(
 def _row(before: np.ndarray, after: np.ndarray, paragraphs: Paragraphs) -> dict[str, float]:
     """One row of the table, over the paragraphs that the attack could ask."""
     asked = ~np.isnan(after)
-    low, high = cluster_bootstrap(after[asked], paragraphs.clusters[asked])
-    ends = {"em_after_low": low, "em_after_high": high, "paragraphs": float(asked.sum())}
+    # With few clusters the interval of a mean may reach beyond what EM can be.
+    low, high = np.clip(cluster_bootstrap(after[asked], paragraphs.clusters[asked]), 0, paragraphs.continuation_len)
+    ends = {"em_after_low": float(low), "em_after_high": float(high), "paragraphs": float(asked.sum())}
     return {"em_before": float(before[asked].mean()), "em_after": float(after[asked].mean())} | ends
 
 

@@ -84,8 +84,8 @@ def test_the_table_tells_them_apart(case):
     hidden = attack(case.knows, case.hidden, case.targets, case.other, **OPTIONS)
     removed = attack(case.knows, case.never, case.targets, case.other, **OPTIONS)
     for row in ("relearning", "late layers"):
-        assert hidden.em_after.sel(attack=row) >= 4 and hidden.em_after_low.sel(attack=row) > 2
-    assert removed.em_after.max() <= 1.5 and removed.em_after_high.max() <= 3
+        assert hidden.em_after.sel(attack=row) >= 4 and hidden.em_after_low.sel(attack=row) > 0.4
+    assert removed.em_after.max() <= 1.5 and removed.em_after_low.max() == 0, removed.em_after_high
     assert hidden.em_before.sel(attack="none") == 8 and (hidden.em_before.sel(attack="relearning") == 8).all()
     # Hiding nothing: the attacks on an unchanged model find what they find on the original.
     same = attack(case.knows, copy.deepcopy(case.knows), case.targets, case.other, **OPTIONS)

@@ -53,7 +53,7 @@ def test_every_setting_can_be_set_and_a_study_json_is_a_config(tmp_path):
         ({"edits": ["npo top fast"]}, "need a number or auto"),
         ({"edits": ["npo top -1"]}, "need a learning rate above 0"),
         ({"edits": ["npo top", "npo top 1e-3"]}, "each method and weights once"),
-        ({"edits": ["magic top"]}, "need one of contrastive"),
+        ({"edits": ["magic top"]}, "need one of npo, simnpo"),
     ],
 )
 def test_bad_settings_are_one_sentence(values, message):
