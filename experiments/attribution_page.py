@@ -48,7 +48,7 @@ def page_lines(found: Mapping[str, Any], clusters: Mapping[str, Sequence[int]], 
         lines += ["", f"## {model.capitalize()} model, {len(labels)} pairs", ""]
         lines += [*best_lines(sites), ""]
         for site, metrics in sites.items():
-            lines += [f"### {site}", "", *site_lines(metrics, labels, settings), ""]
+            lines += [f"### {site}", "", *site_lines(metrics, labels), ""]
         lines += kl_lines(sites, settings)
     return lines
 
@@ -79,7 +79,7 @@ def best_lines(sites: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def site_lines(metrics: Mapping[str, Any], clusters: np.ndarray, settings: Any) -> list[str]:
+def site_lines(metrics: Mapping[str, Any], clusters: np.ndarray) -> list[str]:
     """Every method of one site."""
     lines = [
         "| method | it estimates | Spearman: noising | denoising | mean | best cells: noising | denoising | mean | "
@@ -94,7 +94,7 @@ def site_lines(metrics: Mapping[str, Any], clusters: np.ndarray, settings: Any) 
                 # Where nothing has an effect, nothing correlates with it.
                 text = f"{values.mean():.2f}" if np.isfinite(values).all() else "–"
                 if measure != "pearson" and text != "–":
-                    low, high = mm.cluster_bootstrap(values, clusters, seed=settings.seed)
+                    low, high = mm.cluster_bootstrap(values, clusters)
                     text += f" [{low:.2f}, {high:.2f}]"
                 cells.append(text)
         lines.append(f"| {method} | {QUESTIONS[method]} | {' | '.join(cells)} |")

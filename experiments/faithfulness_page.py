@@ -67,7 +67,7 @@ def page_lines(
                 "",
                 f"## {title}",
                 "",
-                *areas(rows, clusters, settings.seed),
+                *areas(rows, clusters),
                 "",
                 *sizes(rows),
                 "",
@@ -76,7 +76,7 @@ def page_lines(
     return lines
 
 
-def areas(rows: Mapping[str, xr.Dataset], clusters: np.ndarray, seed: int) -> list[str]:
+def areas(rows: Mapping[str, xr.Dataset], clusters: np.ndarray) -> list[str]:
     """CPR and CMD under every ablation."""
     lines = [
         "| localizer | CPR, mean | CPR, zero | CPR, resample | CMD, mean | zero | resample | CPR of EM, mean |",
@@ -84,7 +84,7 @@ def areas(rows: Mapping[str, xr.Dataset], clusters: np.ndarray, seed: int) -> li
     ]
     for name, one in rows.items():
         parts = one.cpr_paragraph.sel(measure="nll", ablation="mean", ranking="value").values
-        low, high = mm.cluster_bootstrap(parts, clusters, seed=seed)
+        low, high = mm.cluster_bootstrap(parts, clusters)
         cells = [f"{float(cpr(one)):.2f} [{low:.2f}, {high:.2f}]"]
         cells += [f"{float(cpr(one, way)):.2f}" for way in ("zero", "resample")]
         gaps = one.cmd.sel(measure="nll", ranking="value")

@@ -6,6 +6,8 @@ have enough layers for a rank correlation to mean anything), and whether a docum
 model does so in the other, which is a rank correlation over documents.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import rankdata
 
@@ -39,12 +41,27 @@ def document_agreement(
         seed: of the resampling.
     """
 
-    def agreement(rows: np.ndarray) -> float:
-        chosen = np.asarray(rows, dtype=int)
+    def agreement(chosen: np.ndarray) -> float:
         first, second = rankdata(some[chosen]), rankdata(others[chosen])
         spread = first.std() * second.std()
         return float(((first - first.mean()) * (second - second.mean())).mean() / spread) if spread else 0.0
 
-    rows = np.arange(len(some))
-    low, high = mm.cluster_bootstrap(rows, clusters, statistic=agreement, draws=draws, seed=seed)
+    return over_rows(agreement, clusters, draws, seed)
+
+
+def over_rows(
+    agreement: Callable[[np.ndarray], float], clusters: np.ndarray, draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """What a function of documents, given by their rows, says of all of them, and its interval by cluster.
+
+    Args:
+        agreement: of rows, [document], each as often as it was drawn.
+        clusters: of each document.
+        draws: resamples.
+        seed: of the resampling.
+    """
+    rows = np.arange(len(clusters))
+    low, high = mm.cluster_bootstrap(
+        rows, clusters, statistic=lambda drawn: agreement(np.asarray(drawn, dtype=int)), draws=draws, seed=seed
+    )
     return agreement(rows), low, high

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
+from ladder_agreement import over_rows
 from ladder_tables import head, row, said
 from scipy.stats import rankdata
-
-import mechmem as mm
 
 LOCALIZERS = ("patching", "attribution", "parameter_gradients")
 
@@ -39,23 +38,16 @@ def scores_of(result: xr.Dataset, localizer: str) -> np.ndarray:
     return scores.transpose("paragraph", "component").values
 
 
-def ranked_alike(
-    brought: np.ndarray, scores: np.ndarray, clusters: np.ndarray, draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
+def ranked_alike(brought: np.ndarray, scores: np.ndarray, clusters: np.ndarray) -> tuple[float, float, float]:
     """Spearman correlation over components of two means over documents, and its interval by cluster of documents.
 
     Args:
         brought: by the transplants, [paragraph, component].
         scores: of a localizer, [paragraph, component].
         clusters: of each document.
-        draws: resamples.
-        seed: of the resampling.
     """
 
-    def agreement(rows: np.ndarray) -> float:
-        chosen = np.asarray(rows, dtype=int)
+    def agreement(chosen: np.ndarray) -> float:
         return float(np.corrcoef(rankdata(brought[chosen].mean(0)), rankdata(scores[chosen].mean(0)))[0, 1])
 
-    rows = np.arange(len(brought))
-    low, high = mm.cluster_bootstrap(rows, clusters, statistic=agreement, draws=draws, seed=seed)
-    return agreement(rows), low, high
+    return over_rows(agreement, clusters)

@@ -161,9 +161,7 @@ def centre_of_mass(profile: np.ndarray) -> np.ndarray:
     return (profile * depth).sum(-1) / profile.sum(-1)
 
 
-def centre_interval(
-    profile: np.ndarray, clusters: Sequence[int] | np.ndarray, draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
+def centre_interval(profile: np.ndarray, clusters: Sequence[int] | np.ndarray) -> tuple[float, float, float]:
     """The centre of mass of the mean profile, and its interval by cluster, from profiles [paragraph, layer].
 
     The centre is a ratio of means: its terms, centre + (numerator - centre * denominator) / mean denominator, have it
@@ -173,7 +171,7 @@ def centre_interval(
     numerator, denominator = profile @ depth, profile.sum(1)
     centre = numerator.mean() / denominator.mean()
     terms = centre + (numerator - centre * denominator) / denominator.mean()
-    low, high = mm.cluster_bootstrap(terms, np.asarray(clusters), draws=draws, seed=seed)
+    low, high = mm.cluster_bootstrap(terms, np.asarray(clusters))
     return float(centre), low, high
 
 

@@ -68,7 +68,7 @@ def joined(of_seeds: dict[int, Sets], paragraphs: mm.Paragraphs) -> Sets:
     return {name: paragraphs.select(np.isin(paragraphs.ids, np.concatenate(some))) for name, some in ids.items()}
 
 
-def summary(costs: xr.Dataset, seed: int = 0) -> dict[str, Any]:
+def summary(costs: xr.Dataset) -> dict[str, Any]:
     """Means of a set and intervals by cluster: EM, NLL and KL of each model, and paired differences."""
     clusters = costs.cluster.values
     values = {
@@ -83,7 +83,7 @@ def summary(costs: xr.Dataset, seed: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {"paragraphs": len(clusters), "clusters": len(np.unique(clusters))}
     for name, each in values.items():
         numbers = each.values.astype(float)
-        found[name] = [float(numbers.mean()), *mm.cluster_bootstrap(numbers, clusters, seed=seed)]
+        found[name] = [float(numbers.mean()), *mm.cluster_bootstrap(numbers, clusters)]
     found["distance"] = found["oracle"][0] / found["unit"][0]
     return found
 

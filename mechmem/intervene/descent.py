@@ -14,7 +14,7 @@ from torch import Tensor
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.loop import Row
 from mechmem.intervene.objectives import Objective, hold_kl, token_log_probs
-from mechmem.intervene.steering import SteeringTerms
+from mechmem.intervene.rmu_terms import SteeringTerms
 from mechmem.measure.scores import leading_matches
 from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.load import HookedTransformer

@@ -17,7 +17,7 @@ Term = Callable[[Tensor, Tensor, Tensor], Float[Tensor, " paragraph"]]
 
 @dataclass(frozen=True)
 class Steering:
-    """Terms of activations instead of predictions, see `mechmem.intervene.steering`.
+    """Terms of activations instead of predictions, see `mechmem.intervene.rmu_terms`.
 
     Attributes:
         layer: whose residual stream is steered, after the layer has written.

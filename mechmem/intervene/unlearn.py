@@ -24,7 +24,7 @@ from mechmem.intervene.loop import Row, Stop, run_loop
 from mechmem.intervene.method_names import Method
 from mechmem.intervene.objectives import Objective
 from mechmem.intervene.preferred import perturbed_continuations, preferred_targets
-from mechmem.intervene.steering import steered_layer
+from mechmem.intervene.rmu_terms import steered_layer
 from mechmem.intervene.train import check_sets, train_copy, warn_unchanged
 from mechmem.measure.scores import memorized_other, score
 from mechmem.model.hooks import frozen
@@ -74,7 +74,7 @@ def unlearn(
     "npo_sam": NPO whose target term is the worst within a small radius (Fan et al. 2025, arXiv 2502.05374). "dpo":
     another continuation is preferred to the memorized one (Rafailov et al. 2023, arXiv 2305.18290; Chen et al. 2025,
     arXiv 2504.14452). "rmu": a layer's residual stream is steered to a random direction, and that of the keep set held
-    (Li et al. 2024, arXiv 2403.03218; `mechmem.intervene.steering`). "contrastive": -NLL of memorized, KL(p_0 || p) on
+    (Li et al. 2024, arXiv 2403.03218; `mechmem.intervene.rmu_terms`). "contrastive": -NLL of memorized, KL(p_0 || p) on
     keep (Stoehr et al. 2024, arXiv 2403.19851, section 5). "ascent": -NLL, no keep term. "grad_diff": -NLL, and NLL of
     keep (Liu et al. 2022, arXiv 2203.12817). The other methods drop more and more, in `training.steps` equal parts, of
     the units or directions that they found (`mechmem.intervene.dropping.methods`). The optimizer holds the masked

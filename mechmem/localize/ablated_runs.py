@@ -12,15 +12,13 @@ from torch import Tensor
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback
 from mechmem.localize.ablation_runs import AblationMethod, successors
+from mechmem.localize.lean_ablation import HELD, em_and_nll, mean_activations
 from mechmem.localize.patched_streams import Cells, after_heads, after_written, head_change
-from mechmem.measure.margins import leading_matches, margins
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.lean.trace import Trace, resume, trace
 from mechmem.model.load import HookedTransformer
 
-# Paragraphs whose activations are held at once.
-HELD = 8
 # What a run keeps to begin again after a layer, where attention and MLP follow each other and where they do not.
 SERIAL, PARALLEL = ("resid_pre", "resid_mid"), ("resid_post",)
 # What else it keeps, by site.
@@ -108,12 +106,7 @@ class AblatedRuns:
     @cached_property
     def _mean(self) -> Float[Tensor, "layer 1 ..."]:
         """The mean over all paragraphs of what the site gives at each position."""
-        total: Tensor | None = None
-        for tokens in self._paragraphs.tokens.split(HELD):
-            found = trace(self._lean, tokens, (self._stored,))[self._stored].sum(1, keepdim=True).double()
-            total = found if total is None else total + found
-        assert total is not None
-        return (total / len(self._paragraphs)).to(self._lean.dtype)
+        return mean_activations(self._lean, self._paragraphs.tokens, (self._stored,))[self._stored]
 
     def _base(self, rows: slice) -> Trace:
         around = PARALLEL if self._lean.parallel else SERIAL
@@ -146,8 +139,4 @@ class AblatedRuns:
         return resume(lean, residual, layer + 1, 0, base, pair, needed=self._paragraphs.prefix_len - 1)
 
     def _scores(self, final: Tensor, paragraph: Int[Tensor, " row"]) -> Float[Tensor, "measure row"]:
-        true = self._paragraphs.continuation[paragraph.cpu()].to(final.device)
-        found = margins(self._lean, final, true)
-        assert found.token_nll is not None
-        em = leading_matches(found.matches(true))
-        return torch.stack([em.to(found.token_nll.dtype), found.token_nll.mean(-1)])
+        return em_and_nll(self._lean, final, self._paragraphs.continuation[paragraph.cpu()])

@@ -12,14 +12,11 @@ from torch import Tensor
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress
 from mechmem.localize.ablation_runs import AblationMethod, successors
-from mechmem.measure.margins import leading_matches, margins
+from mechmem.localize.lean_ablation import HELD, em_and_nll, mean_activations
 from mechmem.model.batch_size import chosen_batch_size
 from mechmem.model.lean.model import LeanModel, fast_float32
 from mechmem.model.lean.trace import trace
 from mechmem.model.load import HookedTransformer
-
-# Paragraphs whose activations are held at once.
-HELD = 8
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,8 @@ class CircuitRuns:
                 other = self._other(held, list(masks))
                 for number, paragraph in self._rows(len(circuits), len(held)):
                     final = self._run(held[paragraph], masks, number, other, paragraph)
-                    result[:, number, held[paragraph]] = self._measured(final, held[paragraph]).double().cpu()
+                    true = self._paragraphs.continuation[held[paragraph]]
+                    result[:, number, held[paragraph]] = em_and_nll(self._lean, final, true).double().cpu()
                     done += len(number)
                     if report is not None:
                         report(done, count * len(circuits))
@@ -108,13 +106,7 @@ class CircuitRuns:
         missing = [site for site in sites if site not in self._means]
         if self._method != "mean" or not missing:
             return
-        total: dict[str, Tensor] = {}
-        for tokens in self._paragraphs.tokens.split(HELD):
-            run = trace(self._lean, tokens, missing)
-            for site in missing:
-                found = run[site].sum(1, keepdim=True).double()
-                total[site] = total[site] + found if site in total else found
-        self._means |= {site: (value / len(self._paragraphs)).to(self._lean.dtype) for site, value in total.items()}
+        self._means |= mean_activations(self._lean, self._paragraphs.tokens, missing)
 
     def _other(self, held: Int[Tensor, " paragraph"], sites: list[str]) -> Callable[[str, int, Tensor], Tensor]:
         """A function from site, layer and rows' places among the held to what replaces the site there."""
@@ -161,10 +153,3 @@ class CircuitRuns:
             neurons = kept("mlp_post", depth, lean.neurons(layer, middle))
             residual = residual + attention + lean.mlp_out(layer, neurons)
         return lean.final_norm(residual)
-
-    def _measured(self, final: Tensor, paragraph: Int[Tensor, " row"]) -> Float[Tensor, "measure row"]:
-        true = self._paragraphs.continuation[paragraph].to(final.device)
-        found = margins(self._lean, final, true)
-        assert found.token_nll is not None
-        em = leading_matches(found.matches(true))
-        return torch.stack([em.to(found.token_nll.dtype), found.token_nll.mean(-1)])

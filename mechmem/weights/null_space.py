@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
-from mechmem.model.lean.inputs import input_moments
+from mechmem.model.lean.input_moments import input_moments
 from mechmem.model.load import HookedTransformer
 
 # Eigenvalues below this share of the largest are rounding.

@@ -16,7 +16,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.descent_methods import OBJECTIVES
 from mechmem.intervene.loop import Stop
 from mechmem.intervene.preferred import perturbed_continuations
-from mechmem.intervene.steering import HELD, steered_layer
+from mechmem.intervene.rmu_terms import HELD, steered_layer
 from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import score

@@ -14,7 +14,7 @@ from mechmem.intervene.unlearn import unlearn
 from mechmem.localize.gradients import weight_gradients
 from mechmem.localize.paragraph_gradients import norm_output
 from mechmem.measure.scores import kl, score
-from mechmem.model.lean.inputs import input_moments
+from mechmem.model.lean.input_moments import input_moments
 from mechmem.model.sites import editable_parameters
 from mechmem.weights.masks import Mask
 from mechmem.weights.null_space import NullSpace, used_directions
