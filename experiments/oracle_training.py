@@ -3,9 +3,10 @@
     python experiments/oracle_training.py --which oracle    # about an hour on two cores; resumes; safe to kill
     python experiments/oracle_training.py --which seed
 
-Both follow the bundled model's recipe. The oracle has its corpus, order and first weights, without every document of
-the targets' clusters, near-duplicates included. The other has the whole corpus in another order, from other weights: it
-shows how far apart two models lie that were trained on the same text.
+Both follow the bundled model's recipe; their steps are `fused_step`, which differs from its plain step by rounding. The
+oracle has its corpus, order and first weights, without every document of the targets' clusters, near-duplicates
+included. The other has the whole corpus in another order, from other weights: it shows how far apart two models lie
+that were trained on the same text.
 """
 
 import platform
@@ -17,6 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 from corpus_training import ModelTraining, keep_allocator, save_model, train
+from fused_step import fused_step
 from inputs import start
 from outputs import agree_on_settings, write_json
 from target_sets import target_clusters
@@ -100,7 +102,7 @@ def main(settings: Settings) -> None:
     without = read_json(folder / "left_out.json", {"clusters": list})["clusters"]
     stream = np.load(folder / "stream.npy", mmap_mode="r")
     used = settings if settings.which == "oracle" else _reseeded(settings)
-    model, log = train(used, stream, folder / "checkpoint")
+    model, log = train(used, stream, folder / "checkpoint", step_down=fused_step)
     with replacing(folder / "model") as temporary:
         save_model(model, temporary)
         PreTrainedTokenizerFast.from_pretrained(MODEL_FOLDER).save_pretrained(temporary)
