@@ -106,6 +106,8 @@ def main(settings: Settings) -> None:
     with replacing(folder / "model") as temporary:
         save_model(model, temporary)
         PreTrainedTokenizerFast.from_pretrained(MODEL_FOLDER).save_pretrained(temporary)
+    unread = mm.bundled_paragraphs()
+    unread.select(np.isin(unread.clusters, without)).save(folder / "unread.parquet")
     record = {
         "settings": asdict(settings),
         "left_out": without,

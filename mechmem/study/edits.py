@@ -36,13 +36,15 @@ def evaluate_edit(
         study: that the edit belongs to.
         name: of the edit.
         oracle: a model that never read the targets, and
-        oracle_scale: one of another seed, as in `evaluate`.
+        oracle_scale: one of another seed, as in `evaluate`; None: those of the study's settings.
         progress: called with (paragraphs done, paragraphs).
 
     Raises:
         InputError: there is no such edit, or it is of other weights, or a model that is no oracle of the study's.
     """
     saved = saved_edit(study, name)
+    if oracle is None and oracle_scale is None:
+        oracle, oracle_scale = study.beside
     check_oracle(study.model, study.model, oracle, oracle_scale)
     with study.writing(f"edits/{name}/costs.nc"):
         return _evaluated(study, saved, progress, oracle, oracle_scale)

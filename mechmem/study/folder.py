@@ -124,6 +124,27 @@ class StudyFolder:
         return load_model(self.settings.model, processing="raw", device=self.device)
 
     @cached_property
+    def beside(self) -> tuple[HookedTransformer | None, HookedTransformer | None]:
+        """The oracle and the model of another seed that the settings name, loaded when they are asked for.
+
+        Raises:
+            InputError: a model that cannot be loaded.
+        """
+        names = (self.settings.oracle, self.settings.oracle_scale)
+        oracle, scale = (None if name is None else load_model(name, device=self.device) for name in names)
+        return oracle, scale
+
+    @cached_property
+    def targets_from(self) -> Paragraphs | None:
+        """The texts among which targets are chosen; None: all.
+
+        Raises:
+            InputError: no such file, or not one of paragraphs.
+        """
+        path = self.settings.targets_from
+        return None if path is None else Paragraphs.load(path)
+
+    @cached_property
     def baseline(self) -> Baseline:
         """What the model makes of the sets, computed once for all its edits."""
         return Baseline(self.model)

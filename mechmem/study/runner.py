@@ -18,6 +18,8 @@ from mechmem.data.files import check_output, foreign_entries
 from mechmem.data.folder_lock import only_writer
 from mechmem.data.progress import ProgressLike, reporting
 from mechmem.data.source_digest import source_digest
+from mechmem.intervene.cost_sets import rows_of
+from mechmem.intervene.oracle_check import check_oracle
 from mechmem.model.load import provenance
 from mechmem.report.study_report import write_report
 from mechmem.study.config import described
@@ -222,6 +224,9 @@ def _begin(study: StudyFolder) -> dict[str, Any]:
     """A new manifest in a new or empty folder."""
     # Read before anything is written: a corpus that cannot be used leaves no folder behind.
     paragraphs = len(study.unscored)
+    if study.targets_from is not None:
+        rows_of(study.unscored, study.targets_from)
+    check_oracle(study.model, study.model, *study.beside)
     corpus = study.settings.corpus
     manifest = {
         "format": FORMAT,

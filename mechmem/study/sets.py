@@ -16,7 +16,13 @@ def evaluation_sets(study: StudyFolder) -> tuple[dict[str, Paragraphs], Paragrap
     cluster with any of them.
     """
     settings = study.settings
-    sets, keep = cost_sets(study.paragraphs, targets=settings.targets, evaluated=settings.evaluated, seed=settings.seed)
+    sets, keep = cost_sets(
+        study.paragraphs,
+        targets=settings.targets,
+        targets_from=study.targets_from,
+        evaluated=settings.evaluated,
+        seed=settings.seed,
+    )
     return {HELD_OUT if name == "memorized" else name: paragraphs for name, paragraphs in sets.items()}, keep
 
 

@@ -83,7 +83,12 @@ class StudySettings:
         ablation_sample: paragraphs of each set for head ablation.
         pairs: memorized paragraphs that are patched with their worst perturbation.
         patched: share of the head outputs that are patched exactly, those with the largest estimated effect.
-        targets: memorized paragraphs to unlearn.
+        targets: memorized paragraphs to unlearn, at most.
+        targets_from: parquet of paragraphs; only memorized ones of these texts are unlearned. Not set: any.
+        oracle: hub name or folder of a model of this one's recipe that was trained without the texts of targets_from;
+            edits are compared with it. Not set: no such comparison.
+        oracle_scale: the same of a model that was trained on all text with another seed: the unit of the distance to
+            the oracle.
         evaluated: paragraphs in the keep set and in every other set that an edit is evaluated on.
         edits: what to try, each as "METHOD WEIGHTS" or "METHOD WEIGHTS RATE". WEIGHTS is all, top (largest gradient),
             fisher or random; RATE is a learning rate or auto. Without a rate, the bundled model uses rates chosen for
@@ -112,6 +117,9 @@ class StudySettings:
     pairs: Count = 6
     patched: Share = 0.03
     targets: Count = 12
+    targets_from: str | None = None
+    oracle: str | None = None
+    oracle_scale: str | None = None
     evaluated: Count = 32
     edits: tuple[str, ...] = ("npo all", "npo top", "npo random", "contrastive top")
     fraction: Share = 0.001
@@ -127,6 +135,12 @@ class StudySettings:
             raise InputError(
                 "got 1 as ablation_sample; need at least 2: a head is replaced by its mean over other paragraphs"
             )
+        if self.oracle is not None and self.targets_from is None:
+            raise InputError(
+                f"got the oracle {self.oracle} without targets_from; need the parquet of paragraphs that it never read"
+            )
+        if self.oracle_scale is not None and self.oracle is None:
+            raise InputError("got oracle_scale without an oracle; need both: oracle_scale is the unit of its distance")
         names = [edit.name for edit in self.planned_edits()]
         if not names or len(set(names)) < len(names):
             raise InputError(f"edits are {list(self.edits)}; need at least one, and each method and weights once")

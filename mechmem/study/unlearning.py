@@ -21,6 +21,9 @@ from mechmem.study.settings import PlannedEdit
 from mechmem.weights.masks import Mask
 
 ORIGINAL = "original"
+# The row of `evaluate` for the model that never read the targets, and what is kept of it.
+ORACLE = "oracle"
+OF_ORACLE = ("em", "em_low", "em_high", "nll", "p_extractable")
 
 
 def unlearn_stage(study: StudyFolder) -> str:
@@ -91,10 +94,14 @@ def _make(study: StudyFolder, edit: PlannedEdit, progress: Progress) -> None:
 
 
 def removal_results(model: HookedTransformer, edits: dict[str, SavedEdit]) -> xr.Dataset:
-    """What every edit did: the costs [edit, set] after each, the original first; NLL of the targets at each step."""
+    """What every edit did: the costs [edit, set] after each, the original first; NLL of the targets at each step.
+
+    With an oracle, also its distances, and its own EM, NLL and p-extractable as `em_of_oracle` and so on, [set].
+    """
     costs = {title: edit.costs for title, edit in edits.items()}
     first = next(found for found in costs.values() if found is not None)
-    of_pair = [name for name, values in first.data_vars.items() if "model" not in values.dims]
+    of_models = ("oracle_scale", "oracle_scale_low", "oracle_scale_high")
+    of_pair = [name for name, values in first.data_vars.items() if "model" not in values.dims and name not in of_models]
     unchanged = first.sel(model=first.model[0], drop=True).map(
         lambda values: xr.zeros_like(values) if values.name in of_pair else values, keep_attrs=True
     )
@@ -102,6 +109,9 @@ def removal_results(model: HookedTransformer, edits: dict[str, SavedEdit]) -> xr
     rows += [found.sel(model=found.model[1], drop=True) for found in costs.values() if found is not None]
     axis = xr.DataArray([ORIGINAL, *edits], dims="edit", name="edit")
     result = xr.concat(rows, dim=axis, combine_attrs="drop_conflicts")
+    if ORACLE in first.model.values:
+        own = first.sel(model=ORACLE, drop=True)
+        result = result.assign({f"{name}_of_oracle": own[name] for name in OF_ORACLE})
     histories = {title: edit.history for title, edit in edits.items()}
     result["nll_history"] = _ragged({title: found.memorized_nll.values for title, found in histories.items()})
     result["ended"] = ("edit", np.array(["", *(str(found.attrs["ended"]) for found in histories.values())], object))

@@ -288,6 +288,30 @@ def test_half_of_the_memorized_clusters_are_left_and_empty_sets_are_not_listed()
     assert list(sets) == ["targets", "other"] and len(keep) == 0
 
 
+def test_targets_can_be_named_and_what_should_go_is_no_measure_of_what_should_stay():
+    scored = table(0)
+    em, cluster = scored.column("em"), scored.column("cluster")
+    named = scored.select(np.flatnonzero(em == 10)[4:20])
+    going = np.unique(np.concatenate([named.column("cluster"), scored.column("cluster")[np.isin(
+        [str(row) for row in scored.tokens.tolist()], [str(row) for row in named.tokens.tolist()])]]))  # fmt: skip
+    sets, keep = cost_sets(scored, targets=3, targets_from=named, evaluated=1000)
+    texts = set(map(tuple, named.tokens.tolist()))
+    assert len(sets["targets"]) == 3 and set(map(tuple, sets["targets"].tokens.tolist())) <= texts
+    assert len(cost_sets(scored, targets=500, targets_from=named)[0]["targets"]) == len(np.unique(cluster[
+        [tuple(row) in texts for row in scored.tokens.tolist()] & (em == 10)]))  # fmt: skip
+    for part in (sets["memorized"], sets["other"], sets["never seen"], keep):
+        assert len(part) and not np.isin(part.column("cluster"), going).any()
+    # Without the argument some of these clusters are kept: the check above can fail.
+    plain = cost_sets(scored, targets=3, evaluated=1000)[0]
+    assert np.isin(plain["memorized"].column("cluster"), going).any()
+    with pytest.raises(InputError, match=r"targets_from with \d of the scored paragraphs, none of them memorized"):
+        cost_sets(scored, targets_from=scored.select(np.flatnonzero(em < 10)[:3]))
+    with pytest.raises(InputError, match=r"none of them among the \d+ of the corpus"):
+        cost_sets(scored, targets_from=Paragraphs(torch.full((2, scored.tokens.shape[1]), 1), scored.prefix_len))
+    with pytest.raises(InputError, match="got targets_from of"):
+        cost_sets(scored, targets_from=Paragraphs(scored.tokens, scored.prefix_len - 1))
+
+
 def test_tables_that_sets_cannot_be_made_of_are_refused():
     scored = table(0)
     with pytest.raises(InputError, match="got 0 as targets; need a whole number of at least 1"):

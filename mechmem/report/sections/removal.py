@@ -5,6 +5,7 @@ import xarray as xr
 from mechmem.report import figures
 from mechmem.report.page import Block, Cell, Figure, Section, Table
 from mechmem.report.sections.attacks import attack_blocks, attack_sentences
+from mechmem.report.sections.oracle import oracle_blocks, oracle_sentences
 from mechmem.report.sections.wording import percent, signed
 from mechmem.report.study_files import StudyFiles
 from mechmem.show.charts import heatmap_figures, history_figures
@@ -44,8 +45,8 @@ def removal_section(study: StudyFiles) -> Section:
     if unlearned is None:
         missing = ("Unlearning has not been run: there is no unlearn.nc in the study folder.",)
         return Section(name, title, question, (), missing=missing)
-    blocks = [*_figures(unlearned), _numbers(unlearned), *attack_blocks(study.attacks)]
-    answer = [*_answer(unlearned), *attack_sentences(study.attacks)]
+    blocks = [*_figures(unlearned), _numbers(unlearned), *oracle_blocks(unlearned), *attack_blocks(study.attacks)]
+    answer = [*_answer(unlearned), *oracle_sentences(unlearned), *attack_sentences(study.attacks)]
     return Section(name, title, question, answer, blocks, READING, limits=LIMITS)
 
 
