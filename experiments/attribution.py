@@ -20,6 +20,7 @@ import torch
 from attribution_methods import METHODS, RELP_SITES, approximated
 from attribution_page import page_lines
 from inputs import Inputs, open_inputs, start
+from ladder_corpus import BASE, PREFIX_LEN, with_prefix
 from outputs import agree_on_settings, read_json, write_json, write_page
 from samples import by_em
 from scipy.stats import pearsonr
@@ -35,6 +36,8 @@ from mechmem.model.load import HookedTransformer
 
 Site = Literal["z", "v", "q", "pattern", "attn_out", "mlp_out", "mlp_post", "resid_pre", "resid_mid", "resid_post"]
 MetricName = Literal["nll", "logit_difference"]
+# Copies from which on a document of a rung may make a pair.
+OFTEN = 64
 MEASURES = ("spearman", "pearson", "best")
 Pair = tuple[mm.Paragraphs, mm.Paragraphs]
 
@@ -55,8 +58,8 @@ class Settings(Inputs):
         best: share of the cells that count as the best.
         steps: of integrated gradients.
         planted: whether to measure on a planted model, too.
-        ladder: a folder with another model, such as one of the ladder's; None: without it.
-        ladder_corpus: the text that it was trained on, with clusters.
+        ladder: a folder with another model, such as a snapshot of one of the ladder's; None: without it.
+        ladder_corpus: the text that it was trained on, with clusters, such as a rung's documents.parquet.
         out: folder of the results.
         page: the tables, or None.
     """
@@ -89,7 +92,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str
     """
     others = iter(models(settings, model))
     first = next(others)
-    agree_on_settings(settings.out, settings, free=("page", "planted", "ladder", "ladder_corpus"))
+    agree_on_settings(settings.out, settings, free=("device", "out", "page", "planted", "ladder", "ladder_corpus"))
     found, clusters = {}, {}
     for name, opened, pairs in chain([first], others):
         labels = np.unique(pairs[0].clusters, return_inverse=True)[1].tolist()
@@ -113,18 +116,35 @@ def models(settings: Settings, model: HookedTransformer | None) -> Iterator[tupl
     if settings.ladder is not None:
         other = Inputs(settings.ladder, settings.ladder_corpus, settings.device)
         opened, text = open_inputs(other)
-        yield Path(settings.ladder).name, opened, perturbed_pairs(settings, opened, text)
+        yield name_of(Path(settings.ladder)), opened, perturbed_pairs(settings, opened, text)
+
+
+def name_of(folder: Path) -> str:
+    """A model's folder, or the rung of the ladder whose snapshot it is."""
+    folder = folder.resolve()
+    return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
 def perturbed_pairs(settings: Settings, model: HookedTransformer, text: mm.Paragraphs) -> Pair:
     """Memorized paragraphs, one of each cluster, and their worst perturbations."""
     length = text.continuation_len
     drawn = {"candidates": settings.candidates, "each": 2 * settings.pairs, "seed": settings.seed, "least": 2}
-    memorized = by_em(model, text, {"memorized": (50, 50)}, **drawn)["memorized"]
+    if text.has("copies"):
+        memorized = best_known(model, text, 2 * settings.pairs)
+    else:
+        memorized = by_em(model, text, {"memorized": (50, 50)}, **drawn)["memorized"]
     changed = mm.perturb_prefix(model, memorized, seed=settings.seed)
     clean, corrupt = mm.worst_perturbations(model, memorized, changed, before=min(settings.before, length))
     few = np.arange(min(len(clean), settings.pairs))
     return clean.select(few), corrupt.select(few)
+
+
+def best_known(model: HookedTransformer, documents: mm.Paragraphs, count: int) -> mm.Paragraphs:
+    """Of a rung's documents inserted often, those with the highest EM: its model may know none whole."""
+    often = (documents.column("text_of") == BASE) & (documents.column("copies") >= OFTEN)
+    paragraphs = with_prefix(documents.select(often), PREFIX_LEN)
+    scores = mm.score(model, paragraphs)
+    return paragraphs.select(np.lexsort((scores.nll.values, -scores.em.values))[:count])
 
 
 def measured(settings: Settings, name: str, model: HookedTransformer, pairs: Pair, site: Site) -> dict[str, Any]:

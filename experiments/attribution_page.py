@@ -45,7 +45,7 @@ def page_lines(found: Mapping[str, Any], clusters: Mapping[str, Sequence[int]], 
     ]
     for model, sites in found.items():
         labels = np.asarray(clusters[model])
-        lines += ["", f"## {model.capitalize()} model, {len(labels)} pairs", ""]
+        lines += ["", f"## {model[:1].upper()}{model[1:]} model, {len(labels)} pairs", ""]
         lines += [*best_lines(sites), ""]
         for site, metrics in sites.items():
             lines += [f"### {site}", "", *site_lines(metrics, labels), ""]

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ladder_tables as tables
+import ladder_where_tables as places
 import numpy as np
 import plotly.graph_objects as go
 from inputs import start
+from ladder_findings import findings
+from ladder_law_table import law
 from ladder_measure import measured, steps_of, trained_rungs
 from ladder_rungs import Settings as LadderSettings
 from ladder_rungs import rungs
 from ladder_transplant_table import transplants
+from ladder_unlearning_table import claims, differences, table, unlearned
 from outputs import photograph, stamp, write_page
 
 import mechmem as mm
@@ -25,6 +29,13 @@ from mechmem.data.bounds import check_fields
 from mechmem.data.errors import InputError
 from mechmem.data.netcdf import load_netcdf
 
+TITLE = "# The ladder: memories planted by the number of copies"
+LAW = "How many copies make a memory"
+FORGETTING = "What early documents lose"
+SEEDS = "What seeds share"
+PLACES = "Depth of the memory while training"
+AGREEMENT = "Agreement of models about where it sits"
+UNLEARNING = "Unlearning late documents"
 COLOURS = {"1M": "#56B4E9", "3M": "#0072B2", "6M": "#D55E00"}
 
 
@@ -96,33 +107,83 @@ def cost_line(folders: dict[str, Path]) -> list[str]:
     return lines
 
 
+# Heading -> what stands under it before the table.
+NOTES = {
+    LAW: (
+        "Extractable: greedy decoding from 50 tokens gives the whole continuation. The chance is fitted by logistic "
+        "regression on log2 of the copies with Firth's penalty, over all seeds. The NLL that is halved is that of "
+        "documents never inserted. A number above the most copies that were inserted was not reached."
+    ),
+    FORGETTING: (
+        f"Documents with {tables.OFTEN} copies in the first quarter of training: change of their NLL from its end to "
+        "the end of training, beside that of documents never inserted. What copies brought: the difference of both."
+    ),
+    SEEDS: (
+        f"Documents with {tables.OFTEN} copies or more. By chance: the share of all if each seed said its own at "
+        "random among documents with the same copies. The correlation is that of NLL less the mean of its copies."
+    ),
+    PLACES: (
+        "Centre of mass of the effects by layer: 0 is the first layer, 1 the last. Patching, attribution and ablation "
+        "are of heads, in NLL; activation gradients are the largest of the NLL with respect to a head's values."
+    ),
+    AGREEMENT: (
+        "Means over pairs of finished models that differ in nothing else, with intervals over documents. Heads of two "
+        "models have no common order, so layers are compared, by relative depth; few layers make a rank correlation of "
+        "layers a rough number."
+    ),
+    UNLEARNING: (
+        "Targets are late documents, and the oracle is the snapshot from before them. Rows end when the targets' mean "
+        "NLL is that of documents never inserted. A distance is KL(edited ‖ oracle) divided by KL(finished model ‖ "
+        "oracle) on documents never inserted: at 1, the edited model is as far from the oracle as a quarter of "
+        "training takes it on any text. Other memories: documents inserted often that no row is given."
+    ),
+}
+
+
 def page_lines(folders: dict[str, Path]) -> list[str]:
     """The page."""
     results = {name: measured(folder) for name, folder in folders.items()}
-    missing = [name for name in rungs(LadderSettings()) if name not in folders]
-    there = f"{len(folders)} of {len(folders) + len(missing)} models are trained and measured"
-    absent = f"; missing: {', '.join(missing)}." if missing else "."
+    found = places.all_located(folders)
+    moved = {name: load_netcdf(folder / "transplant.nc") for name, folder in folders.items() if transplanted(folder)}
+    edited = {name: rows for name, folder in folders.items() if (rows := unlearned(folder))}
+    sentences = findings(results, folders, found, moved, claims(edited))
     sections = {
+        LAW: law(results, folders),
         "EM against copies": tables.by_copies(results, "em", 1),
         "Share with the whole continuation": tables.by_copies(results, "whole", 2),
         "NLL, nats per token": tables.by_copies(results, "nll", 2),
-        "Chance that sampling says the continuation": tables.by_copies(results, "p_extractable", 6),
+        "Chance that sampling says the continuation": tables.by_copies(results, "p_extractable", 1),
         "What a doubling changes": tables.laws(results),
+        f"EM of documents with {tables.OFTEN} copies or more, by tokens of the prefix": tables.by_prefix(results),
         f"NLL of documents with {tables.OFTEN} copies while training": tables.conditions(results),
-        "Dilution: three times the text around the same copies": tables.dilution(results),
-        "What seeds share": tables.seeds_share(results),
+        FORGETTING: tables.forgetting(results),
+        "Dilution: more text around the same copies": tables.dilution(results),
+        SEEDS: tables.seeds_share(results),
+        f"Which kinds are remembered, {tables.OFTEN} copies or more": tables.kinds(results),
         "Near-duplicates": tables.near_duplicates(results),
-        "Depth of the memory while training": tables.depths(folders),
-        "Agreement of models about where it sits": tables.agreements(folders),
-        "Attention to rare tokens": tables.rare_token_heads(folders),
-        "Parts transplanted into the snapshot from before a text was read": transplants(
-            {name: load_netcdf(folder / "transplant.nc") for name, folder in folders.items() if transplanted(folder)}
-        ),
+        PLACES: places.depths(found, folders),
+        "Rank agreement of methods with exact patching": places.methods_agree(found),
+        "Parameter gradients and neurons by layer": places.layer_gradients(found),
+        AGREEMENT: places.agreements(found),
+        "Attention to rare tokens": places.rare_token_heads(found),
+        "Parts transplanted into the snapshot from before a text was read": transplants(moved),
+        UNLEARNING: [*table(edited), "", *differences(edited)] if edited else [],
         "Cost": cost_line(folders),
     }
-    lines = [
-        "# The ladder: memories planted by the number of copies",
-        "",
+    lines = [TITLE, "", *(f"- {sentence}" for sentence in sentences), "", *about(folders)]
+    for title, section in sections.items():
+        note = [NOTES[title], ""] if title in NOTES else []
+        empty = len(section) <= 2
+        lines += ["", f"## {title}", "", *(["No models for this yet."] if empty else [*note, *section])]
+    return lines
+
+
+def about(folders: dict[str, Path]) -> list[str]:
+    """What the page is about, which models are there, and its figure."""
+    missing = [name for name in rungs(LadderSettings()) if name not in folders]
+    there = f"{len(folders)} of {len(folders) + len(missing)} models are trained and measured"
+    absent = f"; missing: {', '.join(missing)}." if missing else "."
+    return [
         "Models of three sizes were trained on text whose inserted documents were assigned their number of copies at",
         "random within each kind: `python experiments/ladder.py`. Cells are means with 95 % intervals by cluster, of",
         "documents spread over training, after a prefix of 50 tokens, unless a heading says otherwise.",
@@ -131,10 +192,6 @@ def page_lines(folders: dict[str, Path]) -> list[str]:
         "",
         "![EM against copies](ladder.png)",
     ]
-    for title, section in sections.items():
-        empty = len(section) <= 2
-        lines += ["", f"## {title}", "", *(["No pair of models for this yet."] if empty else section)]
-    return lines
 
 
 def main(settings: Settings) -> None:

@@ -1,20 +1,19 @@
 """Tables of the ladder's page: each is made of the rungs that are there, and holds intervals by cluster."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from ladder_agreement import document_agreement, shared_profile
+from ladder_agreement import document_agreement, over_rows
 from ladder_corpus import BASE, CONDITIONS, NEAR_DUPLICATE
-from ladder_measure import steps_of
-from ladder_where import centre_interval, centre_of_mass, layer_profile, located
 
 import mechmem as mm
 from mechmem.measure.scaling_curves import slope_terms
+from mechmem.stats.bootstrap import cluster_bootstrap_difference
 
 # Copies from which on a document is called inserted often.
 OFTEN = 64
+DRAWS = 500
 Measured = Mapping[str, xr.Dataset]
 
 
@@ -25,11 +24,13 @@ def chosen(result: xr.Dataset, **columns: str) -> xr.Dataset:
     return result.isel(paragraph=np.flatnonzero(keep))
 
 
-def said(values: np.ndarray, clusters: np.ndarray, digits: int = 2) -> str:
-    """A mean and its interval by cluster; a dash where there is nothing."""
+def said(values: np.ndarray, clusters: np.ndarray, digits: int = 2, chance: bool = False) -> str:
+    """A mean and its interval by cluster; a dash where there is nothing. A chance has powers of ten, within 0 and 1."""
     if not len(values):
         return "–"
     low, high = mm.cluster_bootstrap(values, clusters)
+    if chance:
+        return f"{np.mean(values):.{digits}e} [{max(0.0, low):.{digits}e}, {min(1.0, high):.{digits}e}]"
     return f"{np.mean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -56,7 +57,7 @@ def by_copies(results: Measured, measure: str, digits: int) -> list[str]:
         cells = []
         for result in last.values():
             here = result.isel(paragraph=np.flatnonzero(result.copies.values == copies))
-            cells.append(said(values_of(here, measure), here.cluster.values, digits))
+            cells.append(said(values_of(here, measure), here.cluster.values, digits, measure == "p_extractable"))
         lines.append(row([str(copies), *cells]))
     return lines
 
@@ -82,8 +83,7 @@ def laws(results: Measured) -> list[str]:
             said(slope_terms(doublings, values_of(trained, measure)), trained.cluster.values, 2)
             for measure in ("em", "nll")
         ]
-        often = chosen(result).isel(step=-1)
-        often = often.isel(paragraph=np.flatnonzero(often.copies.values >= OFTEN))
+        often = at_least(chosen(result).isel(step=-1), OFTEN)
         lengths = np.log2(often.prefix_len.values)
         centred = lengths - lengths.mean()
         slopes = often.em.transpose("paragraph", "prefix_len").values @ centred / (centred**2).sum()
@@ -106,113 +106,174 @@ def conditions(results: Measured) -> list[str]:
     return lines
 
 
-def dilution(results: Measured) -> list[str]:
-    """What three times the text costs: the longer text's value minus the shorter one's, same document and shape."""
-    lines = head(["models", "copies", "EM", "NLL"])
-    for name in results:
-        other = name.replace("-small-", "-large-")
-        if other == name or other not in results:
-            continue
-        short, long = final(results[name]), final(results[other])
-        for low in (1, 8, OFTEN):
-            rows = np.flatnonzero(
-                (short.copies.values >= low) & (short.copies.values < (low * 8 if low < OFTEN else 1e9))
-            )
-            changes = [
-                said(values_of(long, measure)[rows] - values_of(short, measure)[rows], short.cluster.values[rows])
-                for measure in ("em", "nll")
-            ]
-            lines.append(row([f"{other} − {name}", f"{low} to {short.copies.values[rows].max()}", *changes]))
-    return lines
-
-
-def seeds_share(results: Measured) -> list[str]:
-    """Of the documents inserted often, how many all seeds say whole, some, and none; and how far their NLL agrees."""
-    lines = head(["models", "all seeds", "some", "none", "rank correlation of NLL"])
-    for name in results:
-        if not name.endswith("seed0"):
-            continue
-        group = [final(results[other]) for other in results if other.startswith(name.removesuffix("0"))]
-        if len(group) < 2:
-            continue
-        rows = np.flatnonzero(group[0].copies.values >= OFTEN)
-        whole = np.stack([values_of(each, "whole")[rows] for each in group])
-        counts = [whole.all(0).sum(), (whole.any(0) & ~whole.all(0)).sum(), (~whole.any(0)).sum()]
-        value, low, high = document_agreement(
-            group[0].nll.values[rows], group[1].nll.values[rows], group[0].cluster.values[rows]
-        )
-        lines.append(row([name.removesuffix("-seed0"), *map(str, counts), f"{value:.2f} [{low:.2f}, {high:.2f}]"]))
-    return lines
-
-
-def near_duplicates(results: Measured) -> list[str]:
-    """EM after the document's own prefix and after one with other tokens in its slots, inserted often."""
-    lines = head(["model", "condition", "own prefix", "other slots", "difference"])
+def by_prefix(results: Measured) -> list[str]:
+    """EM of documents inserted often, against the tokens of the prefix before the same continuation."""
+    lengths = sorted({int(length) for result in results.values() for length in result.prefix_len.values})
+    lines = head(["model", *map(str, lengths)])
     for name, result in results.items():
-        last = result.isel(step=-1).sel(prefix_len=50)
-        for condition in ("spread", "changed slots"):
-            pair = []
-            for text_of in (BASE, NEAR_DUPLICATE):
-                here = chosen(last, condition=condition, text_of=text_of)
-                pair.append(here.isel(paragraph=np.flatnonzero(here.copies.values >= OFTEN)))
-            base, other = (each.em.values for each in pair)
-            clusters = pair[0].cluster.values
-            cells = [said(values, clusters, 1) for values in (base, other, other - base)]
-            lines.append(row([name, condition, *cells]))
-    return lines
-
-
-def depths(folders: Mapping[str, Path], method: str = "patching") -> list[str]:
-    """Centre of mass of a method's layer profile against the share of training, 0 first layer and 1 last."""
-    lines = []
-    for name, folder in folders.items():
-        found = located(folder)
-        if not found:
-            continue
-        end = steps_of(folder)[-1]
-        lines += head(["model", *(f"{step / end:.0%}" for step, _ in found)]) if not lines else []
-        cells = []
-        for _, result in found:
-            profile = layer_profile(result[method]).transpose("paragraph", "layer").values
-            centre, low, high = centre_interval(profile, np.arange(len(profile)))
-            cells.append(f"{centre:.2f} [{low:.2f}, {high:.2f}]")
+        often = at_least(chosen(result).isel(step=-1), OFTEN)
+        known = often.prefix_len.values.tolist()
+        cells = [
+            said(often.em.sel(prefix_len=length).values, often.cluster.values, 1) if length in known else "–"
+            for length in lengths
+        ]
         lines.append(row([name, *cells]))
     return lines
 
 
-def agreements(folders: Mapping[str, Path], method: str = "patching") -> list[str]:
-    """Each pair of finished models: part of the layer profile that they share, and agreement on documents' depth."""
-    lines = head(["models", "profile shared", "rank correlation of documents' depth"])
-    found = {name: located(folder) for name, folder in folders.items()}
-    profiles = {
-        name: layer_profile(each[-1][1][method]).transpose("paragraph", "layer").values
-        for name, each in found.items()
-        if each
-    }
-    names = list(profiles)
-    for place, name in enumerate(names):
-        for other in names[place + 1 :]:
-            some, others = profiles[name], profiles[other]
-            depth = centre_of_mass(some + 1e-12), centre_of_mass(others + 1e-12)
-            value, low, high = document_agreement(*depth, np.arange(len(some)))
-            lines.append(
-                row([f"{name}, {other}", f"{shared_profile(some, others):.2f}", f"{value:.2f} [{low:.2f}, {high:.2f}]"])
-            )
+def at_least(result: xr.Dataset, copies: int) -> xr.Dataset:
+    """Rows of documents with at least so many copies."""
+    return result.isel(paragraph=np.flatnonzero(result.copies.values >= copies))
+
+
+def forgotten(result: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What has become of early documents, inserted often, since their quarter of training ended.
+
+    Returns:
+        NLL changes of them, [document], of documents never inserted, [document], and the share of what the copies had
+        brought that is left at the end, of each early document its term, [document].
+    """
+    shares = result.step.values / result.step.values[-1]
+    end = int(np.flatnonzero(shares >= CONDITIONS["early"][1] - 0.01)[0])
+    early = at_least(chosen(result, condition="early").sel(prefix_len=50), OFTEN).nll.transpose("step", "paragraph")
+    spread = chosen(result).sel(prefix_len=50)
+    never = spread.isel(paragraph=np.flatnonzero(spread.copies.values == 0)).nll.transpose("step", "paragraph")
+    changes = [each.values[-1] - each.values[end] for each in (early, never)]
+    if not early.size:
+        return changes[0], changes[1], np.array([])
+    then, now = (never.values[step].mean() - early.values[step] for step in (end, -1))
+    return changes[0], changes[1], ratio_terms(now, then)
+
+
+def ratio_terms(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The ratio of two means as a mean of one number for each document, which vary as the ratio does."""
+    ratio = numerator.mean() / denominator.mean()
+    return ratio + (numerator - ratio * denominator) / denominator.mean()
+
+
+def forgetting(results: Measured) -> list[str]:
+    """Early documents after their quarter of training; the control is documents that were never inserted."""
+    lines = head(["model", "NLL, early", "NLL, never inserted", "difference", "share left of what copies brought"])
+    for name, result in results.items():
+        early, never, left = forgotten(result)
+        if len(early):
+            here, there = np.arange(len(early)), len(early) + np.arange(len(never))
+            cells = [said(early, here), said(never, there), _difference(early, never), said(left, here)]
+            lines.append(row([name, *cells]))
     return lines
 
 
-def rare_token_heads(folders: Mapping[str, Path]) -> list[str]:
-    """The head with the largest excess of attention to rare tokens in the finished model, and since when."""
-    lines = head(["model", "head", "excess", "p", "at each snapshot, excess of the largest head (p)"])
-    for name, folder in folders.items():
-        found = located(folder)
-        if not found:
-            continue
-        cells = []
-        for _, result in found:
-            layer, number = np.unravel_index(int(result.rare_excess.values.argmax()), result.rare_excess.shape)
-            cell = result.isel(layer=layer, head=number)
-            cells.append((f"L{layer}H{number}", float(cell.rare_excess), float(cell.rare_p_value)))
-        course = ", ".join(f"{head_name} {excess:.3f} ({p:.3f})" for head_name, excess, p in cells)
-        lines.append(row([name, cells[-1][0], f"{cells[-1][1]:.3f}", f"{cells[-1][2]:.3f}", course]))
+def _difference(some: np.ndarray, others: np.ndarray) -> str:
+    low, high = cluster_bootstrap_difference(some, others, np.arange(len(some)), len(some) + np.arange(len(others)))
+    return f"{some.mean() - others.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def dilution_pairs(results: Measured) -> list[tuple[str, str]]:
+    """Models on the shorter text, each with the one of the same shape and seed on the longer."""
+    pairs = [(name, name.replace("-small-", "-large-")) for name in results if "-small-" in name]
+    return [(short, long) for short, long in pairs if long in results]
+
+
+def diluted(results: Measured, pair: tuple[str, str], measure: str, low: int, high: float) -> xr.DataArray:
+    """The longer text's value minus the shorter one's, of each document with low copies or more and below high."""
+    short, long = (final(results[name]) for name in pair)
+    rows = np.flatnonzero((short.copies.values >= low) & (short.copies.values < high))
+    values = values_of(long, measure)[rows] - values_of(short, measure)[rows]
+    return short.nll.isel(paragraph=rows).copy(data=values)
+
+
+def dilution(results: Measured) -> list[str]:
+    """What three times the text costs: the longer text's value minus the shorter one's, same document and shape."""
+    lines = head(["models", "copies", "EM", "NLL"])
+    for pair in dilution_pairs(results):
+        for low, high in ((1, 8), (8, OFTEN), (OFTEN, np.inf)):
+            parts = [diluted(results, pair, measure, low, high) for measure in ("em", "nll")]
+            if not parts[0].size:
+                continue
+            cells = [said(part.values, part.cluster.values) for part in parts]
+            lines.append(row([f"{pair[1]} − {pair[0]}", f"{low} to {int(parts[0].copies.max())}", *cells]))
+    return lines
+
+
+def seed_groups(results: Measured) -> dict[str, list[xr.Dataset]]:
+    """Shape and text -> documents inserted often in the finished models of all seeds, where there are two or more."""
+    found: dict[str, list[xr.Dataset]] = {}
+    for name, result in results.items():
+        found.setdefault(name.rsplit("-", 1)[0], []).append(at_least(final(result), OFTEN))
+    return {name: group for name, group in found.items() if len(group) > 1}
+
+
+def seeds_share(results: Measured) -> list[str]:
+    """Of the documents inserted often, the shares that all seeds say whole, some, and none.
+
+    "all, by chance": what the share of all would be if, of documents with the same copies, each seed took its own at
+    random. The correlation is that of NLL with the mean of its copies taken off.
+    """
+    lines = head(["model", "all seeds", "all, by chance", "some", "none", "rank correlation of NLL, same copies"])
+    for name, group in seed_groups(results).items():
+        clusters, copies = group[0].cluster.values, group[0].copies.values
+        whole = np.stack([values_of(each, "whole") for each in group])
+        every, none = whole.all(0), ~whole.any(0)
+        chance = over_rows(lambda rows, w=whole, c=copies: by_chance(w[:, rows], c[rows]), clusters, DRAWS)
+        rest = [without_means(each.nll.values, copies) for each in group[:2]]
+        value, low, high = document_agreement(*rest, clusters)
+        cells = [said(every, clusters), "{:.2f} [{:.2f}, {:.2f}]".format(*chance), said(~every & ~none, clusters)]
+        lines.append(row([name, *cells, said(none, clusters), f"{value:.2f} [{low:.2f}, {high:.2f}]"]))
+    return lines
+
+
+def by_chance(whole: np.ndarray, copies: np.ndarray) -> float:
+    """The share of documents that all seeds say if, among those of the same copies, each says its own at random."""
+    levels = [copies == level for level in np.unique(copies)]
+    return float(sum(whole[:, level].mean(1).prod() * level.mean() for level in levels))
+
+
+def without_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Values less the mean of their group."""
+    labels, of = np.unique(groups, return_inverse=True)
+    return values - (np.bincount(of, values, len(labels)) / np.bincount(of))[of]
+
+
+def kinds(results: Measured) -> list[str]:
+    """Which kinds are remembered: EM and NLL of documents inserted often, less the mean of their copies, all models."""
+    lasts = [at_least(final(result), OFTEN) for result in results.values()]
+    copies, clusters, kind = (lasts[0][name].values for name in ("copies", "cluster", "source"))
+    rest = {
+        measure: np.mean([without_means(each[measure].values, copies) for each in lasts], 0)
+        for measure in ("em", "nll")
+    }
+    lines = head(["kind", "documents", "EM against the mean", "NLL against the mean"])
+    for name in sorted(np.unique(kind), key=lambda name: rest["nll"][kind == name].mean()):
+        here = kind == name
+        cells = [said(values[here], clusters[here]) for values in rest.values()]
+        lines.append(row([str(name), str(here.sum()), *cells]))
+    return lines
+
+
+def near_duplicate_terms(result: xr.Dataset, condition: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of documents inserted often: EM after the own prefix, after one with other tokens in its slots, clusters, share.
+
+    The share is what the other prefix keeps of what the copies brought, in NLL against documents never inserted; of
+    each document its term.
+    """
+    last = result.isel(step=-1).sel(prefix_len=50)
+    base, other = (at_least(chosen(last, condition=condition, text_of=text), OFTEN) for text in (BASE, NEAR_DUPLICATE))
+    never = chosen(last)
+    without = float(never.nll.values[never.copies.values == 0].mean())
+    if not base.sizes["paragraph"]:
+        return base.em.values, other.em.values, base.cluster.values, base.em.values
+    share = ratio_terms(without - other.nll.values, without - base.nll.values)
+    return base.em.values, other.em.values, base.cluster.values, share
+
+
+def near_duplicates(results: Measured) -> list[str]:
+    """EM after the document's own prefix and after one with other tokens in its slots, inserted often."""
+    lines = head(["model", "condition", "EM, own prefix", "EM, other slots", "difference", "share of the memory kept"])
+    for name, result in results.items():
+        for condition in ("spread", "changed slots"):
+            base, other, clusters, share = near_duplicate_terms(result, condition)
+            if not len(base):
+                continue
+            cells = [said(values, clusters, 1) for values in (base, other, other - base)]
+            lines.append(row([name, condition, *cells, said(share, clusters)]))
     return lines

@@ -1,4 +1,4 @@
-"""Where the ladder's memories sit: every head and layer, by five methods, at each snapshot of each rung.
+"""Where the ladder's memories sit: every head and layer, by six methods, at each snapshot of each rung.
 
     python experiments/ladder_where.py                     # all rungs that are there; what was measured stays
     python experiments/ladder_where.py --rung smallest
@@ -6,14 +6,16 @@
 The documents are the same for all models: those inserted often, spread over the training. Each is paired with the same
 continuation after the prefix of a document of its kind that was never inserted. By method, [layer, head] and for each
 document: exact patching of z and attribution with the gradients at both ends (mean of both directions), ablation by
-the mean. By layer: shares of the parameter gradients, and of the 1 % of neurons that the documents depend on most. By
-head: attention to rare tokens.
+the mean, and the largest gradient of the NLL with respect to a head's values (Stoehr et al. 2024, figure 6). By layer:
+shares of the parameter gradients, and of the 1 % of neurons that the documents depend on most. By head: attention to
+rare tokens.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +42,7 @@ class Settings:
         rung: "smallest", a name as 3M-large-seed1, or "all" that were trained.
         least_copies: of the documents; of those with fewer the smaller models know little.
         prefix_len: tokens of the prefix.
+        gradient_site: activations whose gradients are taken; the study's are a head's values.
         top_share: of the neurons, whose layers are counted.
         permutations: of the test of attention to rare tokens.
         seed: of the permutations.
@@ -49,6 +52,7 @@ class Settings:
     rung: str = "all"
     least_copies: Count = 64
     prefix_len: Count = 50
+    gradient_site: Literal["q", "k", "v", "z"] = "v"
     top_share: Share = 0.01
     permutations: Count = 200
     seed: Seed = 0
@@ -86,15 +90,23 @@ def often_and_never(
     return chosen, replace(chosen, tokens=tokens)
 
 
-def head_effects(model: HookedTransformer, clean: mm.Paragraphs, corrupt: mm.Paragraphs) -> xr.Dataset:
-    """patching, attribution and ablation, [paragraph, layer, head], in nats per token; higher: the memory needs it."""
+def head_effects(
+    model: HookedTransformer, clean: mm.Paragraphs, corrupt: mm.Paragraphs, gradient_site: str = "v"
+) -> xr.Dataset:
+    """patching, attribution, ablation and activation_gradients, [paragraph, layer, head].
+
+    The first three are in nats per token; higher: the memory needs the head. The gradients are the largest sizes over
+    d_head and positions, in nats per token per unit of activation; higher: the NLL depends more on the head.
+    """
     options = {"site": "z", "pos": "all", "direction": "mean", "scored": "continuation", "average": False}
     ablated = mm.ablate_heads(model, clean, method="mean", average=False).nll_change
+    gradients = mm.activation_gradients(model, clean, site=gradient_site, average=False).max("pos", keep_attrs=True)
     return xr.Dataset(
         {
             "patching": mm.patch(model, clean, corrupt, **options),
             "attribution": mm.attribute(model, clean, corrupt, method="both_ends", **options),
             "ablation": ablated,
+            "activation_gradients": gradients,
         }
     ).transpose("paragraph", "layer", "head")
 
@@ -116,7 +128,9 @@ def locate(model: HookedTransformer, documents: mm.Paragraphs, counts: np.ndarra
     base = paragraphs.select(paragraphs.column("text_of") == BASE)
     rare = mm.rare_token_attention(model, base, counts, permutations=settings.permutations, seed=settings.seed)
     never = base.select(base.column("copies") == 0)
-    found = head_effects(model, clean, corrupt).merge(layer_shares(model, clean, never, settings.top_share))
+    found = head_effects(model, clean, corrupt, settings.gradient_site).merge(
+        layer_shares(model, clean, never, settings.top_share)
+    )
     found = found.assign(rare_excess=rare.excess, rare_p_value=rare.p_value)
     for name, paragraphs in (("clean_nll", clean), ("corrupt_nll", corrupt)):
         found[name] = mm.score(model, paragraphs).nll

@@ -166,7 +166,11 @@ def chosen_weights(model: HookedTransformer, row: Row, sets: Sets, settings: Any
 def run(
     model: HookedTransformer, row: Row, sets: Sets, settings: Any, seed: int, rate: float | None
 ) -> tuple[HookedTransformer, dict[str, Any]]:
-    """Edit the model as one row says; return it with steps and seconds."""
+    """Edit the model as one row says; return it with steps and seconds.
+
+    Unlearning ends at `settings.target_em`, or at `settings.target_nll` where the settings have one. Edits write the
+    set "rewritten" where the sets have one, which has a row for each target.
+    """
     mask = chosen_weights(model, row, sets, settings, seed)
     training = mm.Training(steps=settings.steps, null_space=row.null_space)
     if rate is not None:
@@ -178,7 +182,9 @@ def run(
         edited = published_recipe(model, sets["targets"], sets["keep"], mask=mask, recipe=recipe)
         steps = recipe.steps
     elif row.method == "edit":
-        clean, corrupt = rewritten(model, sets["targets"], seed)
+        clean, corrupt = sets["targets"], sets.get("rewritten")
+        if corrupt is None:
+            clean, corrupt = rewritten(model, clean, seed)
         # `edit` ends by itself when the model produces the new text; EM of the old text is then near zero.
         edited, history = mm.edit(model, clean, corrupt, sets["keep"], **common)
         steps = history.sizes["step"]
@@ -188,7 +194,7 @@ def run(
             sets["targets"],
             sets["keep"],
             method=cast(Any, row.method),
-            stop=mm.Stop(target_em=settings.target_em),
+            stop=mm.Stop(target_em=settings.target_em, target_nll=getattr(settings, "target_nll", None)),
             check_targets=False,
             **common,
             **row.options,

@@ -73,12 +73,21 @@ def paged(module, work, result):
     """The page holds the means of what was measured and names the rungs that are missing."""
     tables = module.tables
     tables.OFTEN, module.photograph = 2, lambda figure, path: path.write_text(figure.to_json())
+    for name in ("ladder_law", "ladder_tables", "ladder_where_tables", "ladder_findings"):
+        sys.modules[name].DRAWS = 20  # pyright: ignore[reportAttributeAccessIssue]
     module.main(module.Settings(work=work, page=work / "page.md"))
     page = (work / "page.md").read_text()
     assert "1 of 4 models are trained and measured; missing: 1M-large-seed0" in page and (work / "page.png").exists()
     rows = (result.text_of == "base").values & (result.copies == 2).values & (result.condition == "spread").values
     nll = result.nll.isel(step=-1).sel(prefix_len=50).values[rows]
     assert f"| 2 | {nll.mean():.2f} [" in page
+    # What was found is said first; nothing of these few steps is whole.
+    assert page.splitlines()[2].startswith(
+        "- Copies that make half of the documents extractable: 1M-small >2 [>2, >2]."
+    )
+    effects = module.load_netcdf(work / "1M-small-seed0/where" / f"step{int(result.step[-1]):06d}.nc")
+    gradients = effects.activation_gradients.sum("head").mean("paragraph").values
+    assert f"| {gradients[1] / gradients.sum():.2f} [" in page.split("| 1M-small-seed0 | activation_gradients |")[1]
     with pytest.raises(InputError, match="finished in .*none"):
         module.main(module.Settings(work=work / "nothing"))
 

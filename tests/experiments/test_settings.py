@@ -28,6 +28,7 @@ OWN_MODEL = {
     "ladder_measure",
     "ladder_page",
     "ladder_transplant",
+    "ladder_unlearning",
     "ladder_where",
     "measure_bundled",
     "oracle_training",
