@@ -46,6 +46,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "seeds": (0,), "all_seeds": (0,), "clusters_each": 2, "targets": 2, "held": 2, "tuning_targets": 2, "steps": 2,
         "relearning": 1, "own_steps": 1, "rows": ("NPO, top 0.1 %",),
     },
+    "edit_localization": {
+        "models": 1, "targets": 2, "held": 2, "neurons": 0.5, "learning_rate": 3e-2, "steps": 25, "relearning": 2,
+        "rows": ("NPO, top 0.1 %",),
+    },
     "spans": {"documents": 6, "min_match": (45,), "strides": (50,)},
 }  # fmt: skip
 
