@@ -11,6 +11,7 @@ from ladder_law_table import exchange, needed, sizes_of
 from ladder_tables import (
     OFTEN,
     Measured,
+    all_and_none,
     diluted,
     dilution_pairs,
     final,
@@ -18,7 +19,6 @@ from ladder_tables import (
     near_duplicate_terms,
     said,
     seed_groups,
-    values_of,
 )
 from ladder_where import centre_interval
 from ladder_where_tables import DRAWS, METHODS, Located, agreement_with, moved, pairs_by_relation, profile_of, rarest
@@ -155,9 +155,8 @@ def seeds(results: Measured) -> list[str]:
     """Which documents all seeds share, and none."""
     sentences = []
     for name, group in seed_groups(results).items():
-        whole = np.stack([values_of(each, "whole") for each in group])
-        clusters = group[0].cluster.values
-        sentences.append(f"{name} {said(whole.all(0), clusters)} by all, {said(~whole.any(0), clusters)} by none")
+        every, none = (said(values, group[0].cluster.values) for values in all_and_none(group))
+        sentences.append(f"{name} {every} by all, {none} by none")
     return [f"Share of documents with {OFTEN} copies or more said whole: {'; '.join(sentences)}."] if sentences else []
 
 

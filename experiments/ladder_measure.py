@@ -4,12 +4,13 @@
     python experiments/ladder_measure.py --rung smallest
 
 The last snapshot is measured with every prefix length before the same continuation, the others with one. Results are
-netCDF files in the rung's folder, one for a snapshot: the documents that are measured, inserted or not, and a
-near-duplicate of each. Documents with 0 copies are the control: a model that gives one of them whole has read it.
+netCDF files in the rung's folder, one for a snapshot: the documents that are measured, inserted or not, and after the
+one prefix length a near-duplicate of each. Documents with 0 copies are the control: a model that gives one of them
+whole has read it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mechmem.data.folder_lock import only_writer
 from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.data.own_files import read_json
 from mechmem.measure.scaling import prefix_scores
+from mechmem.model.load import HookedTransformer
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,25 @@ def pending(settings: Settings, folder: Path) -> Iterator[tuple[int, tuple[int, 
             )
 
 
+def scores_of(model: HookedTransformer, documents: mm.Paragraphs, lengths: Sequence[int], main: int) -> xr.Dataset:
+    """em, nll, p_extractable [prefix_len, paragraph]; near-duplicates after the main prefix length alone, else NaN."""
+    whole = prefix_scores(model, documents, (main,))
+    others = [length for length in lengths if length != main]
+    if not others:
+        return whole
+    rest = prefix_scores(model, documents.select(documents.column("text_of") == BASE), others)
+    rest = rest.drop_vars([name for name in rest.coords if name not in rest.dims]).reindex(paragraph=whole.paragraph)
+    parts = xr.concat([whole, rest], "prefix_len", coords="minimal", compat="override", combine_attrs="override")
+    return parts.sel(prefix_len=list(lengths))
+
+
 def measure_rung(settings: Settings, folder: Path) -> None:
     """Measure the snapshots of a rung that have no result yet."""
     documents = documents_of(folder)
     with only_writer(folder):
         for step, lengths, path in pending(settings, folder):
             model = mm.load_model(snapshot_folder(folder, step), device="cpu")
-            result = prefix_scores(model, documents, lengths)
+            result = scores_of(model, documents, lengths, settings.prefix_len)
             for name in ("copies", "condition", "text_of", "source"):
                 result = result.assign_coords({name: ("paragraph", np.asarray(documents.column(name)))})
             result.attrs["settings"] = json.dumps(asdict(settings), default=str)

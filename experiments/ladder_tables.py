@@ -1,6 +1,6 @@
 """Tables of the ladder's page: each is made of the rungs that are there, and holds intervals by cluster."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -213,13 +213,19 @@ def seeds_share(results: Measured) -> list[str]:
     for name, group in seed_groups(results).items():
         clusters, copies = group[0].cluster.values, group[0].copies.values
         whole = np.stack([values_of(each, "whole") for each in group])
-        every, none = whole.all(0), ~whole.any(0)
+        every, none = all_and_none(group)
         chance = over_rows(lambda rows, w=whole, c=copies: by_chance(w[:, rows], c[rows]), clusters, DRAWS)
-        rest = [without_means(each.nll.values, copies) for each in group[:2]]
-        value, low, high = document_agreement(*rest, clusters)
+        first, second = (without_means(each.nll.values, copies) for each in group[:2])
+        value, low, high = document_agreement(first, second, clusters)
         cells = [said(every, clusters), "{:.2f} [{:.2f}, {:.2f}]".format(*chance), said(~every & ~none, clusters)]
         lines.append(row([name, *cells, said(none, clusters), f"{value:.2f} [{low:.2f}, {high:.2f}]"]))
     return lines
+
+
+def all_and_none(group: Sequence[xr.Dataset]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether all models say a document whole, and whether none does, [document]."""
+    saying = np.add.reduce([values_of(each, "whole").astype(int) for each in group])
+    return saying == len(group), saying == 0
 
 
 def by_chance(whole: np.ndarray, copies: np.ndarray) -> float:

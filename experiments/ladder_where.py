@@ -44,6 +44,7 @@ class Settings:
         prefix_len: tokens of the prefix.
         gradient_site: activations whose gradients are taken; the study's are a head's values.
         top_share: of the neurons, whose layers are counted.
+        every: only every so many snapshots are localized, counted from the last; the others can follow later.
         permutations: of the test of attention to rare tokens.
         seed: of the permutations.
         work: folder of the rungs.
@@ -54,6 +55,7 @@ class Settings:
     prefix_len: Count = 50
     gradient_site: Literal["q", "k", "v", "z"] = "v"
     top_share: Share = 0.01
+    every: Count = 1
     permutations: Count = 200
     seed: Seed = 0
     work: Path = Path("runs/ladder")
@@ -141,9 +143,10 @@ def locate_rung(settings: Settings, folder: Path) -> None:
     """Locate at each snapshot of a rung that has no result yet."""
     documents = documents_of(folder)
     stream = np.load(folder / "stream.npy", mmap_mode="r")
-    decided = {name: value for name, value in asdict(settings).items() if name not in ("rung", "work")}
+    decided = {name: value for name, value in asdict(settings).items() if name not in ("rung", "every", "work")}
     with only_writer(folder):
-        for step in steps_of(folder):
+        # The finished model first: most of the page is about it.
+        for step in steps_of(folder)[:: -settings.every]:
             path = folder / "where" / f"step{step:06d}.nc"
             if path.exists():
                 was = json.loads(load_netcdf(path).attrs["settings"])

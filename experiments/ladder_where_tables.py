@@ -31,15 +31,18 @@ def profile_of(result: xr.Dataset, method: str) -> np.ndarray:
 
 def depths(found: Located, folders: Mapping[str, Path]) -> list[str]:
     """Centre of mass of a method's layer profile against the share of training, 0 first layer and 1 last."""
-    lines: list[str] = []
-    for name, snapshots in found.items():
-        end = steps_of(folders[name])[-1]
-        shares = [f"{step / end:.0%}" for step, _ in snapshots]
-        lines += head(["model", "method", *shares, "last minus first"]) if not lines else []
+    known = {
+        name: {f"{step / steps_of(folders[name])[-1]:.0%}": result for step, result in snapshots}
+        for name, snapshots in found.items()
+    }
+    shares = sorted({share for each in known.values() for share in each}, key=lambda share: float(share[:-1]))
+    lines = head(["model", "method", *shares, "last minus first"])
+    for name, snapshots in known.items():
         for method in METHODS:
-            profiles = [profile_of(result, method) for _, result in snapshots]
-            cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*_centre(profile)) for profile in profiles]
-            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*moved(profiles[0], profiles[-1])))
+            profiles = {share: profile_of(result, method) for share, result in snapshots.items()}
+            cells = [_cell(_centre(profiles[share])) if share in profiles else "–" for share in shares]
+            first, last = (list(profiles.values())[place] for place in (0, -1))
+            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*moved(first, last)))
             lines.append(row([name, method, *cells]))
     return lines
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -48,6 +49,20 @@ def test_figures_are_those_of_the_estimates_and_of_exact_patching(script, tmp_pa
     assert module.main(settings) == whole
     with pytest.raises(InputError, match="was begun with other settings"):
         module.main(module.Settings(seed=1, out=tmp_path, page=None))
+
+
+def test_a_rung_gives_the_documents_that_its_model_knows_best(script, tiny_model, tmp_path):
+    module = script("attribution")
+    module.PREFIX_LEN, rows = 3, 9
+    tokens = torch.randint(0, 61, (rows, 12), generator=torch.Generator().manual_seed(0))
+    table = {"id": list(range(rows)), "text_of": ["base"] * 8 + ["near-duplicate"], "copies": [64] * 6 + [1, 0, 64]}
+    documents = mm.Paragraphs(tokens, 7, datasets.Dataset.from_dict(table))
+    best = module.best_known(tiny_model, documents, 4)
+    scores = mm.score(tiny_model, mm.Paragraphs(tokens[:6, 4:], 3))
+    order = sorted(range(6), key=lambda row: (-int(scores.em[row]), float(scores.nll[row])))
+    assert best.ids.tolist() == order[:4] and best.prefix_len == 3
+    assert module.name_of(tmp_path / "6M-small-seed0/snapshots/step000008") == "6M-small-seed0"
+    assert module.name_of(tmp_path / "model") == "model"
 
 
 def test_other_approximations_run_the_same_model_and_fix_patterns_exactly(script, tiny_model):

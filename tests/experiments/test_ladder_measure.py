@@ -1,5 +1,6 @@
 """What is measured on the ladder is what the library gives for its models; comparisons are those of made profiles."""
 
+import dataclasses
 import functools
 import sys
 from typing import Any
@@ -41,8 +42,11 @@ def test_every_snapshot_is_measured_and_localized_once(script, trained, capsys):
             tokens = documents.tokens[:, 100 - length :]
             direct = mm.score(model, mm.Paragraphs(tokens, length))
             here = result.sel(step=step, prefix_len=length)
-            np.testing.assert_array_equal(here.em, direct.em)
-            np.testing.assert_allclose(here.nll, direct.nll, rtol=1e-6)
+            # Near-duplicates are measured after the one prefix length.
+            rows = (documents.column("text_of") == "base") | (length == 50)
+            np.testing.assert_array_equal(here.em[rows], direct.em[rows])
+            np.testing.assert_allclose(here.nll[rows], direct.nll[rows], rtol=1e-5)
+            assert here.em[~rows].isnull().all() and here.p_extractable[~rows].isnull().all()
     assert result.em.sel(step=steps[0], prefix_len=10).isnull().all()
     assert result.copies.values.tolist() == documents.column("copies").tolist()
     module.main(settings)
@@ -104,9 +108,11 @@ def localized(module, ladder, work, folder):
         tuple(row): kind for row, kind in zip(never.tokens[:, 50:100].tolist(), never.column("source"), strict=True)
     }
     assert [prefixes[tuple(row)] for row in corrupt.prefix.tolist()] == clean.column("source").tolist()
+    steps = sys.modules["ladder_measure"].steps_of(folder)
+    module.locate_rung(dataclasses.replace(settings, every=4), folder)
+    assert [step for step, _ in module.located(folder)] == [steps[3], steps[7]]
     module.locate_rung(settings, folder)
     found = module.located(folder)
-    steps = sys.modules["ladder_measure"].steps_of(folder)
     assert [step for step, _ in found] == steps
     last, result = found[-1]
     model = mm.load_model(ladder.snapshot_folder(folder, last), device="cpu")
