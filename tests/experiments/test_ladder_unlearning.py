@@ -81,7 +81,13 @@ def test_each_claim_is_a_difference_of_what_was_measured(script, rung, capsys):
     assert len(set(ids.tolist())) == len(ids)
     claims = table.claims({rung.name: results})[rung.name]
     kl = {name: np.mean([run["never inserted kl"] for run in results[name].values()]) for name in results}
-    assert len(claims) == 2 and f"{kl[module.TOP] - kl[module.ALL]:+.3f} [" in next(iter(claims.values()))
+    said = f"KL on text never inserted {kl[module.TOP] - kl[module.ALL]:+.3f} ["
+    assert len(claims) == 2 and said in next(iter(claims.values()))
+    assert [table._with_word(0, *ends).split("(")[1] for ends in ((1, 2), (-2, -1), (-1, 1))] == [
+        "higher)",
+        "lower)",
+        "not told apart)",
+    ]
     # Nothing is run again, another number of steps is refused, and so is a row that has no rate.
     module.run = None
     assert module.unlearn_rung(settings, rung) == results
