@@ -9,6 +9,7 @@ from outputs import kept_text, stamp
 import mechmem as mm
 from mechmem.localize.attribution import default_method
 from mechmem.localize.metrics import nll
+from mechmem.stats.ranges import CORRELATION, SHARE
 
 DIRECTIONS = ("noising", "denoising", "mean")
 # What a method estimates, by what it is.
@@ -94,7 +95,8 @@ def site_lines(metrics: Mapping[str, Any], clusters: np.ndarray) -> list[str]:
                 # Where nothing has an effect, nothing correlates with it.
                 text = f"{values.mean():.2f}" if np.isfinite(values).all() else "–"
                 if measure != "pearson" and text != "–":
-                    low, high = mm.cluster_bootstrap(values, clusters)
+                    within = CORRELATION if measure == "spearman" else SHARE
+                    low, high = mm.cluster_bootstrap(values, clusters, within=within)
                     text += f" [{low:.2f}, {high:.2f}]"
                 cells.append(text)
         lines.append(f"| {method} | {QUESTIONS[method]} | {' | '.join(cells)} |")

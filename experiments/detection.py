@@ -60,7 +60,7 @@ class Settings:
         gradients: number of recitations, and of other texts, whose gradients are computed.
         acted: number of recitations, and of other texts, on which the monitor acts.
         sampled_windows: number of windows of the training text for the base rates.
-        draws: resamples of clusters for intervals.
+        draws: resamples of clusters for intervals of rates by rank; those of means are computed without.
         out: folder of the results.
         page: the page, or None.
     """
@@ -165,7 +165,7 @@ def compare(settings: Settings, model: HookedTransformer, rows: Rows, folds: np.
     results["compared"] = {
         name: table(scores, rows, chosen, settings.draws) for name, chosen in sets_of(rows, folds).items()
     }
-    results["special"] = special_rows(scores, rows, folds, settings.draws)
+    results["special"] = special_rows(scores, rows, folds)
 
 
 def hold_out_kinds(settings: Settings, model: HookedTransformer, rows: Rows, folds: np.ndarray, results: dict) -> None:
@@ -178,7 +178,7 @@ def hold_out_kinds(settings: Settings, model: HookedTransformer, rows: Rows, fol
     results["kinds"] = {
         name: table(scores | {BEST: free[BEST]}, rows, chosen, settings.draws) for name, chosen in sets.items()
     }
-    results["bound"] = bound(scores, rows, settings.draws)
+    results["bound"] = bound(scores, rows)
 
 
 def transfer(settings: Settings, model: HookedTransformer, rows: Rows, folds: np.ndarray, results: dict) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from detection_statistics import cluster_weights, summary
+from detection_statistics import mean, share
 from detection_transfer import Bench
 from rapidfuzz.distance import Levenshtein
 from samples import one_per_cluster
@@ -11,6 +11,7 @@ from samples import one_per_cluster
 import mechmem as mm
 from mechmem.detect.detector import Detector
 from mechmem.detect.monitor.plans import MonitorAction
+from mechmem.stats.ranges import token_range
 
 # A text this near to the true one, as a share of its tokens that are kept, counts as near-verbatim.
 NEAR = 0.9
@@ -43,12 +44,12 @@ def actions(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (action, options) in ways.items():
         said, acted = _said(bench, detector, memorized, action, options)
-        found[name] = _overlap(said, memorized, bench.settings.draws)
-        found[name]["acted, memorized"] = _mean(acted, memorized.clusters, bench.settings.draws)
+        found[name] = _overlap(said, memorized)
+        found[name]["acted, memorized"] = share(acted, memorized.clusters)
         said, acted = _said(bench, detector, other, action, options)
         changed = (said != plain).any(1)
-        found[name]["acted, other"] = _mean(acted, other.clusters, bench.settings.draws)
-        found[name]["text changed, other"] = _mean(changed, other.clusters, bench.settings.draws)
+        found[name]["acted, other"] = share(acted, other.clusters)
+        found[name]["text changed, other"] = share(changed, other.clusters)
         print(f"action {name}", {key: np.round(value, 3).tolist() for key, value in found[name].items()}, flush=True)
     return found
 
@@ -81,7 +82,7 @@ def _said(
     return said, did.values.any(1)
 
 
-def _overlap(said: np.ndarray, paragraphs: mm.Paragraphs, draws: int) -> dict[str, Any]:
+def _overlap(said: np.ndarray, paragraphs: mm.Paragraphs) -> dict[str, Any]:
     """EM, share near-verbatim, and longest run of the true text, with intervals by cluster."""
     true = paragraphs.continuation.numpy()
     em = np.cumprod(said == true, 1).sum(1)
@@ -90,8 +91,10 @@ def _overlap(said: np.ndarray, paragraphs: mm.Paragraphs, draws: int) -> dict[st
         [Levenshtein.normalized_similarity(text, row) for text, row in zip(texts, true.tolist(), strict=True)]
     )
     runs = np.array([_longest(same) for same in said == true])
-    values = {"EM": em, "near-verbatim": kept >= NEAR, "longest true run": runs}
-    return {name: _mean(value, paragraphs.clusters, draws) for name, value in values.items()}
+    found = {"near-verbatim": share(kept >= NEAR, paragraphs.clusters)}
+    for name, values in {"EM": em, "longest true run": runs}.items():
+        found[name] = mean(values, paragraphs.clusters, token_range(true.shape[1]))
+    return found
 
 
 def _longest(same: np.ndarray) -> int:
@@ -100,8 +103,3 @@ def _longest(same: np.ndarray) -> int:
         run = run + 1 if each else 0
         best = max(best, run)
     return best
-
-
-def _mean(values: np.ndarray, clusters: np.ndarray, draws: int) -> list[float]:
-    weights = cluster_weights(clusters, draws)
-    return summary((weights * values).sum(1) / weights.sum(1))

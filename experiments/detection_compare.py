@@ -15,6 +15,7 @@ from detection_statistics import (
     calibration_error,
     cluster_weights,
     conformal_threshold,
+    ends_at,
     half_of,
     one_of_each,
     share,
@@ -136,7 +137,7 @@ def table(scores: Mapping[str, Scores], rows: Rows, chosen: np.ndarray, draws: i
     """Every method's values on a set of rows, with intervals: method -> name -> k -> [value, low, high]."""
     at = np.flatnonzero(chosen)
     labels, clusters = rows.recites[at], rows.clusters[at]
-    weights, first = cluster_weights(clusters, draws), half_of(clusters)
+    weights, first, ends = cluster_weights(clusters, draws), half_of(clusters), ends_at(labels, clusters)
     found: dict[str, Any] = {}
     kept: dict[tuple[str, str, int], np.ndarray] = {}
     for name, method in scores.items():
@@ -152,36 +153,35 @@ def table(scores: Mapping[str, Scores], rows: Rows, chosen: np.ndarray, draws: i
             ranked = Ranked.of(score, labels, first, weights)
             kept[name, "AUROC", k] = ranked.auroc()
             kept[name, "TPR at 1 %", k], alarms = ranked.tpr_at(FALSE_ALARMS)
-            values["FPR at 1 %"][k] = summary(alarms)
-            values["TPR at 0.1 %"][k] = summary(ranked.tpr_at(FALSE_ALARMS / 10)[0])
+            values["FPR at 1 %"][k] = summary(alarms, ends)
+            values["TPR at 0.1 %"][k] = summary(ranked.tpr_at(FALSE_ALARMS / 10)[0], ends)
             if method.calibrated:
-                values["calibration"][k] = summary(calibration_error(score, labels, weights))
+                values["calibration"][k] = summary(calibration_error(score, labels, weights), ends)
             for measure in ("AUROC", "TPR at 1 %"):
-                values[measure][k] = summary(kept[name, measure, k])
-        found[name] = values | whole(method, rows, at, weights)
+                values[measure][k] = summary(kept[name, measure, k], ends)
+        found[name] = values | whole(method, rows, at)
     for name, reference in product(scores, REFERENCES):
         if reference not in scores or name == reference:
             continue
         found[name][f"minus {reference}"] = {
-            measure: {k: summary(kept[name, measure, k] - kept[reference, measure, k]) for k in KS}
+            measure: {k: summary(kept[name, measure, k] - kept[reference, measure, k], ends) for k in KS}
             for measure in ("AUROC", "TPR at 1 %")
         }
     return found
 
 
-def whole(method: Scores, rows: Rows, at: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def whole(method: Scores, rows: Rows, at: np.ndarray) -> dict[str, Any]:
     """Whole generations: share flagged, share flagged early, median tokens to come, false alarms."""
-    labels = rows.recites[at]
+    labels, clusters = rows.recites[at], rows.clusters[at]
     alarm = np.asarray(method.statistic[at] > method.threshold[at, None])
     ever, first = np.asarray(alarm.any(1)), alarm.argmax(1)
     length = alarm.shape[1]
     early = ever & (length - first >= EARLY)
-    recited, other = weights[:, labels], weights[:, ~labels]
     to_come = (length - first)[labels & ever]
-    rate = summary(share(ever[~labels], other))
+    rate = share(ever[~labels], clusters[~labels])
     return {
-        "flagged": summary(share(ever[labels], recited)),
-        "flagged early": summary(share(early[labels], recited)),
+        "flagged": share(ever[labels], clusters[labels]),
+        "flagged early": share(early[labels], clusters[labels]),
         "tokens to come": float(np.median(np.where(ever, length - first, 0)[labels])) if len(to_come) else 0.0,
         "false alarms": rate,
         # An alarm is raised once in a generation.
@@ -189,7 +189,7 @@ def whole(method: Scores, rows: Rows, at: np.ndarray, weights: np.ndarray) -> di
     }
 
 
-def special_rows(scores: Mapping[str, Scores], rows: Rows, folds: np.ndarray, draws: int) -> dict[str, Any]:
+def special_rows(scores: Mapping[str, Scores], rows: Rows, folds: np.ndarray) -> dict[str, Any]:
     """Share of whole generations flagged, on rows that are neither recitations nor plain other text."""
     free = folds >= 0
     groups = {
@@ -205,11 +205,10 @@ def special_rows(scores: Mapping[str, Scores], rows: Rows, folds: np.ndarray, dr
         at = np.flatnonzero(chosen)
         if not len(at):
             continue
-        weights = cluster_weights(rows.clusters[at], draws)
         found[name] = {"rows": len(at), "clusters": len(np.unique(rows.clusters[at]))}
         for label, method in scores.items():
             alarm = np.asarray((method.statistic[at] > method.threshold[at, None]).any(1))
-            found[name][label] = summary(share(alarm, weights))
+            found[name][label] = share(alarm, rows.clusters[at])
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from detection_compare import Scores
 from detection_methods import FALSE_ALARMS, judged, methods, only, train, usable
 from detection_rows import Rows
-from detection_statistics import cluster_weights, conformal_threshold, one_of_each, share, summary
+from detection_statistics import conformal_threshold, one_of_each, share
 from scipy.stats import binomtest
 
 from mechmem.data.netcdf import load_netcdf, save_netcdf
@@ -61,7 +61,7 @@ def by_kind(rows: Rows, names: tuple[str, ...], work: Path) -> dict[str, Scores]
     return found
 
 
-def bound(scores: Mapping[str, Scores], rows: Rows, draws: int) -> dict[str, Any]:
+def bound(scores: Mapping[str, Scores], rows: Rows) -> dict[str, Any]:
     """Whether the bound on false alarms holds on kinds that were held out, in three ways to set the threshold.
 
     "own": from clusters of the kinds trained on, as `train_detector` does. "other kinds": from the statistics that
@@ -83,7 +83,7 @@ def bound(scores: Mapping[str, Scores], rows: Rows, draws: int) -> dict[str, Any
             ]
             ways["other kinds"][sources == kind] = conformal_threshold(np.concatenate(nulls), FALSE_ALARMS)
             ways["worst kind"][sources == kind] = max(conformal_threshold(null, FALSE_ALARMS) for null in nulls)
-        found[name] = {way: _rates(last > threshold, rows, draws) for way, threshold in ways.items()}
+        found[name] = {way: _rates(last > threshold, rows) for way, threshold in ways.items()}
         found[name]["by kind"] = {
             kind: [
                 int((last > method.threshold)[rows.other & (sources == kind)].sum()),
@@ -94,14 +94,14 @@ def bound(scores: Mapping[str, Scores], rows: Rows, draws: int) -> dict[str, Any
     return found
 
 
-def _rates(flagged: np.ndarray, rows: Rows, draws: int) -> dict[str, Any]:
+def _rates(flagged: np.ndarray, rows: Rows) -> dict[str, Any]:
     other, recites = np.flatnonzero(rows.other), np.flatnonzero(rows.recites)
     single = one_of_each(rows.clusters, other)
     alarms = int(flagged[single].sum())
     exact = binomtest(alarms, len(single), FALSE_ALARMS, alternative="greater")
     return {
-        "false alarms": summary(share(flagged[other], cluster_weights(rows.clusters[other], draws))),
-        "flagged": summary(share(flagged[recites], cluster_weights(rows.clusters[recites], draws))),
+        "false alarms": share(flagged[other], rows.clusters[other]),
+        "flagged": share(flagged[recites], rows.clusters[recites]),
         "one per cluster": [alarms, len(single)],
         "p that the bound holds": float(exact.pvalue),
     }

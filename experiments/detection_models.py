@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from detection_methods import FALSE_ALARMS
 from detection_rows import concatenated, decoded
-from detection_statistics import auroc, cluster_weights, summary
+from detection_statistics import auroc, cluster_weights, ends_at, summary
 from detection_transfer import GROUPS, KS, Bench, Judged, standard, together
 from samples import one_per_cluster
 from scipy.stats import spearmanr
@@ -87,7 +87,7 @@ def taught_there(
     recites, kept = judged.recites[:, 0], np.flatnonzero(judged.recites[:, 0] | judged.other[:, 0])
     part = Examples(judged.features[[*_held(judged), "said", "em"]], recites, judged.clusters).select(kept)
     home = standard(bench)
-    weights = cluster_weights(home.clusters, bench.settings.draws)
+    weights, ends = cluster_weights(home.clusters, bench.settings.draws), ends_at(home.recites[:, 0], home.clusters)
     identity = next(iter(bench.detectors.values())).identity
     notes: dict[str, Any] = {}
     for name, chosen in groups.items():
@@ -97,7 +97,7 @@ def taught_there(
         )
         scores = step_scores(detector, home.features)
         for k in KS:
-            value, low, high = summary(auroc(scores[:, k], home.recites[:, k], weights))
+            value, low, high = summary(auroc(scores[:, k], home.recites[:, k], weights), ends)
             text = f"AUROC at k = {k} on the model's own memories of `{name}` trained here"
             notes[text] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
     return notes

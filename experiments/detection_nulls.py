@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from detection_rows import Rows, decoded
-from detection_statistics import auroc, cluster_weights, summary, tpr_at
+from detection_statistics import auroc, cluster_weights, ends_at, summary, tpr_at
 from samples import one_per_cluster
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -46,8 +46,9 @@ def random_model_row(
     found = {}
     for name, chosen in sets.items():
         at = chosen[kept]
-        weights = cluster_weights(rows.clusters[kept][at], settings.draws)
-        found[name] = summary(auroc(scores[at], rows.recites[kept][at], weights))
+        labels, clusters = rows.recites[kept][at], rows.clusters[kept][at]
+        weights = cluster_weights(clusters, settings.draws)
+        found[name] = summary(auroc(scores[at], labels, weights), ends_at(labels, clusters))
     return found
 
 
@@ -68,7 +69,7 @@ def gradient_ceiling(rows: Rows, model: HookedTransformer, settings: Any) -> dic
     some, said = every.select(kept), rows.features.said.values[kept]
     gradients = np.log(own_gradients(model, some.prefix, said, said[:, 0], STEPS, (None,) * len(STEPS)) + 1e-12)
     labels, clusters = rows.recites[kept], rows.clusters[kept]
-    weights = cluster_weights(clusters, settings.draws)
+    weights, ends = cluster_weights(clusters, settings.draws), ends_at(labels, clusters)
     found: dict[str, Any] = {"rows": [int(labels.sum()), int((~labels).sum())]}
     for at, k in enumerate(STEPS):
         output = rows.features.output.sel(k=k).values[kept]
@@ -81,7 +82,7 @@ def gradient_ceiling(rows: Rows, model: HookedTransformer, settings: Any) -> dic
         for name, values in columns.items():
             scores = held_out_scores(values, labels, clusters, penalty=1.0)
             area, tpr = auroc(scores, labels, weights), tpr_at(scores, labels, clusters, weights, 0.01)[0]
-            found[str(k)][name] = {"AUROC": summary(area), "TPR at 1 %": summary(tpr)}
+            found[str(k)][name] = {"AUROC": summary(area, ends), "TPR at 1 %": summary(tpr, ends)}
     return found
 
 

@@ -13,14 +13,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from detection_statistics import auroc, ends_at, summary
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 import mechmem as mm
 from mechmem.data.assets import ASSETS
 from mechmem.data.errors import InputError
 from mechmem.data.hashes import row_hashes, window_hashes
+from mechmem.detect.evaluation.cluster_draws import cluster_draws
 from mechmem.model.load import HookedTransformer
 from mechmem.stats.covariates import with_covariates
 from mechmem.synthetic.generator import SyntheticCorpus, generate
@@ -170,14 +171,9 @@ def confound_scores(paragraphs: mm.Paragraphs, labels: np.ndarray, *, seed: int 
 
 def confound_auc(paragraphs: mm.Paragraphs, labels: np.ndarray, *, draws: int = 1000, seed: int = 0) -> list[float]:
     """AUC of `confound_scores` with its 95 % interval by clusters: [value, low, high]; 0.5: confounds tell nothing."""
-    scores, rng = confound_scores(paragraphs, labels, seed=seed), np.random.default_rng(seed)
-    rows = list(_members(paragraphs.clusters).values())
-    found = []
-    while len(found) < draws:
-        drawn = np.concatenate([rows[place] for place in rng.integers(0, len(rows), len(rows))])
-        if 0 < labels[drawn].sum() < len(drawn):
-            found.append(roc_auc_score(labels[drawn], scores[drawn]))
-    return [float(roc_auc_score(labels, scores)), *np.quantile(found, [0.025, 0.975]).tolist()]
+    scores, recites, clusters = confound_scores(paragraphs, labels, seed=seed), labels > 0, paragraphs.clusters
+    weights = np.concatenate([np.ones((1, len(labels))), cluster_draws(recites, clusters, draws, seed)])
+    return summary(auroc(scores, recites, weights), ends_at(recites, clusters))
 
 
 def halves(clusters: np.ndarray, seed: int, share: float = 0.5) -> np.ndarray:

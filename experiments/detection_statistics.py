@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
-LEVEL = (0.025, 0.975)
+import mechmem as mm
+from mechmem.detect.evaluation.cluster_draws import draw_quantiles
+from mechmem.stats.ranges import SHARE, Range
+
+LEVEL = 0.95
 BINS = 10
 
 
@@ -127,15 +131,32 @@ def calibration_error(scores: np.ndarray, labels: np.ndarray, weights: np.ndarra
     return np.abs(predicted - observed).sum(1) / 2
 
 
-def share(flagged: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted share of rows that are flagged, [draw]."""
-    return (weights * flagged).sum(1) / np.maximum(weights.sum(1), 1e-9)
+def share(flagged: np.ndarray, clusters: np.ndarray) -> list[float]:
+    """Share of rows that are flagged, bool [row], and its interval by cluster: [value, low, high]."""
+    return mean(np.asarray(flagged, dtype=bool), clusters, SHARE)
 
 
-def summary(values: np.ndarray) -> list[float]:
-    """The value of the data and its interval: [value, low, high]."""
+def mean(values: np.ndarray, clusters: np.ndarray, within: Range) -> list[float]:
+    """The mean and its interval by cluster, within what it can be: [value, low, high]; NaN without rows."""
+    if not len(values):
+        return [np.nan] * 3
+    return [float(values.mean()), *mm.cluster_bootstrap(values, clusters, level=LEVEL, within=within)]
+
+
+def ends_at(labels: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """The quantiles of resamples at which intervals of rates of two classes end, for `summary`."""
+    return draw_quantiles(labels, clusters, LEVEL)
+
+
+def summary(values: np.ndarray, ends: tuple[float, float]) -> list[float]:
+    """The value of the data and its interval: [value, low, high].
+
+    Args:
+        values: of the data and of every resample that has both classes; others are not finite.
+        ends: what `ends_at` gives of the same rows.
+    """
     finite = values[1:][np.isfinite(values[1:])]
-    return [float(values[0]), *(np.quantile(finite, LEVEL).tolist() if len(finite) else [np.nan] * 2)]
+    return [float(values[0]), *(np.quantile(finite, ends).tolist() if len(finite) else [np.nan] * 2)]
 
 
 def precision(tpr: float, fpr: float, base_rate: float) -> float:

@@ -11,7 +11,7 @@ import xarray as xr
 from detection_methods import FALSE_ALARMS
 from detection_rows import Rows, concatenated, decoded
 from detection_sets import RUN, occurs, unseen_text
-from detection_statistics import auroc, cluster_weights, share, summary
+from detection_statistics import auroc, cluster_weights, ends_at, share, summary
 from samples import one_per_cluster
 
 import mechmem as mm
@@ -171,23 +171,22 @@ def judge(judged: Judged, detectors: Mapping[str, Detector], draws: int) -> dict
             continue
         scores, statistic = step_scores(detector, judged.features), step_statistics(detector, judged.features)
         alarm = statistic > detector.threshold(FALSE_ALARMS)
-        found[name] = {"flagged": _flagged(alarm & judged.recites, judged.recites, judged.clusters, draws)}
-        found[name]["false alarms"] = _flagged(alarm & judged.other, judged.other, judged.clusters, draws)
+        found[name] = {"flagged": _flagged(alarm & judged.recites, judged.recites, judged.clusters)}
+        found[name]["false alarms"] = _flagged(alarm & judged.other, judged.other, judged.clusters)
         for k in KS:
             rows = judged.recites[:, k] | judged.other[:, k]
             labels = judged.recites[rows, k]
             if labels.all() or not labels.any():
                 continue
-            weights = cluster_weights(judged.clusters[rows], draws)
-            found[name][f"AUROC at k = {k}"] = summary(auroc(scores[rows, k], labels, weights))
+            clusters = judged.clusters[rows]
+            area = auroc(scores[rows, k], labels, cluster_weights(clusters, draws))
+            found[name][f"AUROC at k = {k}"] = summary(area, ends_at(labels, clusters))
     return found
 
 
-def _flagged(alarm: np.ndarray, there: np.ndarray, clusters: np.ndarray, draws: int) -> list[float] | None:
+def _flagged(alarm: np.ndarray, there: np.ndarray, clusters: np.ndarray) -> list[float] | None:
     rows = there.any(1)
-    return (
-        summary(share(np.asarray(alarm[rows].any(1)), cluster_weights(clusters[rows], draws))) if rows.any() else None
-    )
+    return share(alarm[rows].any(1), clusters[rows]) if rows.any() else None
 
 
 def together(first: Judged, second: Judged, notes: Mapping[str, Any]) -> Judged:

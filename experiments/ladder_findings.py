@@ -25,6 +25,7 @@ from ladder_where_tables import DRAWS, METHODS, Located, agreement_with, moved, 
 
 import mechmem as mm
 from mechmem.stats.bootstrap import cluster_bootstrap_difference
+from mechmem.stats.ranges import ANY
 
 SMALL_P = 0.05
 
@@ -115,7 +116,7 @@ def dilution(results: Measured, folders: Mapping[str, Path]) -> list[str]:
         return []
     parts = [diluted(results, pair, "nll", 8, np.inf) for pair in pairs]
     values, clusters = np.mean([part.values for part in parts], 0), parts[0].cluster.values
-    low, high = mm.cluster_bootstrap(values, clusters)
+    low, high = mm.cluster_bootstrap(values, clusters, within=ANY)
     short, long = (sizes_of(folders[name])[1] for name in pairs[0])
     word = verdict(low, high, "raises", "lowers", "does not tell apart")
     return [
@@ -132,7 +133,7 @@ def forgetting(results: Measured) -> list[str]:
         return []
     early, never, left = (np.mean(parts, 0) for parts in zip(*known, strict=True))
     here, there = np.arange(len(early)), len(early) + np.arange(len(never))
-    low, high = cluster_bootstrap_difference(early, never, here, there)
+    low, high = cluster_bootstrap_difference(early, never, here, there, within=ANY)
     word = verdict(low, high, "forgotten at least in part", "still being learned", "not told apart from kept")
     return [
         f"Documents of the first quarter of training are {word}: since then their NLL has changed by "

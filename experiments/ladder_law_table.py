@@ -12,6 +12,7 @@ from ladder_tables import Measured, final, head, row, said
 from safetensors import safe_open
 
 from mechmem.data.own_files import read_json
+from mechmem.stats.ranges import SHARE
 
 
 def sizes_of(folder: Path) -> tuple[int, int]:
@@ -53,9 +54,10 @@ def law(results: Measured, folders: Mapping[str, Path]) -> list[str]:
         share = stacked(last, groups[group], "whole")[first.copies.values == most].mean(1)
         # Of one model truth values, whose interval stays within 0 and 1.
         share = share.astype(bool) if len(groups[group]) == 1 else share
+        clusters = first.cluster.values[first.copies.values == most]
         size, tokens = sizes_of(folders[groups[group][0]])
         cells = [str(len(groups[group])), f"{size:,}", f"{tokens:,}"]
-        cells.append(f"{said(share, first.cluster.values[first.copies.values == most])} at {most}")
+        cells.append(f"{said(share, clusters, within=SHARE)} at {most}")
         lines.append(row([group, *cells, said_copies(whole, most), said_copies(nll, most)]))
     return lines
 

@@ -28,6 +28,7 @@ import mechmem as mm
 from mechmem.data.bounds import check_fields
 from mechmem.data.errors import InputError
 from mechmem.data.netcdf import load_netcdf
+from mechmem.stats.ranges import token_range
 
 TITLE = "# The ladder: memories planted by the number of copies"
 LAW = "How many copies make a memory"
@@ -79,10 +80,12 @@ def draw(results: tables.Measured) -> go.Figure:
     for name, result in results.items():
         last = tables.final(result)
         copies = [value for value in np.unique(last.copies.values) if value > 0]
-        points = []
+        points, within = [], token_range(tables.LENGTH)
         for value in copies:
             here = last.isel(paragraph=np.flatnonzero(last.copies.values == value))
-            points.append((here.em.values.mean(), *mm.cluster_bootstrap(here.em.values, here.cluster.values)))
+            points.append(
+                (here.em.values.mean(), *mm.cluster_bootstrap(here.em.values, here.cluster.values, within=within))
+            )
         middle, low, high = np.array(points).T
         bars = {"type": "data", "symmetric": False, "thickness": 1, "array": high - middle, "arrayminus": middle - low}
         line = {"color": COLOURS[name.split("-")[0]], "dash": "dot" if "-large-" in name else "solid"}

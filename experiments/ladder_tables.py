@@ -10,7 +10,10 @@ from ladder_corpus import BASE, CONDITIONS, NEAR_DUPLICATE
 import mechmem as mm
 from mechmem.measure.scaling_curves import slope_terms
 from mechmem.stats.bootstrap import cluster_bootstrap_difference
+from mechmem.stats.ranges import ANY, NOT_NEGATIVE, SHARE, Range, range_of, token_range
 
+# Tokens of a continuation.
+LENGTH = 50
 # Copies from which on a document is called inserted often.
 OFTEN = 64
 DRAWS = 500
@@ -24,13 +27,13 @@ def chosen(result: xr.Dataset, **columns: str) -> xr.Dataset:
     return result.isel(paragraph=np.flatnonzero(keep))
 
 
-def said(values: np.ndarray, clusters: np.ndarray, digits: int = 2, chance: bool = False) -> str:
-    """A mean and its interval by cluster; a dash where there is nothing. A chance has powers of ten, within 0 and 1."""
+def said(values: np.ndarray, clusters: np.ndarray, digits: int = 2, chance: bool = False, within: Range = ANY) -> str:
+    """A mean and its interval by cluster, within what it can be, or a dash. A chance has powers of ten."""
     if not len(values):
         return "–"
-    low, high = mm.cluster_bootstrap(values, clusters)
+    low, high = mm.cluster_bootstrap(values, clusters, within=SHARE if chance else within)
     if chance:
-        return f"{np.mean(values):.{digits}e} [{max(0.0, low):.{digits}e}, {min(1.0, high):.{digits}e}]"
+        return f"{np.mean(values):.{digits}e} [{low:.{digits}e}, {high:.{digits}e}]"
     return f"{np.mean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -57,7 +60,8 @@ def by_copies(results: Measured, measure: str, digits: int) -> list[str]:
         cells = []
         for result in last.values():
             here = result.isel(paragraph=np.flatnonzero(result.copies.values == copies))
-            cells.append(said(values_of(here, measure), here.cluster.values, digits, measure == "p_extractable"))
+            chance, within = measure == "p_extractable", SHARE if measure == "whole" else range_of(measure, LENGTH)
+            cells.append(said(values_of(here, measure), here.cluster.values, digits, chance, within))
         lines.append(row([str(copies), *cells]))
     return lines
 
@@ -100,7 +104,8 @@ def conditions(results: Measured) -> list[str]:
         for condition in CONDITIONS:
             here = chosen(result, condition=condition).sel(prefix_len=50)
             here = here.isel(paragraph=np.flatnonzero(here.copies.values == OFTEN))
-            cells = [said(here.nll.isel(step=step).values, here.cluster.values) for step in range(len(shares))]
+            nll, clusters = here.nll.transpose("step", "paragraph").values, here.cluster.values
+            cells = [said(values, clusters, within=NOT_NEGATIVE) for values in nll]
             lines.append(row([condition, *cells]))
         lines.append("")
     return lines
@@ -113,8 +118,9 @@ def by_prefix(results: Measured) -> list[str]:
     for name, result in results.items():
         often = at_least(chosen(result).isel(step=-1), OFTEN)
         known = often.prefix_len.values.tolist()
+        em, clusters, within = often.em, often.cluster.values, token_range(LENGTH)
         cells = [
-            said(often.em.sel(prefix_len=length).values, often.cluster.values, 1) if length in known else "–"
+            said(em.sel(prefix_len=length).values, clusters, 1, within=within) if length in known else "–"
             for length in lengths
         ]
         lines.append(row([name, *cells]))
@@ -164,7 +170,8 @@ def forgetting(results: Measured) -> list[str]:
 
 
 def _difference(some: np.ndarray, others: np.ndarray) -> str:
-    low, high = cluster_bootstrap_difference(some, others, np.arange(len(some)), len(some) + np.arange(len(others)))
+    here, there = np.arange(len(some)), len(some) + np.arange(len(others))
+    low, high = cluster_bootstrap_difference(some, others, here, there, within=ANY)
     return f"{some.mean() - others.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -187,11 +194,14 @@ def dilution(results: Measured) -> list[str]:
     lines = head(["models", "copies", "EM", "NLL"])
     for pair in dilution_pairs(results):
         for low, high in ((1, 8), (8, OFTEN), (OFTEN, np.inf)):
-            parts = [diluted(results, pair, measure, low, high) for measure in ("em", "nll")]
-            if not parts[0].size:
+            parts = {measure: diluted(results, pair, measure, low, high) for measure in ("em", "nll")}
+            if not parts["em"].size:
                 continue
-            cells = [said(part.values, part.cluster.values) for part in parts]
-            lines.append(row([f"{pair[1]} − {pair[0]}", f"{low} to {int(parts[0].copies.max())}", *cells]))
+            cells = [
+                said(part.values, part.cluster.values, within=range_of(f"{measure}_change", LENGTH))
+                for measure, part in parts.items()
+            ]
+            lines.append(row([f"{pair[1]} − {pair[0]}", f"{low} to {int(parts['em'].copies.max())}", *cells]))
     return lines
 
 
@@ -251,7 +261,10 @@ def kinds(results: Measured) -> list[str]:
     lines = head(["kind", "documents", "EM against the mean", "NLL against the mean"])
     for name in sorted(np.unique(kind), key=lambda name: rest["nll"][kind == name].mean()):
         here = kind == name
-        cells = [said(values[here], clusters[here]) for values in rest.values()]
+        cells = [
+            said(values[here], clusters[here], within=range_of(f"{measure}_change", LENGTH))
+            for measure, values in rest.items()
+        ]
         lines.append(row([str(name), str(here.sum()), *cells]))
     return lines
 
@@ -280,6 +293,8 @@ def near_duplicates(results: Measured) -> list[str]:
             base, other, clusters, share = near_duplicate_terms(result, condition)
             if not len(base):
                 continue
-            cells = [said(values, clusters, 1) for values in (base, other, other - base)]
+            ranges = [range_of(measure, LENGTH) for measure in ("em", "em", "em_change")]
+            columns = zip((base, other, other - base), ranges, strict=True)
+            cells = [said(values, clusters, 1, within=within) for values, within in columns]
             lines.append(row([name, condition, *cells, said(share, clusters)]))
     return lines

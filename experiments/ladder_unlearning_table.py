@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ladder_tables import head, row, said
+from ladder_tables import LENGTH, head, row, said
 from ladder_unlearning import ALL, BEFORE, EDIT, EDIT_RANDOM, ORACLE, RANDOM, TOP
 
 import mechmem as mm
 from mechmem.data.own_files import read_json
+from mechmem.stats.ranges import Range, change_of, range_of
 
 # Row -> part -> what `ladder_unlearning.costs` gives.
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -63,6 +64,12 @@ def values_of(results: Results, name: str, column: str) -> tuple[np.ndarray, np.
     return np.mean(values, 0), clusters[0]
 
 
+def range_in(column: str) -> Range:
+    """What a column of the table can be."""
+    measure = column.rsplit(" ", 1)[-1]
+    return range_of("oracle_distance" if measure == "distance" else measure, LENGTH)
+
+
 def table(results: Mapping[str, Results]) -> list[str]:
     """Every row of every model."""
     lines = head(["model", "row", *(title for title, _ in COLUMNS.values())])
@@ -74,7 +81,7 @@ def table(results: Mapping[str, Results]) -> list[str]:
                     steps = [] if name in (BEFORE, ORACLE) else values_of(rows, name, column)[0]
                     cells.append(f"{np.mean(steps):.0f}" if len(steps) else "–")
                 else:
-                    cells.append(said(*values_of(rows, name, column), digits))
+                    cells.append(said(*values_of(rows, name, column), digits, within=range_in(column)))
             lines.append(row([model, name, *cells]))
     return lines
 
@@ -83,7 +90,7 @@ def difference(results: Results, first: str, second: str, column: str) -> tuple[
     """First minus second, of the same documents, and its interval by cluster."""
     values, clusters = values_of(results, first, column)
     values = values - values_of(results, second, column)[0]
-    return (float(values.mean()), *mm.cluster_bootstrap(values, clusters))
+    return (float(values.mean()), *mm.cluster_bootstrap(values, clusters, within=change_of(range_in(column))))
 
 
 def differences(results: Mapping[str, Results]) -> list[str]:

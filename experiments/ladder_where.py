@@ -32,6 +32,7 @@ from mechmem.data.folder_lock import only_writer
 from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.data.settings_match import refuse_other_settings
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.ranges import SHARE
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def centre_interval(profile: np.ndarray, clusters: Sequence[int] | np.ndarray) -
     numerator, denominator = profile @ depth, profile.sum(1)
     centre = numerator.mean() / denominator.mean()
     terms = centre + (numerator - centre * denominator) / denominator.mean()
-    low, high = mm.cluster_bootstrap(terms, np.asarray(clusters))
+    low, high = mm.cluster_bootstrap(terms, np.asarray(clusters), within=SHARE)
     return float(centre), low, high
 
 

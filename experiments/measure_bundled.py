@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 import mechmem as mm
 from mechmem.data.assets import ASSETS
 from mechmem.data.bounds import Count, Seed, check_fields
+from mechmem.stats.ranges import CORRELATION
 from mechmem.synthetic.generator import Document, generate
 
 EDGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4001]
@@ -141,16 +142,16 @@ def draw(curve: pd.DataFrame, table: Any, never: Any, seed: int) -> go.Figure:
 
 
 def interval(trained: Any, settings: Settings) -> tuple[float, float]:
-    """95 % of Spearman's correlation of EM and count, by resampling clusters."""
-    rng = np.random.default_rng(settings.seed)
-    clusters = list(trained.reset_index(drop=True).groupby("cluster").indices.values())
+    """95 % of Spearman's correlation of EM and count, by cluster."""
     pairs = trained[["em", "count"]].to_numpy()
-    found = []
-    for _ in range(settings.resamples):
-        rows = np.concatenate([clusters[i] for i in rng.integers(0, len(clusters), len(clusters))])
-        found.append(spearman(pairs[rows]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+    return mm.cluster_bootstrap(
+        np.arange(len(pairs)),
+        trained.cluster.to_numpy(),
+        statistic=lambda rows: spearman(pairs[rows.astype(int)]),
+        draws=settings.resamples,
+        seed=settings.seed,
+        within=CORRELATION,
+    )
 
 
 def claims_of(table: Any, perplexities: tuple[float, float], settings: Settings) -> list[Claim]:

@@ -16,12 +16,12 @@ import xarray as xr
 from inputs import Inputs, open_inputs, start
 from outputs import save, stamp, write_page
 from samples import MEMORIZED_OTHER, by_em
-from scipy.stats import t
 
 import mechmem as mm
 from mechmem.data.bounds import Amount, Count, Seed, Share
 from mechmem.intervene.noise import noise_by_size
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.ranges import token_range
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,18 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         compat="override",
     ).assign_attrs(head=f"L{place[0]}H{place[1]}")
     save(result, [], settings)
-    write(settings, result, {name: mask.count for name, mask in masks.items()}, curves["weights"])
+    counts = {name: mask.count for name, mask in masks.items()}
+    write(settings, result, counts, curves["weights"], shipped.continuation_len)
     return result
 
 
-def said(values: np.ndarray) -> str:
-    """Mean over draws and half its 95 % interval."""
-    margin = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{values.mean():.1f} ± {margin:.1f}"
+def said(values: np.ndarray, length: int) -> str:
+    """Mean EM over draws and its 95 % interval; each draw is a cluster of its own."""
+    low, high = mm.cluster_bootstrap(values, np.arange(len(values)), within=token_range(length))
+    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
 
 
-def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve: xr.Dataset) -> None:
+def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve: xr.Dataset, length: int) -> None:
     """The page of docs.
 
     Args:
@@ -110,6 +111,7 @@ def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve:
         result: what `main` returns.
         counts: weights with noise, by curve.
         curve: for the values before any noise.
+        length: of the continuation.
     """
     titles = {
         "weights": (
@@ -139,7 +141,9 @@ def write(settings: Settings, result: xr.Dataset, counts: dict[str, int], curve:
         for number, level in enumerate(levels):
             at = result.em.sel({"curve": name, "level": number})
             cells = [
-                said(at.sel({"set": s, "mask": m}).values) for s in ("memorized", "other") for m in ("chosen", "random")
+                said(at.sel({"set": s, "mask": m}).values, length)
+                for s in ("memorized", "other")
+                for m in ("chosen", "random")
             ]
             lines.append(f"| {level:g} | " + " | ".join(cells) + " |")
     write_page(settings.page, lines)

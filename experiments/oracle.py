@@ -24,6 +24,7 @@ import mechmem as mm
 from mechmem.data.bounds import Count, Seed
 from mechmem.data.errors import InputError
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.ranges import range_of
 
 MODELS = {"before": "bundled", "after": "other seed", "oracle": "oracle"}
 # Name -> higher value minus lower one, of which model.
@@ -68,22 +69,29 @@ def joined(of_seeds: dict[int, Sets], paragraphs: mm.Paragraphs) -> Sets:
     return {name: paragraphs.select(np.isin(paragraphs.ids, np.concatenate(some))) for name, some in ids.items()}
 
 
-def summary(costs: xr.Dataset) -> dict[str, Any]:
-    """Means of a set and intervals by cluster: EM, NLL and KL of each model, and paired differences."""
+def summary(costs: xr.Dataset, length: int) -> dict[str, Any]:
+    """Means of a set and intervals by cluster: EM, NLL and KL of each model, and paired differences.
+
+    Args:
+        costs: of every paragraph.
+        length: tokens of a continuation.
+    """
     clusters = costs.cluster.values
+    # What is measured, and its name among the ranges.
     values = {
-        "unit": costs.kl,
-        "oracle": costs.oracle_kl.sel(model="before"),
-        "other seed to the oracle": costs.oracle_kl.sel(model="after"),
+        "unit": (costs.kl, "kl"),
+        "oracle": (costs.oracle_kl.sel(model="before"), "oracle_kl"),
+        "other seed to the oracle": (costs.oracle_kl.sel(model="after"), "oracle_kl"),
     }
     for model, title in MODELS.items():
-        values |= {f"{title} {key.upper()}": costs[key].sel(model=model) for key in ("em", "nll")}
+        values |= {f"{title} {key.upper()}": (costs[key].sel(model=model), key) for key in ("em", "nll")}
     for title, (key, model) in CHANGES.items():
-        values[f"{title} change"] = costs[key].sel(model=model) - costs[key].sel(model="before")
+        change = costs[key].sel(model=model) - costs[key].sel(model="before")
+        values[f"{title} change"] = (change, f"{key}_change")
     found: dict[str, Any] = {"paragraphs": len(clusters), "clusters": len(np.unique(clusters))}
-    for name, each in values.items():
-        numbers = each.values.astype(float)
-        found[name] = [float(numbers.mean()), *mm.cluster_bootstrap(numbers, clusters)]
+    for name, (each, measure) in values.items():
+        numbers, within = each.values.astype(float), range_of(measure, length)
+        found[name] = [float(numbers.mean()), *mm.cluster_bootstrap(numbers, clusters, within=within)]
     found["distance"] = found["oracle"][0] / found["unit"][0]
     return found
 
@@ -96,14 +104,16 @@ def parts_brought(model: HookedTransformer, oracle: HookedTransformer, sets: Set
     result = {}
     for part in targets.component.values.tolist():
         changes = {
-            "EM": (targets.em_change, sets["targets"]),
-            "NLL": (targets.nll_change, sets["targets"]),
-            "other NLL": (found["other"].nll_change, sets["other"]),
+            "EM": (targets, "em_change", sets["targets"]),
+            "NLL": (targets, "nll_change", sets["targets"]),
+            "other NLL": (found["other"], "nll_change", sets["other"]),
         }
         result[part] = {"weights": int(targets.weights.sel(component=part))}
-        for name, (change, paragraphs) in changes.items():
-            values = change.sel(component=part).values.astype(float)
-            result[part][name] = [float(values.mean()), *mm.cluster_bootstrap(values, paragraphs.clusters)]
+        for name, (brought, measure, paragraphs) in changes.items():
+            values = brought[measure].sel(component=part).values.astype(float)
+            within = range_of(measure, paragraphs.continuation_len)
+            ends = mm.cluster_bootstrap(values, paragraphs.clusters, within=within)
+            result[part][name] = [float(values.mean()), *ends]
         result[part]["share"] = -result[part]["NLL"][0] / gap
     return result
 
@@ -130,7 +140,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> dict[str
     oracle, other = (mm.load_model(folder, device=settings.device) for folder in (settings.oracle, settings.other_seed))
     results = {}
     for name, part in sets.items():
-        results[name] = summary(mm.paragraph_costs(model, other, part, oracle=oracle))
+        results[name] = summary(mm.paragraph_costs(model, other, part, oracle=oracle), part.continuation_len)
         brief = {key: np.round(value, 3).tolist() for key, value in results[name].items()}
         print(name, brief, flush=True)
     parts = parts_brought(model, oracle, sets)

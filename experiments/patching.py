@@ -73,9 +73,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     perturbed = mm.perturb_prefix(model, paragraphs, samples=settings.samples, seed=settings.seed)
     clean, corrupt = mm.worst_perturbations(model, paragraphs, perturbed, before="all")
     # Paragraphs are one of each cluster.
-    result = mm.perturbed_token_effects(
-        model, clean, corrupt, sites=SITES, fraction=settings.fraction, seed=settings.seed
-    )
+    result = mm.perturbed_token_effects(model, clean, corrupt, sites=SITES, fraction=settings.fraction)
     estimate = result.estimate.mean("paragraph")
     agreement = [
         [rank_correlation(estimate.sel(cell), result.effect_mean.sel(cell)) for cell in row] for row in cells(result)

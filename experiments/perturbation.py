@@ -25,7 +25,8 @@ from mechmem.measure.exact import ExactScorer
 from mechmem.measure.own_text import own_continuations
 from mechmem.measure.tolerance import CALIBRATION
 from mechmem.model.load import HookedTransformer
-from mechmem.stats.bootstrap import cluster_bootstrap, cluster_bootstrap_difference
+from mechmem.stats.bootstrap import cluster_bootstrap_difference
+from mechmem.stats.ranges import SHARE, Range, change_of, range_of
 
 MEASURES = {
     "em_change": ("change of EM", "tokens"),
@@ -40,7 +41,7 @@ class Settings(Inputs):
     """What decides the numbers.
 
     Attributes:
-        seed: draws samples, replacements and resamples.
+        seed: draws samples, replacements and shuffles.
         candidates: paragraphs that are scored, at random; None: all.
         memorized: memorized paragraphs.
         other: paragraphs with an EM of at most a fifth of the continuation.
@@ -74,16 +75,23 @@ def measured(model: HookedTransformer, paragraphs: mm.Paragraphs, seed: int) -> 
     return values | {"clusters": paragraphs.clusters, "profile": result.em_change.mean("paragraph").values}
 
 
-def cell(values: np.ndarray, clusters: np.ndarray, seed: int) -> str:
+def range_in(measure: str, length: int) -> Range:
+    """What a measure of a paragraph can be, of so many tokens."""
+    return change_of(SHARE) if measure == "match_change" else range_of(measure, length)
+
+
+def cell(values: np.ndarray, clusters: np.ndarray, within: Range) -> str:
     """A mean with its interval by cluster."""
-    low, high = cluster_bootstrap(values, clusters, seed=seed)
+    low, high = mm.cluster_bootstrap(values, clusters, within=within)
     return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
-def difference(first: dict[str, np.ndarray], second: dict[str, np.ndarray], name: str, settings: Settings) -> str:
+def difference(
+    first: dict[str, np.ndarray], second: dict[str, np.ndarray], name: str, within: Range, settings: Settings
+) -> str:
     """First minus second, with its interval and a permutation test, both by cluster."""
     low, high = cluster_bootstrap_difference(
-        first[name], second[name], first["clusters"], second["clusters"], seed=settings.seed
+        first[name], second[name], first["clusters"], second["clusters"], within=change_of(within)
     )
     values = np.concatenate([first[name], second[name]])
     groups = np.arange(len(values)) < len(first[name])
@@ -162,6 +170,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             "memorized": len(texts["memorized"]),
             "other": len(texts["other, true text"]),
             "controls": len(matched),
+            "continuation_len": matched.continuation_len,
             "matched_on": ", ".join(matched_on),
         },
     )  # fmt: skip
@@ -182,11 +191,11 @@ def write(settings: Settings, result: xr.Dataset, sets: dict[str, dict[str, np.n
         sets: each set's values by paragraph.
         balance: of the matching.
     """
-    seed = settings.seed
+    ranges = {name: range_in(name, result.attrs["continuation_len"]) for name in MEASURES}
     lines = [
         "# Perturbing one prefix token",
         "",
-        f"{stamp('perturbation')}, seed {seed}: model {settings.model}, {result.attrs['memorized']} memorized "
+        f"{stamp('perturbation')}, seed {settings.seed}: model {settings.model}, {result.attrs['memorized']} memorized "
         f"paragraphs, {result.attrs['other']} others (EM of a fifth or less) and {result.attrs['controls']} controls "
         f"matched on {result.attrs['matched_on']}. Every prefix position is replaced once by a random token. Values "
         "are means over paragraphs and positions with 95 % intervals by cluster.",
@@ -195,14 +204,14 @@ def write(settings: Settings, result: xr.Dataset, sets: dict[str, dict[str, np.n
         "|---|" + "---|" * len(MEASURES),
     ]
     lines += [
-        f"| {name} | " + " | ".join(cell(values[measure], values["clusters"], seed) for measure in MEASURES) + " |"
+        f"| {name} | " + " | ".join(cell(values[key], values["clusters"], ranges[key]) for key in MEASURES) + " |"
         for name, values in sets.items()
     ]
     lines += ["", "| memorized minus | " + " | ".join(name for name, _ in MEASURES.values()) + " |"]
     lines += ["|---|" + "---|" * len(MEASURES)]
     lines += [
         f"| {name} | "
-        + " | ".join(difference(sets["memorized"], values, measure, settings) for measure in MEASURES)
+        + " | ".join(difference(sets["memorized"], values, key, ranges[key], settings) for key in MEASURES)
         + " |"
         for name, values in sets.items()
         if name != "memorized"

@@ -32,6 +32,7 @@ from mechmem.localize.token_attention import (
 from mechmem.model.load import HookedTransformer
 from mechmem.show.charts.heatmap_figures import head_heatmap
 from mechmem.show.theme import COLOURS, empty_figure, plotly_text
+from mechmem.stats.ranges import CORRELATION
 from mechmem.study.stages import top_heads
 
 TABLE = ["excess", "p_value", "spearman", "kendall", "pearson"]
@@ -51,7 +52,7 @@ class Settings(Inputs):
         candidates: paragraphs that are scored, at random.
         each: memorized paragraphs, one of each cluster: half to find the head, half to measure it.
         permutations: shuffles of the heads' p-values.
-        resamples: of paragraphs, for the intervals.
+        resamples: of clusters, for the intervals.
         out: folder of the result and the figure.
     """
 
@@ -84,6 +85,24 @@ def scatter(result: xr.Dataset) -> go.Figure:
     return figure
 
 
+def intervals(
+    tokens: np.ndarray, values: np.ndarray, counts: np.ndarray, clusters: np.ndarray, settings: Settings
+) -> list[tuple[float, float]]:
+    """The 95 % interval of every coefficient of `correlations`, by cluster, [coefficient]."""
+    options: dict[str, Any] = {"draws": settings.resamples, "seed": settings.seed}
+
+    def interval(name: Any) -> tuple[float, float]:
+        def statistic(rows: np.ndarray) -> float:
+            chosen = rows.astype(int)
+            return token_correlation(tokens[chosen], values[chosen], counts, name)
+
+        return mm.cluster_bootstrap(
+            np.arange(len(tokens)), clusters, statistic=statistic, within=CORRELATION, **options
+        )
+
+    return [interval(name) for name in COEFFICIENTS]
+
+
 def head_table(rare: xr.Dataset, rows: int = 12) -> go.Figure:
     """The heads that attend most to rare tokens, strongest first."""
     places = top_heads(rare.excess, rows)
@@ -105,7 +124,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
         All variables of `rare_token_attention` [layer, head], of the half that the head is found on. Of the strongest
         head on the other half, from query prefix_len: attention (mean over the places of a token), expected (mean over
         other paragraphs' attention to the same positions), places, token_count, token_text [token]; correlation,
-        correlation_low and correlation_high (95 %, by resampling paragraphs) [quantity, coefficient]. Attributes: layer
+        correlation_low and correlation_high (95 %, by cluster) [quantity, coefficient]. Attributes: layer
         and head.
     """
     model, shipped = open_inputs(settings, model)
@@ -125,10 +144,8 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     tokens = measured.prefix.numpy()
     quantities = {"attention": attention, "expected": expected, "excess": attention - expected}
     found = np.array([correlations(tokens, values, counts) for values in quantities.values()])
-    rng = np.random.default_rng(settings.seed)
-    drawn = [rng.integers(0, len(tokens), len(tokens)) for _ in range(settings.resamples)]
-    spread = np.array([[correlations(tokens[i], values[i], counts) for values in quantities.values()] for i in drawn])
-    low, high = np.quantile(spread, [0.025, 0.975], axis=0)
+    ends = [intervals(tokens, values, counts, measured.clusters, settings) for values in quantities.values()]
+    low, high = np.moveaxis(np.array(ends), -1, 0)
     types, places, mean = by_token(tokens, attention)
     each, words = ("quantity", "coefficient"), {"units": "1", "higher": "attends more to frequent tokens"}
     result = rare.assign(

@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 import mechmem as mm
+from mechmem.stats.ranges import ANY, SHARE, Range
 
 # GPT-2 124M, recall in percent at 1, 2 and 5 % (Chang et al. 2024).
 PUBLISHED = {
@@ -17,16 +18,16 @@ PUBLISHED = {
 }
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and the ends of its 95 % interval; every target is a cluster of its own."""
+def interval(values: np.ndarray, within: Range) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % interval, within what it can be; every target is a cluster of its own."""
     if np.ptp(values) == 0:
         return float(values.mean()), float(values.mean()), float(values.mean())
-    return float(values.mean()), *mm.cluster_bootstrap(values, np.arange(len(values)))
+    return float(values.mean()), *mm.cluster_bootstrap(values, np.arange(len(values)), within=within)
 
 
-def said(values: xr.DataArray, digits: int = 2, factor: float = 1.0) -> str:
-    """A mean and its interval, as a table cell."""
-    mean, low, high = interval(factor * values.values)
+def said(values: xr.DataArray, digits: int = 2, factor: float = 1.0, within: Range = SHARE) -> str:
+    """A mean and its interval, times a factor, as a table cell."""
+    mean, low, high = (factor * number for number in interval(values.values, within))
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -71,8 +72,8 @@ def deletion_table(board: xr.Dataset) -> list[str]:
     for method in board.method.values:
         for share in board.dropped.values:
             row = board.sel({"method": method, "dropped": share})
-            cells = [said(row[name]) for name in ("target_accuracy", "other_accuracy")]
-            cells += [said(row.target_edit_distance, 1), said(row.perplexity)]
+            cells = [said(row[name], within=(-100, 100)) for name in ("target_accuracy", "other_accuracy")]
+            cells += [said(row.target_edit_distance, 1, within=ANY), said(row.perplexity, within=ANY)]
             lines.append(f"| {method} | {100 * share:.1f} % | " + " | ".join(cells) + " |")
     return lines
 
@@ -82,8 +83,8 @@ def draw(injected: xr.Dataset, deleted: xr.Dataset) -> list[go.Figure]:
     names = [str(name) for name in injected.method.values]
     recalls, whole = go.Figure(), injected.sel(protocol="whole neurons")
     for at in injected["fraction"].values:
-        found = [interval(100 * whole.recall.sel({"method": name, "fraction": at}).values) for name in names]
-        mean, low, high = np.array(found).T
+        found = [interval(whole.recall.sel({"method": name, "fraction": at}).values, SHARE) for name in names]
+        mean, low, high = 100 * np.array(found).T
         error = {"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low, "thickness": 1}
         recalls.add_bar(x=names, y=mean, error_y=error, name=f"top {100 * at:.0f} %")
     recalls.update_layout(

@@ -53,7 +53,7 @@ def measure(models: Models, edited: HookedTransformer, sets: Sets, settings: Any
         Name of a column -> value.
     """
     started = time.process_time()
-    found = costs(models, edited, sets, seed)
+    found = costs(models, edited, sets)
     text = mm.verbatim(edited, sets["targets"])
     found |= {f"targets {name}": float(values.mean()) for name, values in text.data_vars.items()}
     found |= attacks(edited, sets, settings, seed)
@@ -61,7 +61,7 @@ def measure(models: Models, edited: HookedTransformer, sets: Sets, settings: Any
     return found | {"measuring, CPU seconds": time.process_time() - started}
 
 
-def costs(models: Models, edited: HookedTransformer, sets: Sets, seed: int) -> dict[str, Any]:
+def costs(models: Models, edited: HookedTransformer, sets: Sets) -> dict[str, Any]:
     """What `mm.evaluate` says of every set but the one that is relearned from."""
     judged = {name: part for name, part in sets.items() if name != "relearned"}
     # The oracle has a row as well; an edit may have its weights, and a model cannot be compared with itself.
@@ -73,8 +73,6 @@ def costs(models: Models, edited: HookedTransformer, sets: Sets, seed: int) -> d
         oracle=models.oracle,
         oracle_scale=models.other_seed,
         baseline=models.baseline,
-        draws=10,
-        seed=seed,
     )
     found: dict[str, Any] = {"weights": int(result.weights_changed)}
     for name in judged:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from outputs import kept_text, stamp, write_page
 
 import mechmem as mm
+from mechmem.stats.ranges import ANY, CORRELATION, NOT_NEGATIVE, SHARE, Range, change_of, token_range
 
 # Row -> seed -> measurements.
 Results = dict[str, dict[str, dict[str, Any]]]
@@ -67,21 +68,47 @@ INSIDE = {
     "probe original_probe": ("the original's probe, AUROC", 2),
     "probe shuffled": ("shuffled labels, AUROC", 2),
 }
+SHARES = (
+    "p-extractable",
+    "verbatim_memorization",
+    "edit_similarity",
+    "extraction_strength",
+    "int8 verbatim",
+    "forget quality",
+    "auroc",
+    "original_probe",
+    "shuffled",
+)
 # Rows that are no edits: where every method starts, and where it should end.
 GIVEN = ("before", "oracle", "other seed")
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
+def interval(values: np.ndarray, within: Range) -> tuple[float, float, float]:
     """Mean over seeds and its 95 % interval; paragraphs of a seed share one edit, so the seed is what is resampled."""
     mean = float(values.mean())
     if len(values) < 2 or not np.isfinite(values).all():
         return mean, mean, mean
-    return mean, *mm.cluster_bootstrap(values, np.arange(len(values)))
+    return mean, *mm.cluster_bootstrap(values, np.arange(len(values)), within=within)
 
 
-def said(values: np.ndarray, digits: int) -> str:
+def range_in(name: str, length: int = 50) -> Range:
+    """What a column of the tables can be."""
+    if name.endswith((" EM", "longest_common_substring")):
+        return token_range(length)
+    if name.endswith(SHARES):
+        return SHARE
+    if " CKA " in name:
+        # Debiased: of unlike layers it can be below 0.
+        return CORRELATION
+    if name == "extracted in 100 draws":
+        return (0, 100)
+    # Privacy leakage is a relative change, all others are counts and distances.
+    return ANY if name == "privacy leakage" else NOT_NEGATIVE
+
+
+def said(values: np.ndarray, digits: int, within: Range) -> str:
     """A mean and its interval."""
-    numbers = [f"{value:,.{digits}f}" for value in interval(values)]
+    numbers = [f"{value:,.{digits}f}" for value in interval(values, within)]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(set(numbers)) > 1 else numbers[0]
 
 
@@ -109,7 +136,8 @@ def table(results: Results, columns: dict[str, tuple[str, int]], settings: Any) 
     lines = ["| method | " + " | ".join(title for title, _ in used.values()) + " |", "|---|" + "---|" * len(used)]
     for name, runs in rows.items():
         cells = [
-            said(column(runs, key, settings), digits) if _has(runs, key) else "–" for key, (_, digits) in used.items()
+            said(column(runs, key, settings), digits, range_in(key)) if _has(runs, key) else "–"
+            for key, (_, digits) in used.items()
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
@@ -132,7 +160,7 @@ def paired(results: Results, first: str, second: str, name: str) -> str:
     if not seeds or not all(name in results[row][seed] for row in (first, second) for seed in seeds):
         return "–"
     values = np.array([results[first][seed][name] - results[second][seed][name] for seed in seeds])
-    mean, low, high = interval(values)
+    mean, low, high = interval(values, change_of(range_in(name)))
     return f"{mean:+.3g} [{low:.3g}, {high:.3g}]"
 
 
@@ -140,9 +168,9 @@ def draw(results: Results) -> go.Figure:
     """KL on other text, one line per method that removed something, coloured by the EM of untargeted memories."""
     ways = {name: list(runs.values()) for name, runs in results.items() if name != "before"}
     ways = {name: runs for name, runs in ways.items() if np.mean([run["targets EM"] for run in runs]) < 25}
-    found = {
-        name: interval(np.log10(np.maximum([run["other KL"] for run in runs], 1e-5))) for name, runs in ways.items()
-    }
+    # Of logarithms: their interval has no end, and becomes one above 0.
+    logs = {name: np.log10(np.maximum([run["other KL"] for run in runs], 1e-5)) for name, runs in ways.items()}
+    found = {name: interval(values, ANY) for name, values in logs.items()}
     names = sorted(found, key=lambda name: found[name], reverse=True)
     middle, low, high = 10 ** np.array([found[name] for name in names]).reshape(-1, 3).T
     held = [np.mean([run["held-out memorized EM"] for run in ways[name]]) for name in names]

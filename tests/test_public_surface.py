@@ -48,7 +48,7 @@ RUN: dict[str, Callable[[Any, Any], Any]] = {
     "capture": lambda _, model: mm.capture(model, P, "resid_post"),
     "contrastive_gradients": lambda _, model: mm.contrastive_gradients(model, P[:3], P[3:]),
     "detection_features": lambda _, model: mm.detection_features(model, P),
-    "evaluate": lambda plain, model: mm.evaluate(plain, model, {"targets": P}, draws=20),
+    "evaluate": lambda plain, model: mm.evaluate(plain, model, {"targets": P}),
     "evaluate_detector": lambda plain, model: of_one_token(plain, model),
     "kl": lambda plain, model: mm.kl(plain, model, P),
     "layer_similarity": lambda plain, model: mm.layer_similarity(plain, model, P),

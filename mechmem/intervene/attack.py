@@ -31,6 +31,7 @@ from mechmem.measure.scores import score
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.stats.ranges import token_range
 from mechmem.weights.training import Training, gathering
 
 # The share of the layers, at least one, that the original model lends to read the edited one's activations.
@@ -236,9 +237,9 @@ def _weight_attacks(
 def _row(before: np.ndarray, after: np.ndarray, paragraphs: Paragraphs) -> dict[str, float]:
     """One row of the table, over the paragraphs that the attack could ask."""
     asked = ~np.isnan(after)
-    # With few clusters the interval of a mean may reach beyond what EM can be.
-    low, high = np.clip(cluster_bootstrap(after[asked], paragraphs.clusters[asked]), 0, paragraphs.continuation_len)
-    ends = {"em_after_low": float(low), "em_after_high": float(high), "paragraphs": float(asked.sum())}
+    within = token_range(paragraphs.continuation_len)
+    low, high = cluster_bootstrap(after[asked], paragraphs.clusters[asked], within=within)
+    ends = {"em_after_low": low, "em_after_high": high, "paragraphs": float(asked.sum())}
     return {"em_before": float(before[asked].mean()), "em_after": float(after[asked].mean())} | ends
 
 

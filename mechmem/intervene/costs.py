@@ -170,7 +170,8 @@ def _between(readers: dict[str, Reader], found: dict[str, dict[str, Any]], batch
         logits = {name: readers[name].outputs.logits(column[rows]) for name, column in columns.items()}
         for pair in pairs:
             first, second = (logits[name] for name in pair)
-            parts[pair].append(kl_of_logits(first, second.to(first.device)).cpu())
+            # Rounding can leave a KL of models that hardly differ a little below 0.
+            parts[pair].append(kl_of_logits(first, second.to(first.device)).clamp_min(0).cpu())
     divergence = {pair: torch.cat(each).numpy() for pair, each in parts.items()}
     values["kl"] = divergence["before", "after"]
     if "oracle" in found:

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from jaxtyping import Shaped
 
-from mechmem.data.bounds import Count, Seed
+from mechmem.data.bounds import Count
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, as_callback, between
@@ -21,12 +21,13 @@ from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.stats.ranges import Range, range_of
 from mechmem.weights.support import changed_weights, tensor_pairs
 
 BATCH = 32
 
 
-@public("run", renamed={"before": "original", "after": "edited"})
+@public("run", renamed={"before": "original", "after": "edited"}, unused=("draws", "seed"))
 def evaluate(
     original: HookedTransformer,
     edited: HookedTransformer,
@@ -35,12 +36,13 @@ def evaluate(
     oracle: HookedTransformer | None = None,
     oracle_scale: HookedTransformer | None = None,
     baseline: Baseline | None = None,
-    draws: Count = 2000,
-    seed: Seed = 0,
     batch_size: Count | None = None,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """Compare two models, usually a model and an edit of it, on sets of paragraphs, with intervals.
+
+    Intervals are computed without resampling: `draws` and `seed` have no effect any more, and a DeprecationWarning says
+    so where they are given.
 
     Args:
         original: the model before the edit; hooks on it and on `edited` are run.
@@ -52,8 +54,6 @@ def evaluate(
             the original is the unit of the distance to the oracle. None: nats per token alone.
         baseline: `Baseline(original)`, where several edits of one model are compared: what the original and the oracle
             make of a set is then computed once.
-        draws: recorded; intervals are computed without resampling.
-        seed: recorded, as `draws`.
         batch_size: paragraphs of one forward; None: 32.
         progress: called with (paragraphs done, paragraphs of all sets).
 
@@ -61,10 +61,10 @@ def evaluate(
         Dataset. [set, model], model "before" or "after", means over the set of what `paragraph_costs` gives: em,
         match_fraction, edit_distance, exact_fraction, nll; and perplexity, exp of the mean nll. [set]: kl,
         changed_top1, and em_change, after - before, of the same paragraphs (above 0: more is reproduced). Each has
-        bounds `*_low` and `*_high` of a 95 % interval, by cluster where the table has a column `cluster`, NaN where a
-        value is not finite. [set]: paragraphs, clusters. Scalars: weights_changed (in any bit), change_norm (Euclidean
-        norm of the change over all parameters) and relative_norm (over that of `original`). Attribute `clusters`: what
-        counts as one observation.
+        bounds `*_low` and `*_high` of a 95 % interval, by cluster where the table has a column `cluster`, within what
+        the quantity can be, NaN where a value is not finite. [set]: paragraphs, clusters. Scalars: weights_changed (in
+        any bit), change_norm (Euclidean norm of the change over all parameters) and relative_norm (over that of
+        `original`). Attribute `clusters`: what counts as one observation.
 
         With an oracle, `model` has a third row, "oracle", its own values. [set, model], with bounds: p_extractable
         (probability that one sample with top-k 40 is the whole continuation), min_k_nll (mean NLL of the least likely
@@ -88,13 +88,13 @@ def evaluate(
         part = between(report, done, done + len(paragraphs), total)
         costs[name] = costs_of(readers, paragraphs, batch_size or BATCH, part)
         done += len(paragraphs)
-    rows = [_aggregate(each) for each in costs.values()]
+    rows = [_aggregate(each, sets[name].continuation_len) for name, each in costs.items()]
     result = xr.concat(rows, xr.DataArray(list(sets), dims="set", name="set"), combine_attrs="drop_conflicts")
     if oracle is not None:
         result = result.merge(against_oracle(readers, sets, costs))
     alone = [name for name, paragraphs in sets.items() if not paragraphs.has("cluster")]
     clusters = f"column 'cluster'; each paragraph is its own in: {', '.join(alone) or 'no set'}"
-    result.attrs = {"clusters": clusters, "level": 0.95, "draws": draws, "seed": seed}
+    result.attrs = {"clusters": clusters, "level": 0.95}
     norm, size = _norms(original, edited)
     return result.assign(weights_changed=changed_weights(original, edited), change_norm=norm, relative_norm=norm / size)
 
@@ -143,7 +143,7 @@ def paragraph_costs(
     return costs_of(compared.readers(), paragraphs, batch_size or BATCH, progress)
 
 
-def _aggregate(costs: xr.Dataset) -> xr.Dataset:
+def _aggregate(costs: xr.Dataset, length: int) -> xr.Dataset:
     change = costs.em.sel(model="after", drop=True) - costs.em.sel(model="before", drop=True)
     change.attrs = {"units": "tokens", "higher": "the edited model reproduces more"}
     values = costs.rename(exact="exact_fraction").assign(em_change=change)
@@ -154,7 +154,7 @@ def _aggregate(costs: xr.Dataset) -> xr.Dataset:
         # Bools stay: a share has an interval of its own.
         rows = each.values.reshape(-1, costs.sizes["paragraph"])
         mean = each.mean("paragraph", skipna=False, keep_attrs=True)
-        bounds = np.array([_interval(row, clusters) for row in rows]).T
+        bounds = np.array([_interval(row, clusters, range_of(str(name), length)) for row in rows]).T
         result[name] = mean
         for end, bound in zip(("low", "high"), bounds, strict=True):
             result[f"{name}_{end}"] = mean.copy(data=bound.reshape(mean.shape))
@@ -174,10 +174,10 @@ def _distance(costs: xr.Dataset) -> xr.DataArray:
     return (ratio + (apart - ratio * unit) / unit.mean("paragraph")).transpose(*apart.dims).assign_attrs(about)
 
 
-def _interval(values: Shaped[np.ndarray, " value"], clusters: np.ndarray) -> tuple[float, float]:
+def _interval(values: Shaped[np.ndarray, " value"], clusters: np.ndarray, within: Range) -> tuple[float, float]:
     if not np.isfinite(values).all():
         return np.nan, np.nan
-    return cluster_bootstrap(values, clusters)
+    return cluster_bootstrap(values, clusters, within=within)
 
 
 def _norms(original: HookedTransformer, edited: HookedTransformer) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
+from mechmem.stats.ranges import ANY, NOT_NEGATIVE, Range, change_of, token_range
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def logit_difference(scored: Scored) -> Float[Tensor, " row"]:
 def kl(scored: Scored) -> Float[Tensor, " row"]:
     """Mean KL(unpatched || patched) over the scored columns, nats per token; higher: the patch changes more."""
     reference, patched = scored.reference().log_softmax(-1), scored.logits.log_softmax(-1)
-    return (reference.exp() * (reference - patched)).sum(-1).mean(-1)
+    # Rounding can leave a run that hardly differs a little below 0.
+    return (reference.exp() * (reference - patched)).sum(-1).mean(-1).clamp_min(0)
 
 
 def em(scored: Scored) -> Float[Tensor, " row"]:
@@ -96,6 +98,13 @@ def metric_of(metric: Any) -> Metric:
 def metric_name(metric: Metric) -> str:
     """How results call a metric."""
     return str(getattr(metric, "__name__", type(metric).__name__))
+
+
+def effect_range(metric: Metric, columns: int, *, normalize: bool = False) -> Range:
+    """What an effect on a metric can be: a change of EM over so many columns; a KL, which is 0 without a patch."""
+    if normalize:
+        return ANY
+    return change_of(token_range(columns)) if metric is em else NOT_NEGATIVE if metric is kl else ANY
 
 
 def columns_of(

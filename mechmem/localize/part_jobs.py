@@ -102,7 +102,7 @@ class PerturbJob:
         result = own[0].copy()
         for name in ("nll_profile", "match_profile"):
             result[name] = own[0][name].copy(data=np.average([part[name] for part in own], 0, weights))
-        return result.assign(mean_changes(parts.joined("em_change"), sets[0].clusters))
+        return result.assign(mean_changes(parts.joined("em_change"), sets[0]))
 
 
 class PatchJob(PlainJob):

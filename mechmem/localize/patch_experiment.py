@@ -9,15 +9,15 @@ import numpy as np
 import xarray as xr
 from typing_extensions import Unpack
 
-from mechmem.data.bounds import Count, Index, Seed, Share, checked
+from mechmem.data.bounds import Count, Index, Share, checked
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import Progress, ProgressLike, part_of
 from mechmem.localize.attribution import Method, attribute, top_cells
-from mechmem.localize.metrics import UNITS, Metric, MetricName
+from mechmem.localize.metrics import UNITS, Metric, MetricName, effect_range, metric_of
 from mechmem.localize.patch_effects import Positions, check_options, grid_of
-from mechmem.localize.patch_pairs import Direction, OneDirection, ScoredAt
+from mechmem.localize.patch_pairs import Direction, OneDirection, ScoredAt, scored_count
 from mechmem.localize.patching import patch
 from mechmem.model.activation_sites import Site, site_of
 from mechmem.model.head_names import heads_of
@@ -26,6 +26,7 @@ from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.model.token_text import token_texts
 from mechmem.stats.cell_intervals import cell_intervals
+from mechmem.stats.ranges import Range
 
 # Columns of pairs that a result keeps, where both sides or the clean side have them.
 KNOWN = ("pair", "cluster", "perturbed_pos", "impact_pos", "em_change")
@@ -51,7 +52,7 @@ class ExperimentOptions(TypedDict, total=False):
     normalize: bool
 
 
-@public("refuse")
+@public("refuse", unused=("seed",))
 def patch_experiment(
     model: HookedTransformer,
     clean: Paragraphs,
@@ -62,7 +63,6 @@ def patch_experiment(
     direction: Direction | Literal["both"] = "both",
     metric: Metric | MetricName = "nll",
     scored: ScoredAt = "impact",
-    seed: Seed = 0,
     progress: ProgressLike = None,
     **options: Unpack[ExperimentOptions],
 ) -> xr.Dataset:
@@ -70,7 +70,8 @@ def patch_experiment(
 
     1. With `attribute_first`, estimate every cell, and choose those with the largest mean estimates.
     2. Patch the (chosen) cells exactly, each pair alone.
-    3. Intervals: 95 %, of the mean over pairs, by the clean paragraphs' clusters; each is about its own cell.
+    3. Intervals: 95 %, of the mean over pairs, by the clean paragraphs' clusters; each is about its own cell. They are
+       computed without resampling: `seed` has no effect any more, and a DeprecationWarning says so where it is given.
 
     Args:
         model: left as it is; it must have no hooks.
@@ -81,7 +82,6 @@ def patch_experiment(
         direction: "noising", "denoising", "mean" (one effect, as `patch`) or "both" (the first two).
         metric: as `patch`.
         scored: as `patch`; "impact": the first continuation token in which a pair differs.
-        seed: recorded; intervals are computed without resampling.
         progress: called with (done, total), in parts of the work.
         **options: layers, heads, attribute_first, attribute_method, normalize, see `ExperimentOptions`.
 
@@ -92,7 +92,7 @@ def patch_experiment(
         the run that activations come from. clean_token, corrupt_token (ids), clean_text, corrupt_text
         [paragraph, pos]: both texts. Coordinates of every axis: paragraph has the clean paragraphs' ids; corrupt_id,
         and of the pairs' columns pair, cluster, perturbed_pos, impact_pos and em_change those that they have. `attrs`:
-        site, metric, scored, prefix_len, seed and what else decided it.
+        site, metric, scored, prefix_len and what else decided it.
 
     Raises:
         InputError: as `patch`; layers or heads that the model or the site does not have, or both; `attribute_first`
@@ -119,9 +119,10 @@ def patch_experiment(
         part: Progress = part_of(progress, number, len(directions))
         exact = {"cells": cells, "average": False, "normalize": normalize, "progress": part}
         effects.append(patch(model, clean, corrupt, direction=each, **shared, **exact))
-    result = _labelled(effects, estimates, directions, clean.clusters)
+    within = effect_range(metric_of(metric), scored_count(clean, scored), normalize=normalize)
+    result = _labelled(effects, estimates, directions, clean.clusters, within)
     attrs = {name: effects[0].attrs[name] for name in ("site", "pos", "metric", "scored", "normalized", "pairs")}
-    attrs |= {"prefix_len": clean.prefix_len, "seed": seed, "level": 0.95}
+    attrs |= {"prefix_len": clean.prefix_len, "level": 0.95}
     if first is not None:
         attrs |= {"attribute_first": first, "approximation": estimates[0].attrs["approximation"]}
     return result.assign(_texts(model, clean, corrupt)).assign_coords(_pair_columns(clean, corrupt)).assign_attrs(attrs)
@@ -175,10 +176,11 @@ def _labelled(
     estimates: Sequence[xr.DataArray],
     directions: Sequence[str],
     clusters: np.ndarray,
+    within: Range,
 ) -> xr.Dataset:
     inner = effects[0]
     values = np.stack([effect.values for effect in effects])
-    low, high = cell_intervals(values.swapaxes(0, 1), clusters)
+    low, high = cell_intervals(values.swapaxes(0, 1), clusters, within=within)
     words = {name: inner.attrs[name] for name in ("units", "higher")}
     if inner.attrs["normalized"]:
         words["higher"] = NORMALIZED

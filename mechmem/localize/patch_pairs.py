@@ -101,6 +101,13 @@ def check_pairs(
     return Pairs(clean.tokens, corrupt.tokens, columns, direction, clean.ids)
 
 
+def scored_count(paragraphs: Paragraphs, scored: ScoredAt) -> int:
+    """How many logit columns of a pair are scored."""
+    if isinstance(scored, list):
+        return len(scored)
+    return paragraphs.continuation_len if scored == "continuation" else 1
+
+
 def check_perturbed(clean: Paragraphs, corrupt: Paragraphs, pos: str) -> None:
     """Refuse pairs without a perturbed token where that is what is patched.
 

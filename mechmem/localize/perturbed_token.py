@@ -8,18 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from mechmem.data.bounds import Seed, Share
+from mechmem.data.bounds import Share
 from mechmem.data.choices import check_choice
 from mechmem.data.errors import InputError
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.data.progress import ProgressLike, part_of
 from mechmem.localize.attribution import attribute, top_cells
-from mechmem.localize.metrics import Metric, MetricName
-from mechmem.localize.patch_pairs import ScoredAt
+from mechmem.localize.metrics import Metric, MetricName, effect_range, metric_of
+from mechmem.localize.patch_pairs import ScoredAt, scored_count
 from mechmem.localize.patching import patch
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
 from mechmem.stats.cell_intervals import cell_intervals
+from mechmem.stats.ranges import Range
 
 Reading = Literal["memorized_own", "perturbed_own", "perturbed_memorized"]
 HeadSite = Literal["q", "k", "v", "z", "pattern"]
@@ -33,7 +34,7 @@ PAPER: tuple[Reading, ...] = ("memorized_own", "perturbed_own")
 SITES: tuple[HeadSite, ...] = ("q", "k", "v")
 
 
-@public("refuse")
+@public("refuse", unused=("seed",))
 def perturbed_token_effects(
     model: HookedTransformer,
     memorized: Paragraphs,
@@ -44,7 +45,6 @@ def perturbed_token_effects(
     scored: ScoredAt = "impact",
     metric: Metric | MetricName = "nll",
     fraction: Share | None = None,
-    seed: Seed = 0,
     progress: ProgressLike = None,
 ) -> xr.Dataset:
     """The exact effect of each head's q, k and v at the one perturbed prefix token, in each reading, with intervals.
@@ -56,7 +56,8 @@ def perturbed_token_effects(
 
     1. For a `fraction`, estimate every head by attribution, and choose those with the largest mean estimates.
     2. Patch each (chosen) head at each pair's own perturbed token, one at a time.
-    3. Intervals: 95 %, of the mean over pairs, by the memorized paragraphs' clusters.
+    3. Intervals: 95 %, of the mean over pairs, by the memorized paragraphs' clusters. They are computed without
+       resampling: `seed` has no effect any more, and a DeprecationWarning says so where it is given.
 
     Args:
         model: left as it is; it must have no hooks.
@@ -67,7 +68,6 @@ def perturbed_token_effects(
         scored: as `patch`; "impact": the first continuation token in which a pair differs.
         metric: as `patch`; its clean tokens are those that the reading scores.
         fraction: patch exactly this share of each site's and reading's heads, by attribution; None: all of them.
-        seed: recorded; intervals are computed without resampling.
         progress: called with (done, total), in parts of the work.
 
     Returns:
@@ -109,7 +109,8 @@ def perturbed_token_effects(
     meanings = [READINGS[reading] for reading in readings]
     attrs = {"scored": str(scored), "metric": effects[0].attrs["metric"], "pairs": len(memorized), "level": 0.95}
     result = result.assign_coords(perturbed_pos=("paragraph", first), meaning=("reading", meanings))
-    return _with_intervals(result, memorized.clusters).assign_attrs(attrs, seed=seed)
+    within = effect_range(metric_of(metric), scored_count(memorized, scored))
+    return _with_intervals(result, memorized.clusters, within).assign_attrs(attrs)
 
 
 def _check_names(kind: str, names: Sequence[str], choices: Any) -> None:
@@ -141,10 +142,10 @@ def _labelled(
     return xr.Dataset(data, coords | {"layer": inner.layer, "head": inner["head"]})
 
 
-def _with_intervals(result: xr.Dataset, clusters: np.ndarray) -> xr.Dataset:
+def _with_intervals(result: xr.Dataset, clusters: np.ndarray, within: Range) -> xr.Dataset:
     """With mean, low and high over pairs of every cell."""
     effect = result.effect
-    low, high = cell_intervals(effect.transpose("paragraph", ...).values, clusters)
+    low, high = cell_intervals(effect.transpose("paragraph", ...).values, clusters, within=within)
     cells = [name for name in effect.dims if name != "paragraph"]
     mean = effect.mean("paragraph", skipna=False).values
     ends = {"effect_mean": mean, "effect_low": low, "effect_high": high}

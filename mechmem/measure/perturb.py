@@ -21,7 +21,8 @@ from mechmem.measure.replacements import Replacement, replacements
 from mechmem.model.forward import check_fit
 from mechmem.model.load import HookedTransformer
 from mechmem.model.public import public
-from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.stats.cell_intervals import cell_intervals
+from mechmem.stats.ranges import range_of
 
 Scope = Literal["token", "rest", "prefix"]
 # Paragraphs of one forward.
@@ -112,7 +113,7 @@ def perturb_prefix(
         batch_size=batch_size,
     )
     result = runs.measure(slice(0, len(paragraphs)), progress)
-    return result.assign(mean_changes(result.em_change.values, paragraphs.clusters))
+    return result.assign(mean_changes(result.em_change.values, paragraphs))
 
 
 class PerturbedRuns:
@@ -193,15 +194,14 @@ class PerturbedRuns:
             _decode(runs, to_decode, true.numpy(), found["edit_distance"])
 
 
-def mean_changes(
-    em_change: Float[np.ndarray, "paragraph pos"], clusters: Int[np.ndarray, " paragraph"]
-) -> dict[str, xr.Variable]:
+def mean_changes(em_change: Float[np.ndarray, "paragraph pos"], paragraphs: Paragraphs) -> dict[str, xr.Variable]:
     """The mean EM change of every position, with its interval by cluster: what is known of all paragraphs alone."""
-    intervals = np.array([cluster_bootstrap(values, clusters) for values in em_change.T])
+    within = range_of("em_change", paragraphs.continuation_len)
+    low, high = cell_intervals(em_change, paragraphs.clusters, within=within)
     values = {
         "em_change_mean": em_change.mean(0),
-        "em_change_low": intervals[:, 0],
-        "em_change_high": intervals[:, 1],
+        "em_change_low": low,
+        "em_change_high": high,
     }
     return {name: xr.Variable("pos", found, _attributes(name)) for name, found in values.items()}
 

@@ -7,6 +7,7 @@ import xarray as xr
 from jaxtyping import Float, Int, Shaped
 
 from mechmem.stats.cell_intervals import cell_intervals
+from mechmem.stats.ranges import SHARE, Range, range_of
 
 LAWS = {
     "per_count_doubling": "share extractable per doubling of the count",
@@ -36,10 +37,14 @@ def with_curves(scores: xr.Dataset, continuation_len: int) -> xr.Dataset:
             "higher": "more memorized",
         }
     }
+    within = {"share_extractable": SHARE} | {
+        f"mean_{name}": range_of(name, continuation_len) for name in ("em", "nll", "p_extractable")
+    }
     ranges, clusters = count_ranges(scores["count"].values), scores.cluster.values
     for name, values in measures.items():
         by_paragraph = values.transpose("paragraph", "model", "prefix_len").values
-        parts = [_means(by_paragraph[ranges == low], clusters[ranges == low]) for low in np.unique(ranges)]
+        rows = [ranges == low for low in np.unique(ranges)]
+        parts = [_means(by_paragraph[chosen], clusters[chosen], within[name]) for chosen in rows]
         for suffix, ends in zip(("", "_low", "_high"), np.stack(parts, -1), strict=True):
             scores[f"{name}{suffix}"] = (("model", "prefix_len", "count_range"), ends, attributes[name])
     lows = np.unique(ranges)
@@ -58,10 +63,10 @@ def count_ranges(counts: Int[np.ndarray, " paragraph"]) -> Int[np.ndarray, " par
     return np.where(counts > 0, 2 ** np.floor(np.log2(np.maximum(counts, 1))).astype(np.int64), 0)
 
 
-def _means(values: Shaped[np.ndarray, "paragraph model prefix_len"], clusters: np.ndarray) -> np.ndarray:
+def _means(values: Shaped[np.ndarray, "paragraph model prefix_len"], clusters: np.ndarray, within: Range) -> np.ndarray:
     """Mean, low and high over paragraphs, [end, model, prefix_len]; of truth values they are shares."""
     values = values if values.dtype == bool else values.astype(np.float64)
-    return np.stack([values.mean(0), *cell_intervals(values, clusters)])
+    return np.stack([values.mean(0), *cell_intervals(values, clusters, within=within)])
 
 
 def _laws(scores: xr.Dataset, extractable: xr.DataArray) -> dict[str, xr.DataArray]:

@@ -14,7 +14,7 @@ import functools
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from transformer_lens import HookedTransformer
@@ -32,10 +32,12 @@ R = TypeVar("R")
 HookPolicy = Literal["run", "refuse"]
 
 
-def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def public(
+    hooks: HookPolicy, renamed: Mapping[str, str] | None = None, unused: Collection[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Mark a public function that takes one or more models, and check its arguments when it is called.
 
-    1. Arguments under their old names are accepted, with a DeprecationWarning.
+    1. Arguments under their old names, and those without effect, are accepted, with a DeprecationWarning.
     2. `progress` becomes what it stands for (`mechmem.data.progress.reporting`): a bar for True, closed at the end.
     3. Arguments annotated as `HookedTransformer`, `Paragraphs` or another class of this package must be of this kind;
        the error says how to get one.
@@ -46,6 +48,7 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
     Args:
         hooks: whether the function runs the hooks that are on a model, or refuses such a model.
         renamed: old name of an argument -> its name now; the next release drops the old names.
+        unused: keyword arguments that had an effect once; whatever is given is dropped. The next release refuses them.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -54,6 +57,7 @@ def public(hooks: HookPolicy, renamed: Mapping[str, str] | None = None) -> Calla
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             _rename(function.__name__, renamed or {}, kwargs)
+            _drop(function.__name__, unused, kwargs)
             given = signature.bind_partial(*args, **kwargs)
             # Held before hooks are looked for: those of another thread's work are gone when it is done.
             with reported(given.arguments), holding(*_models(given.arguments.values())):
@@ -105,6 +109,12 @@ def _rename(function: str, renamed: Mapping[str, str], kwargs: dict[str, Any]) -
             raise InputError(f"{function} got {old} and {new}, which are one argument; omit {old}")
         warnings.warn(f"{function}: {old} is called {new} now", DeprecationWarning, stacklevel=3)
         kwargs[new] = kwargs.pop(old)
+
+
+def _drop(function: str, unused: Collection[str], kwargs: dict[str, Any]) -> None:
+    for name in [name for name in kwargs if name in unused]:
+        warnings.warn(f"{function}: {name} has no effect any more; omit it", DeprecationWarning, stacklevel=3)
+        del kwargs[name]
 
 
 def _check(function: Callable[..., Any], name: str, annotation: Any, value: Any, hooks: HookPolicy) -> None:

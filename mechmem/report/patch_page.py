@@ -36,8 +36,8 @@ def patch_page(result: xr.Dataset, name: str) -> Page:
         f"site {attrs['site']}",
         f"metric {attrs['metric']}",
         f"scored: {attrs['scored']}",
-        f"seed {attrs['seed']}",
     ]
+    facts += [f"seed {attrs['seed']}"] if "seed" in attrs else []
     sections = [_direction(result, str(direction)) for direction in result.direction.values]
     cards = [Card("pairs", str(result.sizes["paragraph"]))]
     if "cluster" in result.coords:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -13,9 +14,11 @@ from mechmem.data.errors import InputError
 from mechmem.data.paragraph_ids import aligned
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats.mean_intervals import Side, contrast_interval, expanded_quantiles
+from mechmem.stats.ranges import ANY, Range, cut
 
 # Chosen clusters of all draws held at once: 8 bytes each.
 _CHUNK = 4_000_000
+DRAWS = 2000
 
 
 @checked
@@ -24,9 +27,10 @@ def cluster_bootstrap(
     clusters: np.ndarray | Paragraphs,
     *,
     statistic: Callable[..., object] = np.mean,
-    draws: Count = 2000,
+    draws: Count = DRAWS,
     seed: Seed = 0,
     level: Level = 0.95,
+    within: Range = ANY,
 ) -> tuple[float, float]:
     """Interval of a mean or another statistic, from clusters that are independent of each other.
 
@@ -54,33 +58,34 @@ def cluster_bootstrap(
             about: then a DataArray's values are found by the paragraphs' ids.
         statistic: of a one-axis array.
         draws: how many resamples, for a statistic other than the mean.
-        seed: of the resampling.
+        seed: of the resampling. For the mean neither has an effect, and a DeprecationWarning says so.
         level: how often the interval should hold the true value.
+        within: (least, largest) that the statistic can be, None for no end: (0, 50) for EM of 50 tokens, (0, None) for
+            NLL or KL. The interval is cut there.
 
     Returns:
         (low, high), in the unit of the statistic. With one cluster alone, both are the statistic itself: nothing is
-        known about how clusters vary. Two clusters have a very wide one. Ends of numbers may lie beyond what the values
-        can be.
+        known about how clusters vary. Two clusters have a very wide one. Without `within` the ends for numbers may lie
+        beyond what the values can be.
 
     Raises:
         InputError: no value, a value that is not finite, labels of another length, paragraphs that the values do not
-            know, or a level outside 0..1.
+            know, a level outside 0..1, or values whose statistic is not within the range.
     """
     share = np.asarray(values).dtype == bool
     values, clusters = values_and_clusters(values, clusters)
     labels, members = np.unique(clusters, return_inverse=True)
     sides = [_side(values, members, len(labels), share)]
     if statistic is np.mean:
-        low, high = contrast_interval(sides, level)
-        return float(low[0]), float(high[0])
+        _warn_of_draws(draws, seed)
+        return _one(contrast_interval(sides, level, within))
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(labels))
     results = []
     for start in range(0, draws, chunk):
         chosen = rng.integers(0, len(labels), size=(min(chunk, draws - start), len(labels)))
         results.append(_statistics(values, members, chosen, len(labels), statistic))
-    low, high = np.quantile(np.concatenate(results), expanded_quantiles(sides, level))
-    return float(low), float(high)
+    return _percentiles(np.concatenate(results), sides, level, within)
 
 
 @checked
@@ -91,9 +96,10 @@ def cluster_bootstrap_difference(
     second_clusters: np.ndarray | Paragraphs,
     *,
     statistic: Callable[..., object] = np.mean,
-    draws: Count = 2000,
+    draws: Count = DRAWS,
     seed: Seed = 0,
     level: Level = 0.95,
+    within: Range = ANY,
 ) -> tuple[float, float]:
     """Interval of statistic(first) - statistic(second), from clusters that are independent of each other.
 
@@ -109,15 +115,17 @@ def cluster_bootstrap_difference(
         second_clusters: those of the second set, of the same type.
         statistic: of a one-axis array.
         draws: how many resamples, for a statistic other than the mean.
-        seed: of the resampling.
+        seed: of the resampling. For the mean neither has an effect, and a DeprecationWarning says so.
         level: how often the interval should hold the true value.
+        within: (least, largest) that the difference can be, as in `cluster_bootstrap`: (-50, 50) for EM of 50 tokens.
 
     Returns:
         (low, high), in the unit of the statistic; above 0: the first set is higher. A set that is one cluster adds
         nothing to the interval, for nothing is known about how its clusters vary.
 
     Raises:
-        InputError: a set without values, a value that is not finite, labels of another length, or a level outside 0..1.
+        InputError: a set without values, a value that is not finite, labels of another length, a level outside 0..1, or
+            values whose difference is not within the range.
     """
     shares = [np.asarray(values).dtype == bool for values in (first, second)]
     first, first_clusters = values_and_clusters(first, first_clusters)
@@ -126,8 +134,8 @@ def cluster_bootstrap_difference(
     parts = (first, members[: len(first)]), (second, members[len(first) :])
     sides = [_side(*part, len(labels), share) for part, share in zip(parts, shares, strict=True)]
     if statistic is np.mean:
-        low, high = contrast_interval(sides, level)
-        return float(low[0]), float(high[0])
+        _warn_of_draws(draws, seed)
+        return _one(contrast_interval(sides, level, within))
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(labels))
     results, done = [], 0
@@ -138,8 +146,27 @@ def cluster_bootstrap_difference(
         one, other = (_statistics(*part, chosen, len(labels), statistic) for part in parts)
         results.append(one - other)
         done += len(chosen)
-    low, high = np.quantile(np.concatenate(results), expanded_quantiles(sides, level))
-    return float(low), float(high)
+    return _percentiles(np.concatenate(results), sides, level, within)
+
+
+def _warn_of_draws(draws: int, seed: int) -> None:
+    if (draws, seed) != (DRAWS, 0):
+        sentence = (
+            "draws and seed have no effect on the interval of a mean, which is computed without resampling; omit them"
+        )
+        warnings.warn(sentence, DeprecationWarning, stacklevel=4)
+
+
+def _one(ends: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    low, high = (float(end[0]) for end in ends)
+    return low, high
+
+
+def _percentiles(
+    results: Float[np.ndarray, " draw"], sides: Sequence[Side], level: float, within: Range
+) -> tuple[float, float]:
+    low, high = np.quantile(results, expanded_quantiles(sides, level))[:, None]
+    return _one(cut(within, (low, high), low, high))
 
 
 def _side(values: Float[np.ndarray, " value"], members: Integer[np.ndarray, " value"], count: int, share: bool) -> Side:

@@ -8,6 +8,7 @@ from jaxtyping import Shaped
 from mechmem.data.bounds import Level, checked
 from mechmem.data.errors import InputError
 from mechmem.stats.mean_intervals import Side, contrast_interval
+from mechmem.stats.ranges import ANY, Range
 
 # Influences of all clusters held at once: 8 bytes each.
 _CHUNK = 4_000_000
@@ -19,6 +20,7 @@ def cell_intervals(
     clusters: np.ndarray,
     *,
     level: Level = 0.95,
+    within: Range = ANY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The interval of `cluster_bootstrap` for the mean of every cell.
 
@@ -28,12 +30,13 @@ def cell_intervals(
         values: of each paragraph in each cell; a cell with a NaN has no interval; bools are shares, as there.
         clusters: label of each paragraph's cluster, [paragraph].
         level: how often each interval should hold the true mean.
+        within: (least, largest) that each mean can be, as there.
 
     Returns:
         (low, high), one for each cell, in the values' unit; NaN where a value is missing.
 
     Raises:
-        InputError: no paragraph, or labels of another length.
+        InputError: no paragraph, labels of another length, or a mean that is not within the range.
     """
     if not len(values) or np.shape(clusters) != (len(values),):
         raise InputError(
@@ -50,6 +53,6 @@ def cell_intervals(
         cells = whole[start : start + step]
         sums = np.zeros((len(labels), len(cells)))
         np.add.at(sums, members, flat[:, cells])
-        ends[:, cells] = contrast_interval([Side(sums, sizes, values.dtype == bool)], level)
+        ends[:, cells] = contrast_interval([Side(sums, sizes, values.dtype == bool)], level, within)
     low, high = ends.reshape(2, *values.shape[1:])
     return low, high

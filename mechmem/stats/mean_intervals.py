@@ -31,6 +31,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr, stdtrit
 
+from mechmem.stats.ranges import ANY, Range, cut
+
 
 class Side(NamedTuple):
     """One set's values, by cluster.
@@ -62,19 +64,20 @@ class Side(NamedTuple):
 
 
 def contrast_interval(
-    sides: Sequence[Side], level: float
+    sides: Sequence[Side], level: float, within: Range = ANY
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
     """The interval of the first side's mean, or of the first side's mean minus the second's, of every cell.
 
     Args:
         sides: one or two, over the same clusters; what a cluster has in both cancels.
         level: of the interval.
+        within: what the contrast can be.
 
     Returns:
         (low, high). A side of one cluster adds nothing: nothing is known about how its clusters vary. A share of which
         all values are alike, in several clusters, has the exact bound of as many values as there are clusters: with
         yes in each of G clusters the share is at least ((1 - level) / 2)^(1 / G) (Clopper & Pearson 1934). Shares stay
-        within 0..1, their differences within -1..1; others may pass the values' range.
+        within 0..1, their differences within -1..1; others within the range that is given.
     """
     mean = _contrast([side.mean for side in sides])
     influence = [(side.sums - side.mean * side.sizes[:, None]) / side.sizes.sum() for side in sides]
@@ -85,7 +88,7 @@ def contrast_interval(
     skewness = _skewness(_contrast(influence), clusters)
     low = mean - error * np.maximum(q, _transformed(q, skewness))
     high = mean + error * np.maximum(q, -_transformed(-q, skewness))
-    return _of_shares(sides, mean, low, high, level)
+    return cut(within, (mean,), *_of_shares(sides, mean, low, high, level))
 
 
 def degrees_of_freedom(sides: Sequence[Side], variances: Float[np.ndarray, "side cell"]) -> Float[np.ndarray, " cell"]:

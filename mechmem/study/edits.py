@@ -66,7 +66,6 @@ def _evaluated(
         oracle=oracle,
         oracle_scale=oracle_scale,
         baseline=study.baseline,
-        seed=saved.settings["seed"],
         progress=as_callback(progress, "evaluate_edit"),
     )
     save_netcdf(costs, saved.folder / "costs.nc")

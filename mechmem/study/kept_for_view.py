@@ -12,6 +12,7 @@ from mechmem.localize.capture import capture
 from mechmem.model.load import HookedTransformer
 from mechmem.show.token_labels import token_labels
 from mechmem.stats.cell_intervals import cell_intervals
+from mechmem.stats.ranges import range_of
 
 # Attention weights kept: six paragraphs of 100 tokens in 144 heads are 9 million, one byte each.
 MOST_WEIGHTS = 16_000_000
@@ -30,13 +31,14 @@ def with_intervals(result: xr.Dataset, paragraphs: Paragraphs) -> xr.Dataset:
     """The mean of every variable over paragraphs, and its 95 % interval as `NAME_low` and `NAME_high`.
 
     Args:
-        result: variables [paragraph, ...], in the order of the paragraphs.
+        result: variables [paragraph, ...] that `stats.ranges` knows by name, in the order of the paragraphs.
         paragraphs: intervals are by their clusters.
     """
     means = result.mean("paragraph", skipna=False, keep_attrs=True)
     for name, values in result.data_vars.items():
         ordered = values.transpose("paragraph", ...)
-        ends = cell_intervals(ordered.values, paragraphs.clusters)
+        within = range_of(str(name), paragraphs.continuation_len)
+        ends = cell_intervals(ordered.values, paragraphs.clusters, within=within)
         for end, bound in zip(("low", "high"), ends, strict=True):
             means[f"{name}_{end}"] = (ordered.dims[1:], bound, dict(values.attrs))
     return means

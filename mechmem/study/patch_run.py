@@ -84,11 +84,11 @@ def run_patch(
         attribute_first=settings.attribute_first,
         attribute_method=settings.attribute_method,
         normalize=settings.normalize,
-        seed=study.settings.seed,
         progress=between(progress, int(100 * PERTURBING) if perturbs else 0, 100, 100),
     )
     known = {key: described(study.settings)[key] for key in STUDY}
     result = result.assign_attrs(
+        seed=study.settings.seed,
         model=study.settings.model,
         weight_hash=provenance(study.model).weight_hash,
         study=json.dumps(known),

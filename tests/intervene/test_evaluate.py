@@ -2,6 +2,7 @@ import copy
 import functools
 import math
 from collections import Counter
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,6 +23,9 @@ from mechmem.model.lean.model import LeanModel
 from mechmem.stats.bootstrap import cluster_bootstrap
 from mechmem.weights.masks import Mask
 
+# Of nine tokens; the control in tests/stats/test_ranges.py has intervals that reach beyond.
+RANGES = dict.fromkeys(("em", "edit_distance"), (0, 9)) | dict.fromkeys(("nll", "kl"), (0, math.inf))
+RANGES |= dict.fromkeys(("match_fraction", "exact_fraction", "changed_top1"), (0, 1)) | {"em_change": (-9, 9)}
 MEANS = {"em": "em", "match_fraction": "match_fraction", "edit_distance": "edit_distance", "exact_fraction": "exact"}
 
 
@@ -109,8 +113,7 @@ def test_costs_agree_with_score_and_kl(tiny_model, edited, sets):
 
 def test_evaluate_gives_means_and_intervals_by_cluster(tiny_model, edited, sets):
     seen = []
-    settings = {"seed": 3, "draws": 200, "batch_size": 4}
-    result = evaluate(tiny_model, edited, sets, progress=lambda *done: seen.append(done), **settings)  # pyright: ignore[reportArgumentType]
+    result = evaluate(tiny_model, edited, sets, progress=lambda *done: seen.append(done), batch_size=4)
     assert seen == [(4, 14), (6, 14), (10, 14), (14, 14)]
     for name, paras in sets.items():
         costs, found = paragraph_costs(tiny_model, edited, paras), result.sel(set=name)
@@ -122,13 +125,21 @@ def test_evaluate_gives_means_and_intervals_by_cluster(tiny_model, edited, sets)
         change = costs.em.sel(model="after") - costs.em.sel(model="before")
         for (metric, model), values in (series | {("em_change", None): change}).items():
             here = found if model is None else found.sel(model=model)
-            low, high = cluster_bootstrap(values.values, clusters)
+            low, high = np.clip(cluster_bootstrap(values.values, clusters), *RANGES[metric])
             assert here[metric].item() == pytest.approx(values.values.mean(), rel=1e-5)
             assert [here[f"{metric}_{end}"].item() for end in ("low", "high")] == pytest.approx([low, high], rel=1e-5)
         assert found.perplexity.values.tolist() == pytest.approx([math.exp(x) for x in found.nll.values])
         assert found.perplexity_high.values.tolist() == pytest.approx([math.exp(x) for x in found.nll_high.values])
     assert result.em.dims == ("set", "model") and result.em_change.dims == ("set",)
     assert result.attrs["clusters"] == "column 'cluster'; each paragraph is its own in: other"
+
+
+def test_arguments_without_effect_are_accepted_with_a_warning(tiny_model, edited, sets):
+    with pytest.warns(DeprecationWarning, match="evaluate: (draws|seed) has no effect any more; omit it") as warned:
+        old: dict[str, Any] = {"draws": 10, "seed": 3}
+        found = evaluate(tiny_model, edited, sets, **old)
+    assert len(warned) == 2
+    xr.testing.assert_identical(found, evaluate(tiny_model, edited, sets))
 
 
 def test_clusters_widen_the_interval(tiny_model, edited, sets):
@@ -155,7 +166,7 @@ def test_the_change_of_weights_is_measured(tiny_model, sets):
     with torch.no_grad():
         moved.blocks[1].mlp.W_in[3, 4] += 3.0
         moved.blocks[2].attn.W_V[1, 0, 2] -= 4.0
-    result = evaluate(tiny_model, moved, sets, draws=10)
+    result = evaluate(tiny_model, moved, sets)
     whole = math.sqrt(sum(float(p.detach().double().pow(2).sum()) for p in tiny_model.parameters()))
     assert result.weights_changed == 2 and result.change_norm.item() == pytest.approx(5.0, rel=1e-6)
     assert result.relative_norm.item() == pytest.approx(5.0 / whole, rel=1e-6)
@@ -170,7 +181,7 @@ def test_forwards_are_shared(tiny_model, edited, sets, monkeypatch):
         return forward(self, tokens, *rest, **settings)
 
     monkeypatch.setattr(LeanModel, "forward", counted)
-    evaluate(tiny_model, edited, {"other": sets["other"]}, draws=10)
+    evaluate(tiny_model, edited, {"other": sets["other"]})
     # The whole text once a model; then decoding: what is known, and one token at a time.
     assert calls.pop((8, 17)) == 2
     assert sum(rows * columns for (rows, columns), n in calls.items() for _ in range(n)) <= 2 * 8 * 17
@@ -185,7 +196,7 @@ def test_many_logits_are_taken_in_parts(tiny_model, edited, sets, monkeypatch):
 def test_models_are_left_as_they_are(tiny_model, edited, sets):
     both = tiny_model, edited
     before = [{name: value.clone() for name, value in model.state_dict().items()} for model in both]
-    evaluate(*both, sets, draws=10)
+    evaluate(*both, sets)
     for model, kept in zip(both, before, strict=True):
         assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -196,7 +207,7 @@ def test_a_broken_model_is_refused_and_gives_no_numbers(tiny_model, sets):
     with torch.no_grad():
         broken.blocks[3].mlp.W_out.fill_(torch.nan)
     with pytest.raises(InputError, match="layer 3 gives NaN or infinite values"):
-        evaluate(tiny_model, broken, sets, draws=10)
+        evaluate(tiny_model, broken, sets)
 
 
 def test_bad_input_is_refused_before_any_work(tiny_model, small_model, edited, sets, monkeypatch):
@@ -209,8 +220,6 @@ def test_bad_input_is_refused_before_any_work(tiny_model, small_model, edited, s
         paragraph_costs(tiny_model, small_model(), sets["other"])
     with pytest.raises(InputError, match="got the token id 61"):
         evaluate(tiny_model, edited, {"other": Paragraphs(torch.full((2, 17), 61), 8)})
-    with pytest.raises(InputError, match="got 0 as draws"):
-        evaluate(tiny_model, edited, sets, draws=0)
     gated = small_model(gated_mlp=True, n_ctx=17, d_vocab=61)
     with pytest.raises(InputError, match="need a GPT-Neo, GPT-2 or GPT-NeoX"):
         evaluate(gated, gated, sets)
@@ -330,16 +339,16 @@ def test_a_baseline_changes_nothing_and_is_computed_once(tiny_model, edited, set
         forwards.append(self)
         return original(self, *arguments, **options)
 
-    alone = evaluate(tiny_model, edited, sets, draws=10)
+    alone = evaluate(tiny_model, edited, sets)
     monkeypatch.setattr(LeanModel, "forward", counting)
-    first = evaluate(tiny_model, edited, sets, baseline=baseline, draws=10)
+    first = evaluate(tiny_model, edited, sets, baseline=baseline)
     once = len(forwards)
-    second = evaluate(tiny_model, edited, sets, baseline=baseline, draws=10)
+    second = evaluate(tiny_model, edited, sets, baseline=baseline)
     assert len(forwards) - once < once
     xr.testing.assert_identical(first, second)
     xr.testing.assert_identical(first, alone)
     with pytest.raises(InputError, match="baseline is of another model object"):
-        evaluate(edited, tiny_model, sets, baseline=baseline, draws=10)
+        evaluate(edited, tiny_model, sets, baseline=baseline)
 
 
 def test_hooks_are_run(tiny_model, sets):

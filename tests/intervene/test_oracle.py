@@ -63,7 +63,7 @@ def sets(truth):
 
 
 def judge(models, sets, name: str, **options):
-    return mm.evaluate(models["original"], models[name], sets, oracle=models["oracle"], draws=50, **options)
+    return mm.evaluate(models["original"], models[name], sets, oracle=models["oracle"], **options)
 
 
 def test_the_exact_edit_is_the_oracle_and_a_wrong_one_is_not(models, sets):

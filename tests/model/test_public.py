@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,20 @@ from mechmem.weights.masks import Mask
 @public("refuse", renamed={"paras": "paragraphs"})
 def lengths(model: HookedTransformer, paragraphs: Paragraphs, *, progress=None) -> int:  # noqa: ARG001
     return len(paragraphs)
+
+
+@public("run", unused=("draws", "seed"))
+def without_draws(model: HookedTransformer, *, batch_size: int = 1) -> int:  # noqa: ARG001
+    return batch_size
+
+
+def test_an_argument_without_effect_is_dropped_with_a_warning(tiny_model):
+    old: dict[str, Any] = {"seed": 3}
+    with pytest.warns(DeprecationWarning, match="without_draws: seed has no effect any more; omit it"):
+        assert without_draws(tiny_model, batch_size=5, **old) == 5
+    unknown: dict[str, Any] = {"draw": 3}
+    with pytest.raises(TypeError, match="draw"):
+        without_draws(tiny_model, **unknown)
 
 
 def test_a_model_with_hooks_is_refused_or_run(tiny_model, tiny_paragraphs):

@@ -106,7 +106,7 @@ def test_a_higher_level_is_a_wider_interval():
 
 def test_one_cluster_says_nothing_about_spread():
     for statistic in (np.mean, np.median):
-        found = cluster_bootstrap(np.array([1.0, 2.0, 6.0, 3.0]), np.zeros(4), draws=50, statistic=statistic)
+        found = cluster_bootstrap(np.array([1.0, 2.0, 6.0, 3.0]), np.zeros(4), statistic=statistic)
         assert found == (statistic([1, 2, 3, 6]),) * 2
 
 
@@ -148,9 +148,19 @@ def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(share
 def test_no_draw_leaves_a_set_empty():
     for statistic in (np.mean, np.median):
         low, high = cluster_bootstrap_difference(
-            np.ones(1), np.zeros(2), np.array([7]), np.array([1, 2]), draws=500, statistic=statistic
+            np.ones(1), np.zeros(2), np.array([7]), np.array([1, 2]), statistic=statistic
         )
         assert (low, high) == (1.0, 1.0)
+
+
+def test_draws_and_seed_of_a_mean_are_said_to_have_no_effect():
+    values, labels = sample(6)
+    for options in ({"draws": 500}, {"seed": 3}):
+        with pytest.warns(DeprecationWarning, match="draws and seed have no effect on the interval of a mean"):
+            assert cluster_bootstrap(values, labels, **options) == cluster_bootstrap(values, labels)
+        with pytest.warns(DeprecationWarning, match="omit them"):
+            found = cluster_bootstrap_difference(values, -values, labels, labels, **options)
+        assert found == cluster_bootstrap_difference(values, -values, labels, labels)
 
 
 def test_bad_sets_are_refused():

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.stats.bootstrap import cluster_bootstrap
+from mechmem.stats.ranges import Range
 from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.rows import Reading, Row
 
@@ -24,6 +25,7 @@ def mean_row(
     *,
     published: float | None = None,
     units: str,
+    within: Range,
     note: str = "",
 ) -> Row:
     """The mean over paragraphs with its interval by cluster.
@@ -37,9 +39,10 @@ def mean_row(
         paragraphs: with their clusters.
         published: the study's value.
         units: of the values.
+        within: (least, largest) that their mean can be.
         note: what the reader must know.
     """
-    low, high = interval(paper, values, paragraphs.clusters)
+    low, high = interval(paper, values, paragraphs.clusters, within=within)
     return Row(item, quantity, reading, float(np.mean(values)), low, high, published, units, note)
 
 
@@ -48,6 +51,8 @@ def interval(
     values: np.ndarray,
     clusters: np.ndarray,
     statistic: Callable[[np.ndarray], Any] = np.mean,
+    *,
+    within: Range,
 ) -> tuple[float, float]:
     """95 % interval of a statistic of the values, by cluster; of another one than the mean by resampling.
 
@@ -56,11 +61,19 @@ def interval(
         values: [value], or [value, ...]: then the statistic gets the resampled rows.
         clusters: label of each value's cluster.
         statistic: of the values.
+        within: (least, largest) that the statistic can be.
     """
+    if statistic is np.mean:
+        return cluster_bootstrap(values, clusters, within=within)
     draws, seed = paper.settings.draws, paper.seed
     if values.ndim == 1:
-        return cluster_bootstrap(values, clusters, statistic=statistic, draws=draws, seed=seed)
+        return cluster_bootstrap(values, clusters, statistic=statistic, draws=draws, seed=seed, within=within)
     rows = np.arange(len(values))
     return cluster_bootstrap(
-        rows, clusters, statistic=lambda chosen: statistic(values[chosen.astype(int)]), draws=draws, seed=seed
+        rows,
+        clusters,
+        statistic=lambda chosen: statistic(values[chosen.astype(int)]),
+        draws=draws,
+        seed=seed,
+        within=within,
     )

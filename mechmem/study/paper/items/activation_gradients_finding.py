@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from mechmem.localize.activation_gradients import activation_gradients
+from mechmem.stats.ranges import NOT_NEGATIVE
 from mechmem.study.paper import published
 from mechmem.study.paper.intervals import interval
 from mechmem.study.paper.paper_folder import PaperFolder
@@ -52,13 +53,13 @@ def _rows(paper: PaperFolder, reading: Reading, values: np.ndarray, clusters: np
     rows: list[Row] = []
     if HEAD[0] < values.shape[1] and HEAD[1] < values.shape[2]:
         name = f"L{HEAD[0]}H{HEAD[1]}"
-        low, high = interval(paper, values, clusters, lambda some: _rank(some.mean(0)))
+        low, high = interval(paper, values, clusters, lambda some: _rank(some.mean(0)), within=(1, None))
         count = values.shape[1] * values.shape[2]
         quantity = f"rank of {name} among {count} heads"
         rows.append(Row(ITEM, quantity, reading, _rank(values.mean(0)), low, high, 1.0, "rank", "1: the largest"))
     layer, head = _strongest(values.mean(0))
     own = values[:, layer, head]
-    low, high = interval(paper, own, clusters)
+    low, high = interval(paper, own, clusters, within=NOT_NEGATIVE)
     quantity, note = "largest mean |gradient| of a head", f"{reading}: L{layer}H{head}"
     rows.append(Row(ITEM, quantity, reading, float(own.mean()), low, high, None, UNITS, note))
     return rows

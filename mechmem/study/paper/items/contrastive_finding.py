@@ -15,6 +15,7 @@ from mechmem.localize.gradients import kl_gradients, weight_gradients
 from mechmem.localize.paragraph_gradients import fisher_scale
 from mechmem.model.head_names import head_name
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.mean_intervals import Side, expanded_quantiles
 from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.readings import published_columns
 from mechmem.study.paper.rows import Finding, Reading, Row, Trap
@@ -42,14 +43,16 @@ def contrastive_item(paper: PaperFolder) -> Finding:
     slipped = published_columns(memorized)
     grouped = grouped_gradients(paper.folded, slipped, seed=paper.seed, progress=paper.at("contrastive gradient"))
     plain, gradient = resampled_scores(paper.folded, grouped, **draws), grouped.whole()
+    sizes = {"as published": grouped.sizes}
     del grouped
     masks, alike = start_masks(paper.folded, gradient, published_columns(other), paper.settings.fraction)
     del gradient
     grouped = grouped_gradients(paper.model, memorized, seed=paper.seed, progress=paper.at("gradient over Fisher"))
     fisher = resampled_scores(paper.model, grouped, **draws, over=fisher_scale(paper.model, other))
+    sizes["corrected"] = grouped.sizes
     del grouped
     scores = xr.concat([plain, fisher], xr.DataArray(list(READINGS), dims="reading", name="reading"))
-    rows = [_rank_row(scores.sel(reading=reading), reading, head) for reading in READINGS]
+    rows = [_rank_row(scores.sel(reading=reading), reading, head, sizes[reading]) for reading in READINGS]
     return Finding((*rows, *_overlap_rows(masks)), _data(scores, masks, alike, head), (_trap(masks, alike),))
 
 
@@ -97,9 +100,11 @@ def shared(first: Mask, second: Mask) -> float:
     return 100 * first.intersection(second).count / first.count
 
 
-def _rank_row(scores: xr.DataArray, reading: Reading, head: tuple[int, int]) -> Row:
+def _rank_row(scores: xr.DataArray, reading: Reading, head: tuple[int, int], sizes: np.ndarray) -> Row:
     found = ranks(scores, head[0], f"V{head[1]}")
-    low, high = np.quantile(found[1:], [0.025, 0.975])
+    # Groups of clusters are what is resampled; few of them need quantiles further out.
+    groups = Side(np.zeros((len(sizes), 1)), sizes.astype(np.float64))
+    low, high = np.quantile(found[1:], expanded_quantiles([groups], 0.95))
     quantity = f"rank of W_V of {head_name(head)} among all components"
     best: Any = scores.isel(draw=0).to_series().sort_values(ascending=False, kind="stable").index[:3]
     note = f"{reading}, most salient: {', '.join(f'L{layer} {name}' for layer, name in best)}."

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mechmem.stats.ranges import range_of
 from mechmem.study.paper import published
 from mechmem.study.paper.intervals import interval
 from mechmem.study.paper.paper_folder import PaperFolder
@@ -82,7 +83,8 @@ def _mean(
     values = np.concatenate([getattr(found[key], field) for found in outcomes]).astype(float)
     own = {"memorized": "targets", "rewritten": "clean"}.get(field, "held")
     clusters = np.concatenate([getattr(draw, own).clusters for draw in repeated])
-    return float(values.mean()), *interval(paper, values, clusters)
+    within = range_of("kl" if field == "kl" else "em", repeated[0].targets.continuation_len)
+    return float(values.mean()), *interval(paper, values, clusters, within=within)
 
 
 def _data(paper: PaperFolder, repeated: list[Draw], outcomes: list[Outcomes]) -> xr.Dataset:

@@ -22,6 +22,7 @@ from mechmem.localize.token_attention import (
     token_correlation,
 )
 from mechmem.model.head_names import head_name
+from mechmem.stats.ranges import CORRELATION
 from mechmem.study.paper import published
 from mechmem.study.paper.intervals import interval
 from mechmem.study.paper.paper_folder import PaperFolder
@@ -87,7 +88,8 @@ def _coefficient_rows(
 
     def row(quantity: str, reading: Any, values: np.ndarray, statistic: Callable[[Any], float], **more: Any) -> None:
         measured = statistic(values)
-        low, high = interval(paper, values, clusters, statistic) if np.isfinite(measured) else (None, None)
+        known = np.isfinite(measured)
+        low, high = interval(paper, values, clusters, statistic, within=CORRELATION) if known else (None, None)
         rows.append(Row(ITEM, quantity, reading, measured, low, high, more.get("published"), "1", more.get("note", "")))
 
     for coefficient in NAMES:

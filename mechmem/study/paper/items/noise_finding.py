@@ -16,6 +16,7 @@ from mechmem.localize.gradients import weight_gradients
 from mechmem.measure.scores import score
 from mechmem.model.head_names import head_name
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.ranges import range_of
 from mechmem.study.paper.intervals import interval
 from mechmem.study.paper.paper_folder import PaperFolder
 from mechmem.study.paper.readings import published_columns
@@ -139,11 +140,12 @@ def _rows(paper: PaperFolder, found: Any, memorized: Paragraphs, name: str) -> l
     places = {"top": "the selected weights", "head": name}
     for which, place in places.items():
         for number, (measure, unit) in enumerate(MEASURES.items()):
+            within = range_of(measure, memorized.continuation_len)
             for level, scale in enumerate(paper.settings.noise_scales):
                 quantity = f"{measure.upper()}, noise of {scale:g} standard deviations on {place}"
                 for reading in READINGS:
                     values = found[reading][which]["memorized"][level, :, number].mean(0)
-                    low, high = interval(paper, values, memorized.clusters)
+                    low, high = interval(paper, values, memorized.clusters, within=within)
                     control = found[reading][f"{which}, random"]["memorized"][level, :, number].mean()
                     note = f"{reading.capitalize()}: {control:.2f} on as many random weights."
                     rows.append(Row(ITEM, quantity, reading, float(values.mean()), low, high, None, unit, note))

@@ -29,7 +29,7 @@ READINGS: tuple[Reading, Reading] = ("as published", "corrected")
 def patching_item(paper: PaperFolder) -> Finding:
     """Patch every head's q, k and v at the replaced token, in both directions."""
     clean, corrupt, origin = _pairs(paper)
-    data = perturbed_token_effects(paper.model, clean, corrupt, seed=paper.seed, progress=paper.at("patching heads"))
+    data = perturbed_token_effects(paper.model, clean, corrupt, progress=paper.at("patching heads"))
     rows: list[Row] = []
     named: list[str] = []
     for panel in PANELS:

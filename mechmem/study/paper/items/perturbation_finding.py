@@ -10,6 +10,7 @@ import xarray as xr
 from mechmem.data.paragraphs import Paragraphs
 from mechmem.measure.perturb import perturb_prefix
 from mechmem.measure.replacements import allowed_ids
+from mechmem.stats.ranges import range_of
 from mechmem.study.paper import published
 from mechmem.study.paper.intervals import interval, mean_row
 from mechmem.study.paper.paper_folder import NotPossibleError, PaperFolder
@@ -71,7 +72,8 @@ def _drop(changed: xr.Dataset, *, slips: bool) -> np.ndarray:
 
 
 def _drop_rows(paper: PaperFolder, name: str, paragraphs: Paragraphs, changed: xr.Dataset, stated: float) -> list[Row]:
-    common: dict[str, Any] = {"published": stated, "units": UNITS}
+    within = range_of("em_change", paragraphs.continuation_len)
+    common: dict[str, Any] = {"published": stated, "units": UNITS, "within": within}
     quantity = f"mean EM drop per token, {name}"
     return [
         mean_row(paper, ITEM, quantity, "as published", _drop(changed, slips=True), paragraphs, **common),
@@ -86,16 +88,21 @@ def _further_rows(paper: PaperFolder, found: dict[str, tuple[Paragraphs, xr.Data
         drop = _drop(changed, slips=False)
         quantity = f"mean EM drop per token, {OTHER_TRUE}"
         note = "little EM is there to lose: the model does not know the text"
-        rows.append(mean_row(paper, ITEM, quantity, "corrected", drop, paragraphs, units=UNITS, note=note))
+        within = range_of("em_change", paragraphs.continuation_len)
+        rows.append(
+            mean_row(paper, ITEM, quantity, "corrected", drop, paragraphs, units=UNITS, within=within, note=note)
+        )
     paragraphs, changed = found[MEMORIZED]
+    length = paragraphs.continuation_len
     most = -changed.em_change.values.min(1)
-    low, high = interval(paper, most, paragraphs.clusters, np.max)
+    low, high = interval(paper, most, paragraphs.clusters, np.max, within=range_of("em_change", length))
     quantity, note = "largest EM drop by one token, memorized", "the study says up to 45"
     for reading in ("as published", "corrected"):
         rows.append(Row(ITEM, quantity, reading, float(most.max()), low, high, published.EM_DROP_LARGEST, UNITS, note))
     edits = changed.edit_distance.values.mean(1)
     quantity = "mean edit distance of the continuation, memorized"
-    rows.append(mean_row(paper, ITEM, quantity, "corrected", edits, paragraphs, units=UNITS))
+    within = range_of("edit_distance", length)
+    rows.append(mean_row(paper, ITEM, quantity, "corrected", edits, paragraphs, units=UNITS, within=within))
     return rows
 
 

@@ -14,6 +14,7 @@ from mechmem.measure.scores import score
 from mechmem.measure.tolerance import calibration_sample
 from mechmem.model.forward import continuation_logits, token_nll
 from mechmem.model.load import HookedTransformer
+from mechmem.stats.ranges import NOT_NEGATIVE
 from mechmem.study.paper import published
 from mechmem.study.paper.intervals import mean_row
 from mechmem.study.paper.paper_folder import PaperFolder
@@ -68,7 +69,9 @@ def _nll_rows(paper: PaperFolder, name: str) -> list[Row]:
     readings: dict[Reading, np.ndarray] = {"as published": by_token[:, 1:].mean(1), "corrected": by_token.mean(1)}
     quantity = f"mean NLL, EM {name}"
     return [
-        mean_row(paper, ITEM, quantity, reading, values, some, published=stated, units=NLL, note=note)
+        mean_row(
+            paper, ITEM, quantity, reading, values, some, published=stated, units=NLL, within=NOT_NEGATIVE, note=note
+        )
         for reading, values in readings.items()
     ]
 
