@@ -53,7 +53,7 @@ def _rows(paper: PaperFolder, reading: Reading, values: np.ndarray, clusters: np
     rows: list[Row] = []
     if HEAD[0] < values.shape[1] and HEAD[1] < values.shape[2]:
         name = f"L{HEAD[0]}H{HEAD[1]}"
-        low, high = interval(paper, values, clusters, lambda some: _rank(some.mean(0)), within=(1, None))
+        low, high = interval(paper, values, clusters, lambda some: _rank(some.mean(0)), within=(1.0, None))
         count = values.shape[1] * values.shape[2]
         quantity = f"rank of {name} among {count} heads"
         rows.append(Row(ITEM, quantity, reading, _rank(values.mean(0)), low, high, 1.0, "rank", "1: the largest"))
