@@ -65,6 +65,8 @@ def test_each_claim_is_a_difference_of_what_was_measured(script, rung, capsys):
     how = SimpleNamespace(steps=3, fraction=0.02, target_em=None, target_nll=goal, oracle=None)
     rates = json.loads((rung / "unlearning/rates.json").read_text())
     (row,) = (row for row in module.rows_of(settings) if row.name == module.ALL)
+    # So few steps ask for a rate above all that the row begins with.
+    assert rates[module.ALL] == pytest.approx(3 * max(row.rates))
     edited, _ = module.run(original, row, parts[1], how, 0, rates[module.ALL])
     known = results[module.ALL]["1"]
     for name in ("memories", "never inserted"):
