@@ -26,9 +26,9 @@ COLUMNS = {
 # Claim -> the rows whose difference says it, first minus second. All rows end by one rule: what a claim is about is
 # whether the rule was met, and at what cost.
 CLAIMS = {
-    "Sparse equals dense (contrastive, top 0.1 % minus all)": (TOP, ALL),
-    "Top beats random (contrastive, top 0.1 % minus random)": (TOP, RANDOM),
-    "Editing is harder (editing minus unlearning, top 0.1 %)": (EDIT, TOP),
+    "Claim that sparse equals dense (contrastive, top 0.1 % minus all)": (TOP, ALL),
+    "Claim that top beats random (contrastive, top 0.1 % minus random)": (TOP, RANDOM),
+    "Claim that editing is harder (editing minus unlearning, top 0.1 %)": (EDIT, TOP),
 }
 SAID = {"targets nll": "targets' NLL", "never inserted kl": "KL on text never inserted"}
 PAIRS = ((TOP, ALL), (TOP, RANDOM), (EDIT, TOP), (EDIT, EDIT_RANDOM))
