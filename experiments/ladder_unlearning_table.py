@@ -10,7 +10,7 @@ from ladder_unlearning import ALL, BEFORE, EDIT, EDIT_RANDOM, ORACLE, RANDOM, TO
 
 import mechmem as mm
 from mechmem.data.own_files import read_json
-from mechmem.stats.ranges import Range, change_of, range_of
+from mechmem.stats.ranges import NOT_NEGATIVE, Range, change_of, range_of
 
 # Row -> part -> what `ladder_unlearning.costs` gives.
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -67,6 +67,8 @@ def values_of(results: Results, name: str, column: str) -> tuple[np.ndarray, np.
 def range_in(column: str) -> Range:
     """What a column of the table can be."""
     measure = column.rsplit(" ", 1)[-1]
+    if measure == "steps":
+        return NOT_NEGATIVE
     return range_of("oracle_distance" if measure == "distance" else measure, LENGTH)
 
 

@@ -47,7 +47,7 @@ def range_of(measure: str, continuation_len: int) -> Range:
     """
     if measure.endswith("_change"):
         return change_of(range_of(measure.removesuffix("_change"), continuation_len))
-    ranges = dict.fromkeys(_TOKENS, token_range(continuation_len))
+    ranges: dict[str, Range] = dict.fromkeys(_TOKENS, token_range(continuation_len))
     ranges |= dict.fromkeys(_SHARES, SHARE) | dict.fromkeys(_NOT_NEGATIVE, NOT_NEGATIVE)
     return ranges[measure]
 

@@ -94,7 +94,7 @@ def perturbed(model, sets, pairs) -> xr.Dataset:  # noqa: ARG001
     return found[["em_change_mean", "em_change_low", "em_change_high"]].rename(em_change_mean="em_change")
 
 
-def patched(model, sets, pairs, metric="em") -> xr.Dataset:  # noqa: ARG001
+def patched(model, sets, pairs, metric: Any = "em") -> xr.Dataset:  # noqa: ARG001
     options: dict[str, Any] = {"site": "resid_pre", "scored": "continuation", "direction": "noising"}
     found = patch_experiment(model, *pairs, metric=metric, **options)
     return found[["effect_mean", "effect_low", "effect_high"]].rename(effect_mean="effect")
