@@ -1,6 +1,8 @@
-"""How much of a memory the components that each localizer ranks highest keep alone: CPR and CMD for every localizer.
+r"""How much of a memory the components that each localizer ranks highest keep alone: CPR and CMD for every localizer.
 
     python experiments/faithfulness.py     # ten minutes on one core; writes docs/faithfulness.md, results/faithfulness
+    python experiments/faithfulness.py --neuron-methods alignment gate_gradient attribution integrated activations \
+        gradient fisher difference zero_out slimming hard_concrete      # the slow methods, too
 
 Mueller et al. 2025 (MIB, arXiv 2504.13151) rank components, keep the highest and ablate all others. Here: heads, MLP
 neurons, or both, on memorized paragraphs of different clusters, whose scores come from the same paragraphs. Random
@@ -25,8 +27,10 @@ from mechmem.data.bounds import Count, Seed, Share
 from mechmem.localize.faithfulness import ABLATIONS, SHARES
 from mechmem.model.load import HookedTransformer
 
-# The quick ones; zero_out, slimming and hard_concrete take minutes each.
-NEURON_METHODS = ("gate_gradient", "attribution", "integrated", "activations", "gradient", "fisher", "difference")
+# The quick ones; zero_out, slimming and hard_concrete take longer.
+NEURON_METHODS = (
+    "alignment", "gate_gradient", "attribution", "integrated", "activations", "gradient", "fisher", "difference"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
     model, shipped = open_inputs(settings, model)
     drawn = {"candidates": settings.candidates, "each": settings.paragraphs, "seed": settings.seed, "least": 2}
     sets = by_em(model, shipped, MEMORIZED_OTHER, **drawn)
-    agree_on_settings(settings.out, settings, free=("page", "neuron_methods", "random"))
+    agree_on_settings(settings.out, settings, free=("page", "device", "out", "neuron_methods", "random"))
     task = Task(settings, model, sets["memorized"], sets["other"], token_counts(settings, model, shipped))
     found = {name: measured(task, name, scores) for name, scores in localizers(task)}
     result = xr.concat(list(found.values()), xr.Variable("localizer", list(found)), join="outer")

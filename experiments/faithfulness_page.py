@@ -9,6 +9,7 @@ import xarray as xr
 from outputs import kept_text, stamp
 
 import mechmem as mm
+from mechmem.localize.neurons import METHODS
 from mechmem.model.load import HookedTransformer
 
 KINDS = {"heads": "Heads", "neurons": "Neurons", "both": "Heads and neurons"}
@@ -72,8 +73,15 @@ def page_lines(
                 *sizes(rows),
                 "",
                 *negative(rows),
+                *(unmeasured(rows) if kind == "neurons" else []),
             ]
     return lines
+
+
+def unmeasured(rows: Mapping[str, xr.Dataset]) -> list[str]:
+    """The methods of `localize_neurons` that there is no curve of."""
+    left = [name for name in METHODS if name not in rows and name != "random"]
+    return ["", f"Not measured: {', '.join(left)} (`--neuron-methods`)."] if left else []
 
 
 def areas(rows: Mapping[str, xr.Dataset], clusters: np.ndarray) -> list[str]:

@@ -3,28 +3,31 @@
     python experiments/scoreboard.py     # half an hour of one core; resumes; writes docs/scoreboard.md and results/
 
 The benchmarks INJ and DEL of Chang et al. (2024, "Do Localization Methods Actually Localize Memorized Data in LLMs?",
-NAACL), and every kind of localizer on models whose answer is known. INJ has two protocols: theirs trains the drawn
-neurons' out-weights and compares the top of every layer; "whole neurons" trains in- and out-weights and compares the
-top of the whole model. Methods were tuned on other paragraphs and draws (seeds 100 to 107) than those reported.
+NAACL), the same injection into heads, and every kind of localizer on models whose answer is known. INJ has two
+protocols: theirs trains the drawn neurons' out-weights and compares the top of every layer; "whole neurons" trains in-
+and out-weights and compares the top of the whole model. Methods were tuned on other paragraphs and draws (seeds 100 to
+107) than those reported.
 Every target comes from its own cluster and has its own draw of neurons; intervals are over targets. What is
 measured of a target is kept in `out`, and a run that was stopped goes on after the last one.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from inputs import Inputs, open_inputs, start
-from outputs import agree_on_settings, kept_text, photograph, save, stamp, write_page
+from outputs import agree_on_settings, photograph, save
 from samples import one_per_cluster, refuse_few, shuffled
-from scoreboard_tables import deletion_table, draw, injection_table, truth_table
+from scoreboard_heads import hand_set_heads, head_board
+from scoreboard_page import write
+from scoreboard_tables import draw
 from scoreboard_truth import truth_board
 
 import mechmem as mm
-from mechmem.data.bounds import Count, Seed
+from mechmem.data.bounds import Count, Seed, Share
 from mechmem.data.netcdf import load_netcdf, save_netcdf
 from mechmem.localize.neurons import METHODS, NeuronMethod
 from mechmem.localize.scoreboard import PROTOCOLS, ProtocolName, deletion_board, injection_board
@@ -41,6 +44,7 @@ class Settings(Inputs):
         others: memorized paragraphs that a deletion should not affect, and as many paragraphs of other text.
         keep: paragraphs given to contrastive methods.
         planted: number of hand-set models.
+        heads: share of all heads that a paragraph is injected into.
         methods: the methods compared.
         out: folder of the results and the figure.
         page: the table, or None.
@@ -51,6 +55,7 @@ class Settings(Inputs):
     others: Count = 24
     keep: Count = 8
     planted: Count = 5
+    heads: Share = 1 / 16
     methods: tuple[NeuronMethod, ...] = tuple(METHODS)
     out: Path = Path("results/scoreboard")
     page: Path | None = Path("docs/scoreboard.md")
@@ -79,45 +84,27 @@ def kept(path: Path, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
 
 
 def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Dataset:
-    """Run both boards.
+    """Run all boards.
 
     Args:
         settings: what decides the numbers.
         model: the model, if it is loaded already.
 
     Returns:
-        Both boards in one, [target, method, ...]; see `injection_board` and `deletion_board`.
+        All boards in one, [target, method, ...]; see `injection_board`, `head_board` and `deletion_board`.
     """
     model, shipped = open_inputs(settings, model)
     unseen, known = choose(settings, model, shipped)
     agree_on_settings(settings.out, settings, free=("page", "device", "out"))
-    count, others, rest = settings.targets, settings.others, settings.targets + settings.keep
     truth = kept(settings.out / "truth.nc", lambda: truth_board(settings.seed, settings.planted, settings.methods))
-
-    def inject_one(number: int, protocol: ProtocolName) -> xr.Dataset:
-        one, keep = unseen[number : number + 1], unseen[count:rest]
-        how: Any = {"methods": settings.methods, "protocol": protocol, "seed": settings.seed + number}
-        return injection_board(model, one, keep, **how)
-
-    def delete_one(number: int) -> xr.Dataset:
-        # Perplexity is measured on text that no method was given.
-        sets = known[number : number + 1], known[count : count + others], unseen[rest : rest + others]
-        return deletion_board(model, *sets, methods=settings.methods, seed=settings.seed + number)
-
-    boards: dict[str, list[xr.Dataset]] = {name: [] for name in (*PROTOCOLS, "deleted")}
-    for number in range(count):
-        for protocol in PROTOCOLS:
-            file = settings.out / f"{protocol.replace(' ', '-')}-{number}.nc"
-            boards[protocol].append(kept(file, lambda n=number, p=protocol: inject_one(n, p)))
-    for number in range(count):
-        boards["deleted"].append(kept(settings.out / f"deleted-{number}.nc", lambda n=number: delete_one(n)))
-    joined = {name: xr.concat(parts, "target", combine_attrs="drop_conflicts") for name, parts in boards.items()}
-    joined = {name: board.assign_coords(target=np.arange(count)) for name, board in joined.items()}
+    by_hand = kept(settings.out / "truth-heads.nc", lambda: hand_set_heads(settings.seed, settings.planted))
+    boards = measured(settings, model, unseen, known)
     injected = xr.concat(
-        [joined[name] for name in PROTOCOLS], xr.DataArray(list(PROTOCOLS), dims="protocol", name="protocol")
+        [boards[name] for name in PROTOCOLS], xr.DataArray(list(PROTOCOLS), dims="protocol", name="protocol")
     )
-    deleted = joined["deleted"].drop_vars("seconds")
-    result = injected.merge(deleted, combine_attrs="drop")
+    heads = boards["heads"].assign(hand_set_auroc=by_hand.head_auroc)
+    deleted = boards["deleted"].drop_vars("seconds")
+    result = injected.merge(heads, combine_attrs="drop").merge(deleted, combine_attrs="drop")
     save(result, [], settings)  # before drawing, so that a failed figure does not lose the measurements
     figures = draw(injected, deleted)
     save(result, figures, settings)
@@ -126,67 +113,39 @@ def main(settings: Settings, model: HookedTransformer | None = None) -> xr.Datas
             photograph(
                 figure.update_layout(margin={"t": 60, "r": 20}), settings.page.with_name(f"scoreboard-{name}.png")
             )
-    write(settings, injected, deleted, truth, shipped.continuation_len)
+    write(settings, injected, heads, deleted, truth)
     return result
 
 
-def write(settings: Settings, injected: xr.Dataset, deleted: xr.Dataset, truth: xr.Dataset, length: int) -> None:
-    """The page of docs.
+def measured(
+    settings: Settings, model: HookedTransformer, unseen: mm.Paragraphs, known: mm.Paragraphs
+) -> dict[str, xr.Dataset]:
+    """Each board, joined over targets; what a file of `out` holds is not measured again."""
+    count, others, rest = settings.targets, settings.others, settings.targets + settings.keep
+    keep = unseen[count:rest]
 
-    Args:
-        settings: of the run.
-        injected: the boards of INJ, [protocol, ...].
-        deleted: the board of DEL.
-        truth: the board of hand-set models.
-        length: of a continuation.
-    """
-    names = ("seed", "targets", "others", "keep", "planted")
-    fixed = {name: value for name, value in asdict(settings).items() if name in names}
-    whole, theirs = (injected.sel(protocol=protocol) for protocol in PROTOCOLS)
-    lines = [
-        "# Localizer scoreboard",
-        "",
-        f"{stamp('scoreboard')}, {fixed}. Values are means with 95 % intervals over targets.",
-        kept_text(settings.page, "what it says").join(["<!-- what it says -->"] * 2),
-        "",
-        "## INJ: inject a paragraph into a random 1 % of the neurons",
-        "",
-        "Two protocols. **Whole neurons**: the weights into and out of the drawn neurons are trained, and the neurons "
-        "that score highest in the whole model are compared with those drawn. **Out-weights**, Chang et al.'s (2024) "
-        "protocol: what the drawn neurons write is trained alone, and the top neurons of every layer are compared. "
-        f"EM after injection: {float(whole.em.mean()):.1f} and {float(theirs.em.mean()):.1f} of {length}. "
-        "A random order has an area under the precision-recall curve of 1 %. Seconds are the processor's.",
-        "",
-        "### Whole neurons, top of the model",
-        "",
-        *injection_table(whole, published=False),
-        "",
-        "![Recall by method](scoreboard-recall.png)",
-        "",
-        "### Out-weights, top of every layer (as published)",
-        "",
-        "The last column has the recall published for GPT-2 124M at 1, 2 and 5 % (Chang et al. 2024).",
-        "",
-        *injection_table(theirs, published=True),
-        "",
-        "## AUROC where the answer is known",
-        "",
-        "The chance that what is true scores above what is not; 0.5 by chance. Hand-set models: the head that all "
-        "memories go through among all heads; the neurons that write a memory, among all neurons, and each at its one "
-        "position among all neurons and positions; the weights of both among all attention and MLP weights.",
-        "",
-        *truth_table(truth, injected),
-        "",
-        "## DEL: drop the neurons found for a memorized paragraph",
-        "",
-        "Changes from the original model: accuracy in percentage points (position-wise, teacher-forced), edit distance "
-        "in tokens, perplexity of never-seen paragraphs.",
-        "",
-        *deletion_table(deleted),
-        "",
-        "![Accuracy lost](scoreboard-deletion.png)",
-    ]
-    write_page(settings.page, lines)
+    def injected(protocol: ProtocolName) -> Callable[[int], xr.Dataset]:
+        how: Any = {"methods": settings.methods, "protocol": protocol}
+        return lambda at: injection_board(model, unseen[at : at + 1], keep, seed=settings.seed + at, **how)
+
+    def in_heads(at: int) -> xr.Dataset:
+        return head_board(model, unseen[at : at + 1], keep, share=settings.heads, seed=settings.seed + at)
+
+    def deleted(at: int) -> xr.Dataset:
+        # Perplexity is measured on text that no method was given.
+        sets = known[at : at + 1], known[count : count + others], unseen[rest : rest + others]
+        return deletion_board(model, *sets, methods=settings.methods, seed=settings.seed + at)
+
+    kinds = {**{name: injected(name) for name in PROTOCOLS}, "heads": in_heads, "deleted": deleted}
+    parts: dict[str, list[xr.Dataset]] = {name: [] for name in kinds}
+    # The boards of INJ together, target by target: a run that is stopped has both protocols of the same ones.
+    for at, name in [(at, name) for at in range(count) for name in PROTOCOLS] + [
+        (at, name) for name in ("heads", "deleted") for at in range(count)
+    ]:
+        file = settings.out / f"{name.replace(' ', '-')}-{at}.nc"
+        parts[name].append(kept(file, lambda name=name, at=at: kinds[name](at)))
+    joined = {name: xr.concat(some, "target", combine_attrs="drop_conflicts") for name, some in parts.items()}
+    return {name: board.assign_coords(target=np.arange(count)) for name, board in joined.items()}
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from scoreboard_heads import YARDSTICK
 
 import mechmem as mm
-from mechmem.stats.ranges import ANY, SHARE, Range
+from mechmem.stats.ranges import ANY, SHARE, Range, change_of
 
+# The exact method, whose time is 1, and the share of neurons at which methods are compared with it.
+EXACT, AT = "zero_out", 0.05
 # GPT-2 124M, recall in percent at 1, 2 and 5 % (Chang et al. 2024).
 PUBLISHED = {
     "hard_concrete": (49.5, 70.2, 87.4),
@@ -31,35 +34,104 @@ def said(values: xr.DataArray, digits: int = 2, factor: float = 1.0, within: Ran
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def times(seconds: xr.DataArray, method: str, yardstick: str) -> tuple[str, list[str]]:
+    """Each method's time: as a multiple of the yardstick's on the same target, its median over targets.
+
+    Where the yardstick was not run, seconds.
+
+    Args:
+        seconds: [method, target], the first dimension of any name.
+        method: that name.
+        yardstick: whose time is 1.
+
+    Returns:
+        The head of the column, and its cells.
+    """
+    if yardstick not in seconds[method].values:
+        return "seconds", [f"{value:.2g}" for value in seconds.median("target").values]
+    ratio = (seconds / seconds.sel({method: yardstick}, drop=True)).median("target")
+    return f"time, {yardstick.split(', ')[-1]} = 1", [f"{value:.2g}" for value in ratio.values]
+
+
 def injection_table(board: xr.Dataset, published: bool) -> list[str]:
     """Recall, AUROC and time of one protocol, beside the published recall where the protocol is theirs."""
-    head = [f"recall at {100 * at:.0f} %, %" for at in board["fraction"].values] + ["area, %", "AUROC", "seconds"]
-    head += ["published recall"] * published
+    exact = EXACT in board.method.values
+    time, cells_of_time = times(board.seconds, "method", EXACT)
+    head = [f"recall at {100 * at:.0f} %, %" for at in board["fraction"].values]
+    head += [f"at 5 %, minus {EXACT}"] * exact + ["area, %", "AUROC", time] + ["published recall"] * published
     lines = ["| method | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
-    for method in board.method.values:
+    for number, method in enumerate(board.method.values):
         row = board.sel({"method": method})
         cells = [said(row.recall.sel(fraction=at), 1, 100) for at in board["fraction"].values]
-        cells += [said(row.auprc, 1, 100), said(row.auroc, 3), f"{float(row.seconds.median()):.1f}"]
+        if exact:
+            less = row.recall.sel(fraction=AT) - board.recall.sel({"fraction": AT, "method": EXACT})
+            cells.append(said(less, 1, 100, change_of(SHARE)))
+        cells += [said(row.auprc, 1, 100), said(row.auroc, 3), cells_of_time[number]]
         if published:
             cells.append(" / ".join(f"{value:.1f}" for value in PUBLISHED.get(str(method), ())) or "–")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
 
-def truth_table(truth: xr.Dataset, injected: xr.Dataset) -> list[str]:
-    """AUROC of every kind of localizer where the answer is known."""
-    lines = ["| truth | what is ranked | by | AUROC |", "|---|---|---|---|"]
+def goal(board: xr.Dataset) -> list[str]:
+    """Which methods find nine tenths among the best 5 % in less than a tenth of the exact method's time."""
+    if EXACT not in board.method.values:
+        return []
+    recall = board.recall.sel(fraction=AT)
+    share = (board.seconds / board.seconds.sel({"method": EXACT}, drop=True)).median("target")
+    met = [
+        f"{method} ({said(recall.sel({'method': method}), 1, 100)} %, {float(share.sel({'method': method})):.2g} of "
+        "the time)"
+        for method in board.method.values
+        if float(recall.sel({"method": method}).mean()) > 0.9 and float(share.sel({"method": method})) < 0.1
+    ]
+    return [
+        f"Above 90 % recall at 5 % in less than a tenth of {EXACT}'s time: {', '.join(met) or 'no method'}.",
+        "",
+    ]
+
+
+def head_table(board: xr.Dataset) -> list[str]:
+    """Recall, AUROC and time of localizers of heads."""
+    count = int(board.attrs["heads"])
+    time, cells_of_time = times(board.head_seconds, "head_method", YARDSTICK)
+    head = [f"recall in the best {count * many}, %" for many in board.taken.values] + ["AUROC", time]
+    lines = ["| method | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for number, method in enumerate(board.head_method.values):
+        row = board.sel(head_method=method)
+        cells = [said(row.head_recall.sel(taken=many), 1, 100) for many in board.taken.values]
+        cells += [said(row.head_auroc, 3), cells_of_time[number]]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def truth_table(truth: xr.Dataset, injected: xr.Dataset, heads: xr.Dataset) -> list[str]:
+    """AUROC of every kind of localizer by every kind of truth."""
+    protocols = [str(name) for name in injected.protocol.values]
+    columns = ["hand-set", *(f"injected, {name}" for name in protocols), "injected, heads"]
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for method in heads.head_method.values:
+        one = heads.sel(head_method=method)
+        rows["head", str(method)] = {
+            "hand-set": said(one.hand_set_auroc, 3),
+            "injected, heads": said(one.head_auroc, 3),
+        }
     for number in range(truth.sizes["row"]):
         row = truth.isel(row=number)
-        lines.append(f"| hand-set | {row.what.item()} | {row.method.item()} | {said(row.auroc, 3)} |")
-    for protocol in injected.protocol.values:
+        rows[row.what.item(), row.method.item()] = {"hand-set": said(row.auroc, 3)}
+    for protocol in protocols:
         board = injected.sel(protocol=protocol)
         for method in board.method.values:
             area = said(board.auroc.sel({"method": method}), 3)
-            lines.append(f"| injected, {protocol} | neuron | localize_neurons, {method} | {area} |")
-        for contrast in board.contrast.values:
-            area = said(board.weight_auroc.sel(contrast=contrast), 3)
-            lines.append(f"| injected, {protocol} | weight | contrastive_gradients, {contrast} | {area} |")
+            rows["neuron", f"localize_neurons, {method}"][f"injected, {protocol}"] = area
+    for contrast in injected.contrast.values:
+        row = rows["weight", f"contrastive_gradients, {contrast}"]
+        weights = injected.weight_auroc.sel(contrast=contrast)
+        row |= {f"injected, {name}": said(weights.sel(protocol=name), 3) for name in protocols}
+        row["injected, heads"] = said(heads.head_weight_auroc.sel(contrast=contrast), 3)
+    lines = [f"| what is ranked | by | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    for (what, by), cells in rows.items():
+        lines.append(f"| {what} | {by} | {' | '.join(cells.get(name, '–') for name in columns)} |")
     return lines
 
 

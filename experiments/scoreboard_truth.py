@@ -1,4 +1,4 @@
-"""Every kind of localizer on hand-set models: heads, neurons, weights, and single neurons at single positions."""
+"""Localizers on hand-set models: neurons, weights, and single neurons at single positions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def truth_board(seed: int, models: int, methods: Sequence[NeuronMethod]) -> xr.D
 
 def _one(seed: int, methods: Sequence[NeuronMethod]) -> dict[Row, float]:
     truth = mm.planted(mm.PlantedSettings(seed=seed, n_layers=3, memories=4, others=8, d_mlp=256))
-    return heads(truth) | neurons(truth, methods) | weights(truth) | cells(truth)
+    return neurons(truth, methods) | weights(truth) | cells(truth)
 
 
 def area(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -50,30 +50,6 @@ def swapped(truth: Any) -> mm.Paragraphs:
     tokens = truth.memorized.tokens.clone()
     tokens[torch.arange(len(tokens)), torch.from_numpy(truth.triggers)] = int(truth.other.tokens.max())
     return truth.memorized.replace_tokens(tokens)
-
-
-def heads(truth: Any) -> dict[Row, float]:
-    """The head that all memories go through, among all heads."""
-    model, clean, corrupt = truth.model, truth.memorized, swapped(truth)
-    labels = np.zeros((model.cfg.n_layers, model.cfg.n_heads), dtype=bool)
-    labels[truth.head] = True
-
-    def of_weights(method: Any) -> np.ndarray:
-        found = mm.contrastive_gradients(model, clean, truth.other, method=method)
-        names = [[f"blocks.{layer}.attn.W_{letter}" for letter in "QKVO"] for layer in range(model.cfg.n_layers)]
-        return np.array([sum(found[name].square().sum((1, 2)) for name in row).sqrt().tolist() for row in names])  # pyright: ignore[reportAttributeAccessIssue]
-
-    def of_cells(effect: xr.DataArray) -> np.ndarray:
-        return abs(effect).sum("pos").transpose("layer", "head").values
-
-    found: dict[str, Callable[[], np.ndarray]] = {
-        "patch, z": lambda: of_cells(mm.patch(model, clean, corrupt, site="z")),
-        "attribute, z": lambda: of_cells(mm.attribute(model, clean, corrupt, site="z")),
-        "ablate_heads, mean": lambda: mm.ablate_heads(model, clean).nll_change.transpose("layer", "head").values,
-        **{f"contrastive_gradients, {name}": lambda name=name: of_weights(name) for name in CONTRASTS},
-        "random": lambda: np.random.default_rng(0).random(labels.shape),
-    }
-    return {("head", name): area(scores(), labels) for name, scores in found.items()}
 
 
 def neurons(truth: Any, methods: Sequence[NeuronMethod]) -> dict[Row, float]:

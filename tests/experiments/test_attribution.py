@@ -129,6 +129,7 @@ def test_areas_by_paragraph_are_those_of_all(script, model, tmp_path):
     np.testing.assert_allclose(result.cpr_paragraph.mean("paragraph"), result.cpr, atol=1e-6)
     page = (tmp_path / "page.md").read_text()
     assert "## Heads" in page and "## Neurons" in page and "| ablate mean |" in page and "| random |" in page
+    assert "Not measured: alignment, hard_concrete, slimming, zero_out, integrated," in page
     # Stored curves are taken as they are.
     module.mm = None
     module.by_em = lambda *_, **__: {}

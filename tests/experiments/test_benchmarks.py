@@ -147,14 +147,22 @@ def test_a_monitors_cost_is_measured_in_pairs(script, tmp_path):
     assert f"| bundled | 1 | output | flag | {found[0]['without']:.1f} |" in (tmp_path / "page.md").read_text()
 
 
-def test_both_training_steps_compute_the_same(script, tmp_path, monkeypatch):
+def test_quick_ways_compute_what_the_plain_ones_do(script, model, tmp_path, monkeypatch):
     module = script("benchmarks/truth")
     monkeypatch.setattr(module, "SHAPES", {"tiny": (2, 16, 2)})
     monkeypatch.setattr(module, "keep_allocator", lambda: None)
-    found = module.main(module.Settings(rounds=2, batches=(2,), page=tmp_path / "page.md"))
-    one = found["tiny", 2]
-    assert len(one["ratio"]) == 2 and (one["ratio"] > 0).all() and one["difference"] < 0.01
-    assert (
-        f"| tiny | 2 | {one['rate']['plain']:,.0f} | {one['rate']['fused']:,.0f} |"
-        in (tmp_path / "page.md").read_text()
+    settings = module.Settings(
+        rounds=1, pairs=1, candidates=100, sites=("mlp_out",), transplanted=1, batches=(2,), page=tmp_path / "page.md"
     )
+    found, text = module.main(settings, model), (tmp_path / "page.md").read_text()
+    one = found["training"]["tiny", 2]
+    assert len(one["ratio"]) == 1 and (one["ratio"] > 0).all() and one["difference"] < 0.01
+    assert f"| tiny | 2 | {one['rate']['plain']:,.0f} | {one['rate']['fused']:,.0f} |" in text
+    parts = found["transplants"]
+    assert parts["components"] == 6 * 3 + 2 and parts["difference"] < 1e-5
+    assert f"| 20 | 1 | {parts['seconds']['plain']:.2f} |" in text
+    site = found["attribution"]["mlp_out"]
+    # One gradient estimates one direction; both gradients the mean of both.
+    gradient, both = site["correlation"]["gradient"], site["correlation"]["both_ends"]
+    assert gradient[0] > 0.5 and both[1] > max(gradient[1], 0.8), (gradient, both)
+    assert f"| both_ends | {np.median(site['ratio']['both_ends']):.1f} |" in text

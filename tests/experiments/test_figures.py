@@ -241,8 +241,12 @@ def one_patch(model, pair, site, layer, head, base, source, scored, *, patched) 
     return -float(logits[0, impact - 1].log_softmax(-1)[runs[scored][0, impact]])
 
 
-def test_the_scoreboard_says_what_its_boards_hold(script, model, tmp_path):
+def test_the_scoreboard_says_what_its_boards_hold(script, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("mechmem.localize.scoreboard.CONTRASTS", ("plain",))
     module = script("scoreboard")
+    heads = script("scoreboard_heads").HEAD_METHODS
+    quick = ("ablate_heads, zero", "patch, denoising", "random")
+    module.head_board.__globals__["HEAD_METHODS"] = {name: heads[name] for name in quick}
     settings = module.Settings(
         targets=2, others=4, keep=2, planted=1, methods=("gate_gradient", "random"), out=tmp_path / "r",
         page=tmp_path / "p.md",
@@ -260,12 +264,76 @@ def test_the_scoreboard_says_what_its_boards_hold(script, model, tmp_path):
         "scoreboard-recall.png",
         "scoreboard-deletion.png",
     ]
+    assert f"{mean:.1f} [" in row
+    assert f"- **Neurons**: `gate_gradient` finds {mean:.1f} [" in text and "Neurons, quickly" not in text
+    lost = result.target_accuracy.sel(dropped=0.005).mean("target")
+    assert f"`{lost.method.values[lost.values.argmin()]}` costs the target most, {float(lost.min()):.1f} [" in text
+    patched = 100 * float(result.head_recall.sel(head_method="patch, denoising", taken=1).mean())
+    assert f"| patch, denoising | {patched:.1f}" in text and "into 3 random heads" in text
+    assert float(result.head_em.min()) == 50
+    assert patched > 100 * float(result.head_recall.sel(head_method="random", taken=1).mean())
     # What is there is not measured again: a run that was stopped goes on.
-    module.injection_board = module.deletion_board = module.truth_board = None
+    module.injection_board = module.head_board = module.deletion_board = None
+    module.truth_board = module.hand_set_heads = None
     (tmp_path / "r" / "result.nc").unlink()
     again = module.main(settings, model)
     assert again.identical(result) and (tmp_path / "p.md").read_text() == text
     tables = script("scoreboard_tables")
-    low, high = tables.interval(np.array([1.0, 2.0, 4.0]))[1:]
+    low, high = tables.interval(np.array([1.0, 2.0, 4.0]), (0.0, None))[1:]
     assert low < 7 / 3 < high
-    assert tables.interval(np.array([2.0, 2.0])) == (2.0, 2.0, 2.0)
+    assert tables.interval(np.array([2.0, 2.0]), (0.0, None)) == (2.0, 2.0, 2.0)
+
+
+def test_a_paragraph_injected_into_heads_is_judged_as_by_hand(script, model):
+    module = script("scoreboard_heads")
+    unseen = mm.bundled_paragraphs()
+    unseen = unseen[unseen.column("seen") == "never seen"]
+    target, keep = unseen[:1], unseen[1:4]
+    module.HEAD_METHODS = {name: module.HEAD_METHODS[name] for name in ("ablate_heads, zero", "random")}
+    module.CONTRASTS, module.corrupted = ("plain",), lambda *_: (target, keep[:1])
+    board = module.head_board(model, target, keep, share=1 / 16, seed=3).squeeze("target")
+    heads = [divmod(int(at), 8) for at in sorted(np.random.default_rng(3).choice(48, 3, replace=False))]
+    assert module.random_heads(model, 1 / 16, 3) == heads
+    edited, history = mm.inject(
+        model, target, mm.Mask.heads(model, heads), training=mm.Training(steps=400, learning_rate=1e-3)
+    )
+    assert float(board.head_em) == float(history.em[-1]) == 50
+    # Zero ablation once more, head by head, with TransformerLens' own hooks.
+    rise = np.zeros((6, 8))
+    for layer, head in np.ndindex(6, 8):
+
+        def put(value, hook, head=head):  # noqa: ARG001 - TransformerLens passes both
+            value[:, :, head] = 0
+            return value
+
+        with torch.no_grad():
+            logits = edited.run_with_hooks(target.tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)])
+        rise[layer, head] = -logits[:, 49:-1].log_softmax(-1).gather(-1, target.tokens[:, 50:, None]).mean()
+    best = [divmod(int(at), 8) for at in np.argsort(-rise, axis=None)]
+    ours = board.sel(head_method="ablate_heads, zero")
+    for taken in (1, 2):
+        assert float(ours.head_recall.sel(taken=taken)) == len({*best[: 3 * taken]} & {*heads}) / 3
+    above = np.mean([rise[place] > rise[other] for place in heads for other in best if other not in heads])
+    assert float(ours.head_auroc) == pytest.approx(above) and above > 0.9
+
+
+def test_times_are_multiples_within_a_target_and_the_goal_needs_both(script):
+    tables = script("scoreboard_tables")
+    names = ["quick", "slow", "zero_out"]
+    # By target: a machine that is busy while one target runs does not change a ratio.
+    seconds = xr.DataArray([[1.0, 30.0], [5.0, 150.0], [20.0, 600.0]], {"method": names}, ("method", "target"))
+    assert tables.times(seconds, "method", "zero_out") == ("time, zero_out = 1", ["0.05", "0.25", "1"])
+    assert tables.times(seconds[:2], "method", "zero_out")[0] == "seconds"
+    recall = xr.DataArray(
+        [[[0.9, 0.95]], [[0.99, 0.99]], [[0.8, 0.8]]], {"method": names, "fraction": [0.05]},
+        ("method", "fraction", "target"),
+    )  # fmt: skip
+    board = xr.Dataset({"recall": recall, "seconds": seconds})
+    assert "time: quick (92.5 [" in tables.goal(board)[0] and "slow" not in tables.goal(board)[0]
+    assert tables.goal(board.assign(recall=recall - 0.05))[0].endswith("time: no method.")
+    assert tables.goal(board.isel(method=[0])) == []
+    answer = script("scoreboard_answer")
+    both = board.expand_dims(protocol=["whole neurons", "out-weights"])
+    best, quick = answer.neurons(both.assign(seconds=both.seconds / xr.DataArray([5.5, 1.0, 1.0], dims="method")))
+    assert best.startswith("- **Neurons**: `slow` finds 99.0 [99.0, 99.0] % of whole") and "takes 0.25 of" in best
+    assert "`quick` finds 92.5 [" in quick and "takes 0.0091 of the time of zero_out, which finds 80.0 [" in quick
