@@ -94,7 +94,9 @@ def known(injected: xr.Dataset, heads: xr.Dataset, truth: xr.Dataset) -> list[st
         "The chance that what is true scores above what is not; 0.5 by chance. Hand-set models: the head that all "
         "memories go through among all heads; the neurons that write a memory, among all neurons, and each at its one "
         "position among all neurons and positions; the weights of both among all attention and MLP weights. Injected: "
-        "the neurons or heads that a paragraph was trained into, and their trained weights among all.",
+        "the neurons or heads that a paragraph was trained into, and their trained weights among all. Integrated "
+        "activation gradients rank the hand-set head last: their eight steps pass over the threshold of the neurons "
+        "behind it; 32 steps give the effect of ablating it (tests/experiments).",
         "",
         *truth_table(truth, injected, heads),
         "",

@@ -337,3 +337,15 @@ def test_times_are_multiples_within_a_target_and_the_goal_needs_both(script):
     best, quick = answer.neurons(both.assign(seconds=both.seconds / xr.DataArray([5.5, 1.0, 1.0], dims="method")))
     assert best.startswith("- **Neurons**: `slow` finds 99.0 [99.0, 99.0] % of whole") and "takes 0.25 of" in best
     assert "`quick` finds 92.5 [" in quick and "takes 0.0091 of the time of zero_out, which finds 80.0 [" in quick
+
+
+def test_steps_of_integrated_gradients_that_pass_over_a_threshold_turn_the_head_round():
+    truth = mm.planted(mm.PlantedSettings(seed=0, n_layers=3, memories=4, others=8, d_mlp=256))
+    few, many = (
+        mm.activation_gradients(truth.model, truth.memorized, site="z", method="integrated", steps=steps).sum("pos")
+        for steps in (8, 32)
+    )
+    layer, head = truth.head
+    ablated = mm.ablate_heads(truth.model, truth.memorized, method="zero").nll_change.sel(layer=layer, head=head)
+    assert float(few.sel(layer=layer, head=head)) == float(few.max()) > 0.5
+    assert -float(many.sel(layer=layer, head=head)) == pytest.approx(float(ablated), rel=1e-3) and ablated > 5
