@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,7 +17,6 @@ from mechmem.stats.ranges import ANY, Range, cut
 
 # Chosen clusters of all draws held at once: 8 bytes each.
 _CHUNK = 4_000_000
-DRAWS = 2000
 
 
 @checked
@@ -27,7 +25,7 @@ def cluster_bootstrap(
     clusters: np.ndarray | Paragraphs,
     *,
     statistic: Callable[..., object] = np.mean,
-    draws: Count = DRAWS,
+    draws: Count = 2000,
     seed: Seed = 0,
     level: Level = 0.95,
     within: Range = ANY,
@@ -58,7 +56,7 @@ def cluster_bootstrap(
             about: then a DataArray's values are found by the paragraphs' ids.
         statistic: of a one-axis array.
         draws: how many resamples, for a statistic other than the mean.
-        seed: of the resampling. For the mean neither has an effect, and a DeprecationWarning says so.
+        seed: of the resampling. For the mean neither has an effect.
         level: how often the interval should hold the true value.
         within: (least, largest) that the statistic can be, None for no end: (0, 50) for EM of 50 tokens, (0, None) for
             NLL or KL. The interval is cut there.
@@ -77,7 +75,6 @@ def cluster_bootstrap(
     labels, members = np.unique(clusters, return_inverse=True)
     sides = [_side(values, members, len(labels), share)]
     if statistic is np.mean:
-        _warn_of_draws(draws, seed)
         return _one(contrast_interval(sides, level, within))
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(labels))
@@ -96,7 +93,7 @@ def cluster_bootstrap_difference(
     second_clusters: np.ndarray | Paragraphs,
     *,
     statistic: Callable[..., object] = np.mean,
-    draws: Count = DRAWS,
+    draws: Count = 2000,
     seed: Seed = 0,
     level: Level = 0.95,
     within: Range = ANY,
@@ -115,7 +112,7 @@ def cluster_bootstrap_difference(
         second_clusters: those of the second set, of the same type.
         statistic: of a one-axis array.
         draws: how many resamples, for a statistic other than the mean.
-        seed: of the resampling. For the mean neither has an effect, and a DeprecationWarning says so.
+        seed: of the resampling. For the mean neither has an effect.
         level: how often the interval should hold the true value.
         within: (least, largest) that the difference can be, as in `cluster_bootstrap`: (-50, 50) for EM of 50 tokens.
 
@@ -134,7 +131,6 @@ def cluster_bootstrap_difference(
     parts = (first, members[: len(first)]), (second, members[len(first) :])
     sides = [_side(*part, len(labels), share) for part, share in zip(parts, shares, strict=True)]
     if statistic is np.mean:
-        _warn_of_draws(draws, seed)
         return _one(contrast_interval(sides, level, within))
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK // len(labels))
@@ -147,14 +143,6 @@ def cluster_bootstrap_difference(
         results.append(one - other)
         done += len(chosen)
     return _percentiles(np.concatenate(results), sides, level, within)
-
-
-def _warn_of_draws(draws: int, seed: int) -> None:
-    if (draws, seed) != (DRAWS, 0):
-        sentence = (
-            "draws and seed have no effect on the interval of a mean, which is computed without resampling; omit them"
-        )
-        warnings.warn(sentence, DeprecationWarning, stacklevel=4)
 
 
 def _one(ends: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:

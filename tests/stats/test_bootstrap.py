@@ -153,13 +153,11 @@ def test_no_draw_leaves_a_set_empty():
         assert (low, high) == (1.0, 1.0)
 
 
-def test_draws_and_seed_of_a_mean_are_said_to_have_no_effect():
+def test_draws_and_seed_change_nothing_of_a_mean():
     values, labels = sample(6)
     for options in ({"draws": 500}, {"seed": 3}):
-        with pytest.warns(DeprecationWarning, match="draws and seed have no effect on the interval of a mean"):
-            assert cluster_bootstrap(values, labels, **options) == cluster_bootstrap(values, labels)
-        with pytest.warns(DeprecationWarning, match="omit them"):
-            found = cluster_bootstrap_difference(values, -values, labels, labels, **options)
+        assert cluster_bootstrap(values, labels, **options) == cluster_bootstrap(values, labels)
+        found = cluster_bootstrap_difference(values, -values, labels, labels, **options)
         assert found == cluster_bootstrap_difference(values, -values, labels, labels)
 
 
