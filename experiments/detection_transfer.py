@@ -186,7 +186,7 @@ def judge(judged: Judged, detectors: Mapping[str, Detector], draws: int) -> dict
 
 def _flagged(alarm: np.ndarray, there: np.ndarray, clusters: np.ndarray) -> list[float] | None:
     rows = there.any(1)
-    return share(alarm[rows].any(1), clusters[rows]) if rows.any() else None
+    return share(np.any(alarm[rows], axis=1), clusters[rows]) if rows.any() else None
 
 
 def together(first: Judged, second: Judged, notes: Mapping[str, Any]) -> Judged:

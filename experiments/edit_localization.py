@@ -33,6 +33,7 @@ from mechmem.data.bounds import Amount, Count, Rate, Seed, Share
 from mechmem.data.errors import InputError
 from mechmem.model.load import HookedTransformer
 from mechmem.model.sites import editable_parameters
+from mechmem.stats.ranges import CORRELATION, NOT_NEGATIVE, SHARE, Range
 from mechmem.truth.injected import random_neurons
 
 SHOWN = (
@@ -57,6 +58,9 @@ COLUMNS = {
     "other KL": ("KL to the oracle, other", 4),
     "relearning steps": ("steps to relearn", 1),
 }
+
+# What a column's mean can be, where it can be more than not negative.
+RANGES: dict[str, Range] = {"auroc": SHARE, "share": (0.0, 100.0), "cosine": CORRELATION}
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,9 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     for name in sorted(results, key=order):
         runs = list(results[name].values())
         cells = [
-            said(np.array([run[key] for run in runs]), digits) if all(key in run for run in runs) else "–"
+            said(np.array([run[key] for run in runs]), digits, RANGES.get(key, NOT_NEGATIVE))
+            if all(key in run for run in runs)
+            else "–"
             for key, (_, digits) in COLUMNS.items()
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

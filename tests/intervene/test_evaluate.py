@@ -24,8 +24,12 @@ from mechmem.stats.bootstrap import cluster_bootstrap
 from mechmem.weights.masks import Mask
 
 # Of nine tokens; the control in tests/stats/test_ranges.py has intervals that reach beyond.
-RANGES = dict.fromkeys(("em", "edit_distance"), (0, 9)) | dict.fromkeys(("nll", "kl"), (0, math.inf))
-RANGES |= dict.fromkeys(("match_fraction", "exact_fraction", "changed_top1"), (0, 1)) | {"em_change": (-9, 9)}
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("em", "edit_distance"), (0, 9)),
+    **dict.fromkeys(("nll", "kl"), (0, math.inf)),
+    **dict.fromkeys(("match_fraction", "exact_fraction", "changed_top1"), (0, 1)),
+    "em_change": (-9, 9),
+}
 MEANS = {"em": "em", "match_fraction": "match_fraction", "edit_distance": "edit_distance", "exact_fraction": "exact"}
 
 

@@ -155,9 +155,9 @@ def test_no_draw_leaves_a_set_empty():
 
 def test_draws_and_seed_change_nothing_of_a_mean():
     values, labels = sample(6)
-    for options in ({"draws": 500}, {"seed": 3}):
-        assert cluster_bootstrap(values, labels, **options) == cluster_bootstrap(values, labels)
-        found = cluster_bootstrap_difference(values, -values, labels, labels, **options)
+    for draws, seed in ((500, 0), (2000, 3)):
+        assert cluster_bootstrap(values, labels, draws=draws, seed=seed) == cluster_bootstrap(values, labels)
+        found = cluster_bootstrap_difference(values, -values, labels, labels, draws=draws, seed=seed)
         assert found == cluster_bootstrap_difference(values, -values, labels, labels)
 
 
