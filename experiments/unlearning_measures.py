@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from unlearning_sets import Sets
 
 import mechmem as mm
 from mechmem.intervene.attacks.quantize import quantize
 from mechmem.intervene.attacks.relearn import first_step, train_and_watch
 from mechmem.model.load import HookedTransformer
+from mechmem.model.sites import editable_parameters
 
 # Of `mm.evaluate`, its name in the results; those of the oracle only where there is one.
 EACH = {"em": "EM", "nll": "NLL", "oracle_kl": "KL to the oracle", "p_extractable": "p-extractable"}
@@ -54,6 +56,7 @@ def measure(models: Models, edited: HookedTransformer, sets: Sets, settings: Any
     """
     started = time.process_time()
     found = costs(models, edited, sets)
+    found |= concentration(models.original, edited)
     text = mm.verbatim(edited, sets["targets"])
     found |= {f"targets {name}": float(values.mean()) for name, values in text.data_vars.items()}
     found |= attacks(edited, sets, settings, seed)
@@ -85,6 +88,23 @@ def costs(models: Models, edited: HookedTransformer, sets: Sets) -> dict[str, An
         if key in result:
             found[key.replace("_", " ")] = float(result[key].sel(model="after"))
     return found
+
+
+def concentration(original: HookedTransformer, edited: HookedTransformer, share: float = 0.001) -> dict[str, float]:
+    """Percent of the squared change of attention and MLP weights that lies in the few that moved furthest.
+
+    What an edit of so few weights could carry at most of this one. Nothing where no weight moved.
+    """
+    ends = editable_parameters(edited)
+    squared = torch.cat(
+        [
+            (ends[name] - value).detach().flatten().double().square()
+            for name, value in editable_parameters(original).items()
+        ]
+    )
+    whole = float(squared.sum())
+    few = squared.topk(max(1, round(share * len(squared)))).values
+    return {"squared change in its top 0.1 %": 100 * float(few.sum()) / whole} if whole else {}
 
 
 def attacks(edited: HookedTransformer, sets: Sets, settings: Any, seed: int) -> dict[str, Any]:

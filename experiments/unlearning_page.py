@@ -27,6 +27,7 @@ COLUMNS = {
     "perplexity": ("perplexity of other", 1),
     "steps": ("steps", 0),
     "weights": ("weights moved", 0),
+    "squared change in its top 0.1 %": ("squared change in its top 0.1 % of weights, %", 0),
     "CPU seconds": ("CPU seconds", 0),
 }
 DISTANCES = {
@@ -100,7 +101,7 @@ def range_in(name: str, length: int = 50) -> Range:
     if " CKA " in name:
         # Debiased: of unlike layers it can be below 0.
         return CORRELATION
-    if name == "extracted in 100 draws":
+    if name in ("extracted in 100 draws", "squared change in its top 0.1 %"):
         return (0, 100)
     # Privacy leakage is a relative change, all others are counts and distances.
     return ANY if name == "privacy leakage" else NOT_NEGATIVE
@@ -193,6 +194,8 @@ PAIRS = [
     ("NPO, top 0.1 %", "NPO, random 0.1 %"),
     ("NPO, attribution at both ends 0.1 %", "NPO, top 0.1 %"),
     ("NPO, gates 0.1 %", "NPO, top 0.1 %"),
+    ("NPO, largest changes of a dense edit 0.1 %", "NPO, all"),
+    ("NPO, largest changes of a dense edit 0.1 %", "NPO, top 0.1 %"),
     ("NPO with SAM, all", "NPO, all"),
     ("NPO, all, null space", "NPO, all"),
     ("edit, top 0.1 %", "contrastive, top 0.1 %"),

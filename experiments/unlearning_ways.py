@@ -47,6 +47,7 @@ LOCALIZED = {
     "fisher": "Fisher ratio",
     "gates": "gates",
     "attribution": "attribution at both ends",
+    "dense edit": "largest changes of a dense edit",
     "random": "random",
 }
 ROWS = (
@@ -122,6 +123,20 @@ def by_attribution(model: HookedTransformer, sets: Sets, fraction: float, seed: 
     return mm.Mask.top_units(model, scores, fraction=fraction, weights=mm.weight_gradients(model, sets["targets"]))
 
 
+def by_dense_edit(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:
+    """The weights that NPO through all weights moves furthest until the targets' mean EM is a fifth."""
+    training = mm.Training(steps=50, learning_rate=DENSE[1], batch_size=64)
+    stop = mm.Stop(target_em=float(sets["targets"].continuation_len // 5))
+    edited, _ = mm.unlearn(
+        model, sets["targets"], sets["keep"], method="npo", training=training, stop=stop, check_targets=False, seed=seed
+    )
+    ends = editable_parameters(edited)
+    return mm.Mask.top(
+        {name: ends[name].detach() - value.detach() for name, value in editable_parameters(model).items()},
+        fraction=fraction,
+    )
+
+
 def by_chance(model: HookedTransformer, sets: Sets, fraction: float, seed: int) -> mm.Mask:
     """As many weights of every tensor as the largest gradients choose, drawn at random."""
     return mm.Mask.random_like(by_gradient(model, sets, fraction, seed), seed=seed)
@@ -132,6 +147,7 @@ MASKS: dict[str, Callable[[HookedTransformer, Sets, float, int], mm.Mask]] = {
     "fisher": by_fisher_ratio,
     "gates": by_gates,
     "attribution": by_attribution,
+    "dense edit": by_dense_edit,
     "random": by_chance,
 }
 

@@ -16,6 +16,7 @@ from mechmem.data.paragraphs import Paragraphs
 from mechmem.intervene.descent_methods import OBJECTIVES
 from mechmem.measure.exact import ExactScorer
 from mechmem.measure.own_text import own_continuations
+from mechmem.model.sites import editable_parameters
 
 ROWS = ("contrastive, all", "paper's recipe", "paper's recipe, decay everywhere")
 
@@ -99,6 +100,18 @@ def test_every_mask_of_the_leaderboard_has_its_size_and_its_own_weights(script, 
     assert {row.weights for row in rows} == {"all", *found} and len({row.name for row in rows}) == len(rows)
     # Whatever takes a learning rate has some to choose from.
     assert all(bool(row.rates) == (row.method in {*OBJECTIVES, "edit"}) for row in rows)
+
+
+def test_how_much_of_a_change_lies_in_few_weights(script, tiny_model):
+    module, one, every = script("unlearning_measures"), copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        one.blocks[0].mlp.W_in[0, 0] += 1  # pyright: ignore[reportIndexIssue]
+        for value in editable_parameters(every).values():
+            value.add_(0.5)
+    key = "squared change in its top 0.1 %"
+    assert module.concentration(tiny_model, one)[key] == pytest.approx(100)
+    assert module.concentration(tiny_model, every)[key] == pytest.approx(0.1, rel=0.05)
+    assert module.concentration(tiny_model, copy.deepcopy(tiny_model)) == {}
 
 
 def test_no_set_holds_what_any_seed_forgets(script, bundled):
